@@ -1,0 +1,133 @@
+"""Typed settings: frozen pydantic models loaded from YAML, changed by ``key=value``, saved resolved.
+
+Every component owns a subclass of ``Config`` next to the code it configures. A wrong name suggests the right one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from maskloom.errors import UserError, closest
+
+
+class Config(BaseModel):
+    """Base of all settings: frozen, keyword-only, unknown names refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
+
+
+def parse(kind: type[AnyConfig], values: Any, *, origin: str = "settings") -> AnyConfig:
+    """Returns ``values`` as a ``kind``; raises ``UserError`` with one line per wrong setting and the closest name."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        problems = error.errors()
+        # A misspelt key also makes its parents fail; what is said about them would only hide it.
+        misspelt = [problem for problem in problems if problem["type"] == "extra_forbidden"]
+        lines = [_explain(kind, problem) for problem in misspelt or problems]
+        raise UserError(f"{origin}: " + "; ".join(lines)) from None
+
+
+def _explain(kind: type[Config], problem: Any) -> str:
+    path = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] != "extra_forbidden":
+        found = repr(problem["input"])
+        return f"{path or 'value'}: {problem['msg']}, found {found if len(found) <= 80 else found[:77] + '…'}"
+    *parents, name = problem["loc"]
+    known = _field_names(kind, parents)
+    return f"unknown key {path!r}" + (f", {closest(str(name), known)}" if known else "")
+
+
+def _field_names(kind: Any, path: Iterable[Any]) -> set[str]:
+    """Returns the field names of the model that a location of a pydantic error points into."""
+    kinds = {kind}
+    for part in path:
+        found: set[Any] = set()
+        for model in kinds:
+            if part in getattr(model, "model_fields", {}):
+                found |= _models(model.model_fields[part].annotation)
+            elif isinstance(part, int) or part not in _all_fields(kinds):
+                found.add(model)  # a list index, or the tag of a union: stay on the same model
+        kinds = found or kinds
+    return _all_fields(kinds)
+
+
+def _all_fields(kinds: Iterable[Any]) -> set[str]:
+    return {name for model in kinds for name in getattr(model, "model_fields", {})}
+
+
+def _models(annotation: Any) -> set[Any]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return {annotation}
+    if get_origin(annotation) in (Union, tuple, list, dict) or get_args(annotation):
+        return {model for argument in get_args(annotation) for model in _models(argument)}
+    return set()
+
+
+def load_yaml(path: Path) -> Any:
+    """Returns the parsed YAML file; raises ``UserError`` when it is missing, unreadable or malformed."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except OSError as error:
+        raise UserError(f"{path}: expected a YAML file, it cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: expected YAML, found something else ({reason})") from error
+
+
+def override(config: AnyConfig, assignments: Iterable[str]) -> AnyConfig:
+    """Returns ``config`` with ``key.path=value`` assignments applied; values are read as YAML.
+
+    A part of the path that is a whole number indexes a list, a ``*`` means every element:
+    ``members.0.training.epochs=3``, ``members.*.training.epochs=3``.
+    """
+    values = config.model_dump(mode="json")
+    for assignment in assignments:
+        key, separator, text = assignment.partition("=")
+        if not separator or not key:
+            raise UserError(f"--set {assignment!r}: expected key=value, for instance seed=1")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UserError(f"--set {assignment!r}: the value is not YAML; put quotes around it") from None
+        _assign(values, key.split("."), value, key)
+    return parse(type(config), values, origin="--set")
+
+
+def _assign(values: Any, path: list[str], value: Any, key: str) -> None:
+    name, rest = path[0], path[1:]
+    if isinstance(values, list):
+        if name != "*" and not (name.isdigit() and int(name) < len(values)):
+            raise UserError(f"--set {key}: expected '*' or a number below {len(values)}, found {name!r}")
+        chosen = range(len(values)) if name == "*" else [int(name)]
+        for index in chosen:
+            if rest:
+                _assign(values[index], rest, value, key)
+            else:
+                values[index] = value
+    elif isinstance(values, dict):
+        if rest and name not in values:
+            raise UserError(f"--set {key}: unknown key {name!r}, {closest(name, values)}")
+        if rest and values[name] is None:
+            values[name] = {}
+        if rest:
+            _assign(values[name], rest, value, key)
+        else:
+            values[name] = value
+    else:
+        raise UserError(f"--set {key}: {name!r} lies below a plain value")
+
+
+def to_yaml(config: Config) -> str:
+    """Returns the resolved settings as YAML in the order of their definition."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)

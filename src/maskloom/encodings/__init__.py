@@ -1,0 +1,1 @@
+"""Mask ↔ text, geometry and compressed maps, for those who read truth and those who write results."""

@@ -1,0 +1,136 @@
+"""Files that are whole or absent: atomic writes, checksums, fingerprints, locks.
+
+An artefact is written under a temporary name in its own folder, flushed to the disk and renamed, so a crash or a
+full disk leaves either the old file or the new one.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from maskloom.errors import UserError
+
+TEMPORARY_PREFIX = ".partial-"
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+"""What the operating system says when there is no more room."""
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside ``path``; on success it is flushed and renamed, on any error it is removed.
+
+    Raises ``UserError`` when the disk is full or the folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+    except OSError as error:
+        raise _write_error(path, error) from error
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except Exception as error:
+        explained = _write_error(path, error)
+        if explained is error:
+            raise
+        raise explained from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_error(path: Path, error: Exception) -> Exception:
+    """Returns what to raise for an error of writing; compiled libraries tell a full disk in words only."""
+    if getattr(error, "errno", None) in FULL_DISK or f"os error {errno.ENOSPC}" in str(error):
+        return UserError(f"{path}: the disk is full; free some space and start the same command again, it continues")
+    if isinstance(error, OSError) and error.errno in _REFUSED:
+        return UserError(f"{path}: cannot be written ({error.strerror}); choose another folder or mend its permissions")
+    return error
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes ``content`` atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: Path, content: str) -> None:
+    """Writes UTF-8 text atomically."""
+    write_bytes(path, content.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes ``value`` as indented JSON with sorted keys, atomically; NaN is refused."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Returns the parsed file; raises ``UserError`` when it is missing or not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: expected JSON, found something else ({error}); restore the file") from error
+
+
+def checksum(path: Path) -> str:
+    """Returns the SHA-256 of the file's content in hexadecimal, read in pieces."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def fingerprint(*parts: Any) -> str:
+    """Returns a short stable hash of JSON-serialisable parts; equal parts give equal fingerprints on every machine."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Holds the folder for this process; raises ``UserError`` when another process works in it.
+
+    The lock is the kernel's and goes with the process, however it ends.
+    """
+    from filelock import FileLock, Timeout
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock", timeout=0)
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(f"{folder}: another maskloom process works in this run; wait for it or stop it") from error
+    except OSError as error:
+        raise _write_error(folder, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def remove_partial(folder: Path) -> None:
+    """Removes temporary files that a killed process left below ``folder``."""
+    for leftover in folder.rglob(TEMPORARY_PREFIX + "*"):
+        leftover.unlink(missing_ok=True)

@@ -1,0 +1,34 @@
+"""How long work speaks to whoever waits: a small protocol, and a listener that says nothing.
+
+Lower floors call it; what is drawn (a terminal bar, lines in a log) is decided at the doors.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """Hears what a run does."""
+
+    def stage(self, name: str, *, cached: bool) -> None:
+        """A stage begins, or was found finished."""
+
+    def advance(self, done: int, total: int, detail: str = "") -> None:
+        """``done`` of ``total`` steps of the current stage are finished; ``detail`` is a short text such as a score."""
+
+    def note(self, text: str) -> None:
+        """Something the user should read: a guess, a file left out, a result."""
+
+
+class Silent:
+    """Hears everything and shows nothing."""
+
+    def stage(self, name: str, *, cached: bool) -> None:
+        """Shows nothing."""
+
+    def advance(self, done: int, total: int, detail: str = "") -> None:
+        """Shows nothing."""
+
+    def note(self, text: str) -> None:
+        """Shows nothing."""

@@ -1,0 +1,87 @@
+"""Files that are whole or absent."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from maskloom import files
+from maskloom.errors import UserError
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "value.json"
+    files.write_text(path, "old")
+    with pytest.raises(RuntimeError), files.atomic_path(path) as temporary:
+        temporary.write_text("half of the ne")
+        raise RuntimeError("killed")
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["value.json"]
+
+
+def test_a_full_disk_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(UserError, match="disk is full"):
+        files.write_bytes(tmp_path / "value", b"1")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_a_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        files.write_text(tmp_path / "file" / "below", "")
+
+
+def test_json_goes_there_and_back_and_refuses_nan(tmp_path: Path) -> None:
+    files.write_json(tmp_path / "a.json", {"b": [1, 2.5], "a": "ä"})
+    assert files.read_json(tmp_path / "a.json") == {"a": "ä", "b": [1, 2.5]}
+    with pytest.raises(ValueError, match="JSON compliant"):
+        files.write_json(tmp_path / "b.json", float("nan"))
+    (tmp_path / "c.json").write_text("{")
+    with pytest.raises(UserError, match="expected JSON"):
+        files.read_json(tmp_path / "c.json")
+
+
+def test_checksum_and_fingerprint(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"maskloom")
+    assert files.checksum(tmp_path / "a") == hashlib.sha256(b"maskloom").hexdigest()
+    assert files.fingerprint({"b": 1, "a": 2}) == files.fingerprint({"a": 2, "b": 1})
+    assert files.fingerprint(1, 2) != files.fingerprint([1, 2])
+
+
+def hold(folder: Path, answers: multiprocessing.Queue[str]) -> None:
+    try:
+        with files.exclusive(folder):
+            answers.put("held")
+    except UserError as error:
+        answers.put(str(error))
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    answers: multiprocessing.Queue[str] = context.Queue()
+    with files.exclusive(tmp_path):
+        process = context.Process(target=hold, args=(tmp_path, answers))
+        process.start()
+        assert "another maskloom process" in answers.get(timeout=60)
+        process.join()
+
+
+def test_leftovers_are_removed(tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / f"{files.TEMPORARY_PREFIX}x").write_text("")
+    (tmp_path / "below" / "kept").write_text("")
+    files.remove_partial(tmp_path)
+    assert [path.name for path in (tmp_path / "below").iterdir()] == ["kept"]
+
+
+def test_a_full_disk_that_a_compiled_library_tells_is_told_too(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="disk is full"), files.atomic_path(tmp_path / "value"):
+        raise RuntimeError("I/O error: No space left on device (os error 28)")
