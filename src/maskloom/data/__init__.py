@@ -1,0 +1,1 @@
+"""Sources to records, records to samples, samples to batches: everything between files and the network."""

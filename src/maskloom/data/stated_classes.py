@@ -1,0 +1,164 @@
+"""Classes as a user states them, in ``classes.yaml`` or in settings, to a task and a mask coding.
+
+Forms of ``classes``: a list of names (the label is the position), a mapping of name to stored value or to
+``[r, g, b]``, a mapping of stored value to name, or a list of ``{name, value}`` or ``{name, colour}``. ``ignore`` is
+a value, a colour, or a list of them; ``task`` is optional. Reads no masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from maskloom.config import load_yaml
+from maskloom.data.mask_coding import NO_CLASS, Colour, MaskCoding
+from maskloom.errors import UserError, closest
+from maskloom.records import Task, TaskKind
+
+CLASSES_FILES = ("classes.yaml", "classes.yml")
+
+_KEYS = ("classes", "ignore", "task")
+_BACKGROUND_NAMES = frozenset({"background", "bg", "none", "other", "rest", "unlabelled", "unlabeled"})
+_MAX_VALUE = 65535
+
+Stored = int | Colour
+"""What a mask file holds for one class."""
+
+
+def find_classes_yaml(folder: Path) -> Path | None:
+    """Returns the folder's ``classes.yaml``, if it has one."""
+    return next((folder / name for name in CLASSES_FILES if (folder / name).is_file()), None)
+
+
+def read_classes_yaml(path: Path) -> tuple[Task, MaskCoding]:
+    """Returns the task and coding that a ``classes.yaml`` states.
+
+    Raises ``UserError`` for unknown keys (with the closest name), values that are no values or colours, and doubles.
+    """
+    content = load_yaml(path)
+    if not isinstance(content, dict) or "classes" not in content:
+        raise UserError(f"{path}: expected a mapping with the key 'classes', found {type(content).__name__} without it")
+    for key in content:
+        if key not in _KEYS:
+            raise UserError(f"{path}: unknown key {key!r}, {closest(str(key), _KEYS)}")
+    task = content.get("task")
+    if task is not None and task not in get_args(TaskKind):
+        raise UserError(f"{path}: task: expected one of {', '.join(get_args(TaskKind))}, found {task!r}")
+    try:
+        names, stored = _entries(content["classes"])
+        ignored = _ignored(content.get("ignore"), coloured=stored is not None and isinstance(stored[0], tuple))
+        return stated_coding(names, stored=stored, ignore=ignored, task=task)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def stated_coding(
+    names: Sequence[str],
+    *,
+    stored: Sequence[Stored] | None = None,
+    ignore: Sequence[Stored] = (),
+    task: TaskKind | None = None,
+) -> tuple[Task, MaskCoding]:
+    """Returns the task and coding of named classes; without ``stored`` a class's value is its position.
+
+    One name is the foreground of a binary task: without ``stored`` every value above 0, else its own value over 0 or
+    black. Two names of which the first is a background (by its name, or because the task is stated as binary) are a
+    binary task too. Raises ``UserError`` for doubles and for numbers of classes that do not fit the task.
+    """
+    kind = task or _kind(names)
+    ignored_values = tuple(value for value in ignore if isinstance(value, int))
+    ignored_colours = tuple(value for value in ignore if not isinstance(value, int))
+    if kind == "binary" and len(names) == 1 and stored is None:
+        found = MaskCoding(kind="foreground", ignore=ignored_values, ignore_colours=ignored_colours)
+        return Task(kind="binary", classes=tuple(names)), found
+    if kind == "binary" and len(names) > 2:
+        raise UserError(f"a binary task has one foreground class (and a background), found {len(names)} names")
+    pairs = list(zip(stored if stored is not None else range(len(names)), range(len(names)), strict=True))
+    nothing: Stored = (0, 0, 0) if pairs and isinstance(pairs[0][0], tuple) else 0
+    if kind == "binary" and len(names) == 1:
+        pairs = [(nothing, 0), (pairs[0][0], 1)]
+    elif kind == "multilabel" and nothing not in [value for value, _ in pairs] and nothing not in ignore:
+        pairs = [(nothing, NO_CLASS), *pairs]
+    _check_different([value for value, _ in pairs], ignore)
+    classes = tuple(names[-1:] if kind == "binary" else names)
+    coding = MaskCoding(
+        kind="colours" if isinstance(nothing, tuple) else "values",
+        values=tuple((value, label) for value, label in pairs if isinstance(value, int)),
+        colours=tuple((value, label) for value, label in pairs if not isinstance(value, int)),
+        ignore=ignored_values,
+        ignore_colours=ignored_colours,
+    )
+    return Task(kind=kind, classes=classes), coding
+
+
+def is_background(name: str) -> bool:
+    """Returns whether a class is a background by its name."""
+    return name.strip().lower() in _BACKGROUND_NAMES
+
+
+def _kind(names: Sequence[str]) -> TaskKind:
+    return "binary" if len(names) == 1 or (len(names) == 2 and is_background(names[0])) else "multiclass"
+
+
+def _check_different(stored: Sequence[Stored], ignore: Sequence[Stored]) -> None:
+    everything = [*stored, *ignore]
+    double = [value for place, value in enumerate(everything) if value in everything[:place]]
+    if double:
+        raise UserError(f"every class needs a stored value of its own, found {double[0]} twice (0 is the background)")
+
+
+def _entries(classes: Any) -> tuple[list[str], list[Stored] | None]:
+    """Returns names and stored values (None where positions are meant)."""
+    if isinstance(classes, dict) and classes and all(isinstance(key, int) for key in classes):
+        classes = {name: value for value, name in classes.items()}  # 0: background, 1: car
+    if isinstance(classes, dict) and classes:
+        return [_name(name) for name in classes], _same_kind([_stored(value) for value in classes.values()])
+    if isinstance(classes, list) and classes and all(isinstance(entry, dict) for entry in classes):
+        return [_name(entry.get("name")) for entry in classes], _same_kind([_entry_value(entry) for entry in classes])
+    if isinstance(classes, list) and classes:
+        return [_name(name) for name in classes], None
+    raise UserError(f"classes: expected a list of names or a mapping of name to value or colour, found {classes!r}")
+
+
+def _name(name: Any) -> str:
+    if isinstance(name, str) and name.strip():
+        return name
+    raise UserError(f"classes: expected a name, found {name!r}" + ("; put it in quotes" if name is not None else ""))
+
+
+def _entry_value(entry: dict[Any, Any]) -> Stored:
+    keys = [key for key in ("value", "colour", "color") if key in entry]
+    unknown = set(entry) - {"name", "value", "colour", "color"}
+    if unknown:
+        name = str(sorted(map(str, unknown))[0])
+        raise UserError(f"classes: unknown key {name!r}, {closest(name, ('name', 'value', 'colour'))}")
+    if len(keys) != 1:
+        raise UserError(f"classes: expected a value or a colour for {entry.get('name')!r}, found {len(keys)} of them")
+    return _stored(entry[keys[0]])
+
+
+def _stored(value: Any) -> Stored:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX_VALUE:
+        return value
+    if isinstance(value, list) and len(value) == 3 and all(isinstance(part, int) and 0 <= part < 256 for part in value):
+        red, green, blue = value
+        return red, green, blue
+    raise UserError(f"expected a value of 0 to {_MAX_VALUE} or a colour [r, g, b] of 0 to 255, found {value!r}")
+
+
+def _same_kind(stored: list[Stored]) -> list[Stored]:
+    if len({isinstance(value, int) for value in stored}) > 1:
+        raise UserError("classes: expected values for all or colours for all, found both")
+    return stored
+
+
+def _ignored(ignore: Any, *, coloured: bool) -> list[Stored]:
+    if ignore is None:
+        return []
+    single = not isinstance(ignore, list) or (coloured and all(isinstance(part, int) for part in ignore))
+    found = [_stored(ignore)] if single else [_stored(value) for value in ignore]
+    if any(isinstance(value, tuple) != coloured for value in found):
+        wanted = "colours" if coloured else "values"
+        raise UserError(f"ignore: expected {wanted}, as for the classes, found {ignore!r}")
+    return found
