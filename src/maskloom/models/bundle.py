@@ -1,0 +1,216 @@
+"""A segmenter in one file, for inference: safetensors, with everything else as JSON in its header.
+
+Nothing in the file is executed, and what its header claims is checked against the file before anything is built.
+A bundle is not a checkpoint: it holds no optimiser. Loading needs neither pretrained weights nor a network connection.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from maskloom.config import parse
+from maskloom.data.input_policy import InputPolicy
+from maskloom.errors import BadFile, UserError
+from maskloom.files import write_bytes
+from maskloom.models.decoders import build_network
+from maskloom.models.encoders import NetworkSettings
+from maskloom.models.segmenter import Normalisation, Segmenter
+from maskloom.records import Task
+
+VERSION = 1
+KEY = "maskloom"
+"""The one entry of the header's metadata; with a second one the order of entries, and so the bytes, would vary."""
+
+MAX_HEADER_BYTES = 16 * 2**20
+
+Claims = dict[str, tuple[str, list[int]]]
+"""What a header says of each tensor: its type as safetensors writes it, and its shape."""
+
+_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"} | {
+    torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL"
+}  # fmt: skip
+
+
+def save_bundle(path: Path, segmenter: Segmenter, extra: dict[str, Any] | None = None) -> None:
+    """Writes the segmenter atomically; equal segmenters give equal bytes, wherever their weights lay.
+
+    ``extra`` is any JSON the writer wants to find again (see ``read_extra``).
+    Raises ``UserError`` when a weight is NaN or infinite, since no one could load the file.
+    """
+    tensors = {
+        name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in segmenter.network.state_dict().items()
+    }
+    bad = _first_not_finite(tensors)
+    if bad:
+        raise UserError(
+            f"{path}: {bad!r} holds NaN or infinite weights, the training diverged; lower the learning rate"
+        )
+    config = {
+        "version": VERSION,
+        "task": {"kind": segmenter.task.kind, "classes": list(segmenter.task.classes)},
+        "network": segmenter.network_settings.model_dump(mode="json"),
+        "normalisation": segmenter.normalisation.model_dump(mode="json"),
+        "policy": segmenter.policy.model_dump(mode="json"),
+        "extra": extra or {},
+    }
+    text = json.dumps(config, sort_keys=True, allow_nan=False, ensure_ascii=False)
+    write_bytes(path, safetensors.torch.save(tensors, metadata={KEY: text}))
+
+
+def load_bundle(path: Path | str) -> Segmenter:
+    """Returns the segmenter, on the CPU, in evaluation mode; its ``network`` is the ``torch.nn.Module``.
+
+    Leaves torch's random state as it was. Raises ``BadFile`` for anything that is not a whole bundle with finite
+    weights: a pickle, another safetensors file, a cut file, a header that claims what the file does not hold.
+    """
+    path = Path(path)
+    config, claims = _read_header(path)
+    settings = _parse_part(path, config, "network", NetworkSettings)
+    normalisation = _parse_part(path, config, "normalisation", Normalisation)
+    policy = _parse_part(path, config, "policy", InputPolicy)
+    task = _parse_task(path, config.get("task"))
+    if len(normalisation.mean) != settings.channels:
+        raise BadFile(
+            path, f"the normalisation has {len(normalisation.mean)} channels, the network {settings.channels}"
+        )
+    network = _build(path, settings.model_copy(update={"weights": "none"}), task.num_maps, claims)
+    network.load_state_dict(_read_tensors(path))
+    return Segmenter(
+        network=network.eval(), normalisation=normalisation, policy=policy, task=task, network_settings=settings
+    )
+
+
+def read_extra(path: Path | str) -> dict[str, Any]:
+    """Returns what ``save_bundle`` was given as ``extra``; reads the header only. Raises ``BadFile``."""
+    extra = _read_header(Path(path))[0].get("extra")
+    return extra if isinstance(extra, dict) else {}
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], Claims]:
+    """Returns our settings and what the header says of each tensor, after checking that it is such a file."""
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(8)
+            size = path.stat().st_size
+            _check_start(path, start, size)
+            header = stream.read(struct.unpack("<Q", start)[0])
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise BadFile(path, f"cannot be read ({error.strerror}); give the path of a .safetensors bundle") from error
+    try:
+        entries = json.loads(header)
+        config = json.loads(entries.pop("__metadata__")[KEY])
+        claims = {name: (str(entry["dtype"]), list(entry["shape"])) for name, entry in entries.items()}
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        raise BadFile(
+            path,
+            "expected a maskloom bundle, found a safetensors file without maskloom's settings; "
+            "use it as the encoder's weights, or bundle it first",
+        ) from None
+    if not isinstance(config, dict) or config.get("version") != VERSION:
+        found = config.get("version") if isinstance(config, dict) else config
+        raise BadFile(path, f"expected a bundle of version {VERSION}, found {found!r}; use the maskloom that wrote it")
+    return config, claims
+
+
+def _check_start(path: Path, start: bytes, size: int) -> None:
+    """Raises ``BadFile`` unless the first bytes can begin a safetensors file of this size."""
+    wrong = "expected a maskloom bundle (safetensors), found "
+    if start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+        raise BadFile(path, wrong + "a pickle, which could run any program; it is not opened, use the bundle instead")
+    if start[:2] == b"PK":
+        raise BadFile(path, wrong + "a zip archive (a torch checkpoint?); it is not opened, use the bundle instead")
+    if len(start) < 8:
+        raise BadFile(path, wrong + f"a file of {size} bytes; copy it again")
+    claimed = struct.unpack("<Q", start)[0]
+    if claimed > MAX_HEADER_BYTES or claimed < 2:
+        raise BadFile(path, wrong + "another kind of file, or a damaged one (its first bytes are no header length)")
+    if claimed + 8 > size:
+        raise BadFile(path, f"cut off: expected a header of {claimed} bytes, found {size - 8}; copy the file again")
+
+
+def _parse_part(path: Path, config: dict[str, Any], name: str, kind: type[Any]) -> Any:
+    try:
+        return parse(kind, config.get(name), origin=name)
+    except UserError as error:
+        raise BadFile(path, f"settings in the bundle: {error}") from error
+
+
+def _parse_task(path: Path, values: Any) -> Task:
+    try:
+        kind, classes = values["kind"], tuple(values["classes"])
+        if kind not in ("binary", "multiclass", "multilabel") or not all(isinstance(name, str) for name in classes):
+            raise UserError(f"expected a task with class names, found {values!r}")
+        return Task(kind=kind, classes=classes)
+    except (UserError, KeyError, TypeError) as error:
+        raise BadFile(path, f"settings in the bundle: task: {error}") from error
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    """Returns the file's tensors; the library checks that their claims cover the file exactly."""
+    try:
+        with safe_open(path, framework="pt", device="cpu") as stream:
+            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise BadFile(
+            path, f"damaged or cut off ({' '.join(str(error).split())[:200]}); copy the file again"
+        ) from error
+    bad = _first_not_finite(tensors)
+    if bad:
+        raise BadFile(path, f"{bad!r} holds NaN or infinite weights; expected finite ones, train it again")
+    return tensors
+
+
+def _build(path: Path, settings: NetworkSettings, num_maps: int, claims: Claims) -> nn.Module:
+    """Returns the network of these settings, with random weights, after checking that the file's would fill it.
+
+    The check is made on a network without memory where its encoder allows that, so that a small file that names a
+    giant network costs nothing.
+    """
+    try:
+        with torch.device("meta"):
+            _check_claims(path, build_network(settings, num_maps), claims)
+    except BadFile:
+        raise
+    except UserError:  # some encoders compute with their own values while they are built
+        pass
+    with torch.random.fork_rng(devices=[]):
+        try:
+            network = build_network(settings, num_maps)
+        except UserError as error:
+            raise BadFile(path, f"its network cannot be built: {error}") from error
+    _check_claims(path, network, claims)
+    return network
+
+
+def _check_claims(path: Path, network: nn.Module, claims: Claims) -> None:
+    """Raises ``BadFile`` unless names, shapes and types agree exactly with the network's."""
+    expected = {name: (_DTYPES.get(value.dtype, ""), list(value.shape)) for name, value in network.state_dict().items()}
+    differing = sorted(expected.keys() ^ claims.keys())
+    if differing:
+        name = differing[0]
+        found = "is missing" if name in expected else "is unknown to the network"
+        raise BadFile(path, f"its weights do not fit its settings: {name!r} {found} ({len(differing)} such names)")
+    for name, claim in claims.items():
+        if claim != expected[name]:
+            (dtype, shape), (found_dtype, found_shape) = expected[name], claim
+            raise BadFile(
+                path,
+                f"its weights do not fit its settings: expected {name!r} as {dtype} {shape}, "
+                f"found {found_dtype} {found_shape}",
+            )
+
+
+def _first_not_finite(tensors: dict[str, Tensor]) -> str | None:
+    """Returns the name of the first tensor with a NaN or an infinity."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            return name
+    return None
