@@ -1,0 +1,1 @@
+"""Image → probabilities: tiles, test-time views, the ensemble tree, and one pass over all of it."""

@@ -1,0 +1,269 @@
+"""The ensemble as a tree: leaves are single networks ("member/fold"), nodes merge probabilities, names are taps.
+
+One evaluator serves the one pass over many networks and the merging of stored maps. It walks the tree in a fixed
+order and keeps one sum per open node, never all leaves. Arithmetic means are linear, and so is bringing a map back
+to the image's size; a mean therefore stays a sum per *space* (where the leaves' maps lie) until something that is
+not linear, a tap or the result needs it at the image's size. Knows nothing about images and networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field, field_validator, model_validator
+from torch import Tensor
+
+from maskloom.config import Config
+from maskloom.errors import UserError
+
+MergeKind = Literal["mean", "logit_mean", "geometric", "vote", "mode"]
+
+RESULT = "result"
+"""The name under which the whole tree's map is returned beside the taps."""
+FLOAT_EPSILON = 1e-7
+"""Float probabilities are held this far from 0 (and 1) before a logarithm is taken."""
+STORED_EPSILON = 1 / 1020
+"""The same for 8-bit maps: a quarter of a step, the middle of what a stored 0 stands for."""
+
+
+class Merge(Config):
+    """One node of the tree."""
+
+    kind: MergeKind = "mean"
+    """"mean": of probabilities; "logit_mean": of logits (for exclusive classes: of log-probabilities, then softmax);
+    "geometric": weighted geometric mean, not normalised over classes; "vote": the share of children that decide for
+    the class, at one half or by the largest; "mode": 1 for the class with most votes, the mean deciding ties."""
+    weights: tuple[float, ...] | None = None
+    """One per child, at least 0, of any sum above 0; equal when None."""
+    children: tuple[Merge | str, ...] = Field(min_length=1)
+    """Nodes, or names of networks."""
+    name: str | None = None
+    """Makes the node a tap: its own map is returned under this name beside the result."""
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_free(cls, value: str | None) -> str | None:
+        if value in (RESULT, "plain", ""):
+            raise ValueError(f"a tap cannot be named {value!r}; choose another name")
+        return value
+
+    @model_validator(mode="after")
+    def _weights_fit(self) -> Merge:
+        if self.weights is None:
+            return self
+        if len(self.weights) != len(self.children):
+            raise ValueError(f"expected {len(self.children)} weights, one per child, found {len(self.weights)}")
+        if min(self.weights) < 0 or sum(self.weights) <= 0:
+            raise ValueError(f"weights must be at least 0 and not all 0, found {list(self.weights)}")
+        return self
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Merge:
+        names = tap_names(self)
+        if len(set(names)) != len(names):
+            raise ValueError(f"names of taps must differ from each other, found {names}")
+        return self
+
+    def shares(self) -> Iterator[tuple[float, Merge | str]]:
+        """Yields (share, child); shares add up to 1. Children of share 0 are left out unless they hold a tap."""
+        weights = self.weights or (1.0,) * len(self.children)
+        total = sum(weights)
+        for weight, child in zip(weights, self.children, strict=True):
+            if weight > 0 or (isinstance(child, Merge) and tap_names(child)):
+                yield weight / total, child
+
+    def leaves(self) -> list[str]:
+        """Returns the leaves that an evaluation asks for, in that order; one that occurs twice is listed twice."""
+        return [leaf for _, child in self.shares() for leaf in ([child] if isinstance(child, str) else child.leaves())]
+
+
+def tap_names(node: Merge) -> list[str]:
+    """Returns the names of all taps, children before their parents."""
+    below = [name for child in node.children if isinstance(child, Merge) for name in tap_names(child)]
+    return below + ([node.name] if node.name else [])
+
+
+def standard_tree(members: Mapping[str, Sequence[str]], weights: Sequence[float] | None = None) -> Merge:
+    """Returns the mean over each member's folds, then over members: ``members`` maps a name to its leaves."""
+    children = tuple(Merge(children=tuple(folds)) for folds in members.values())
+    return Merge(children=children, weights=None if weights is None else tuple(weights))
+
+
+def pruned(node: Merge, keep: Callable[[str], bool]) -> Merge:
+    """Returns the tree with only the leaves that ``keep`` accepts, the remaining weights in the same proportion.
+
+    For out-of-fold maps: the tree of the networks that never saw a record. Raises ``UserError`` when a tap or
+    everything would vanish.
+    """
+    kept = _pruned(node, keep)
+    if kept is None or tap_names(kept) != tap_names(node):
+        lost = set(tap_names(node)) - set(tap_names(kept) if kept else ())
+        raise UserError(
+            f"the ensemble tree: expected at least one network below {sorted(lost) or 'its root'} for every fold, "
+            "found none; let every node hold all folds of its members"
+        )
+    return kept
+
+
+def _pruned(node: Merge, keep: Callable[[str], bool]) -> Merge | None:
+    weights = node.weights or (1.0,) * len(node.children)
+    pairs: list[tuple[float, Merge | str]] = []
+    for weight, child in zip(weights, node.children, strict=True):
+        below = (child if keep(child) else None) if isinstance(child, str) else _pruned(child, keep)
+        if below is not None:
+            pairs.append((weight, below))
+    if not any(weight > 0 for weight, _ in pairs):
+        return None
+    values = {"weights": tuple(weight for weight, _ in pairs) if node.weights else None}
+    return node.model_copy(update=values | {"children": tuple(child for _, child in pairs)})
+
+
+Spread = dict[Hashable, Tensor]
+"""A map as a sum of parts, one per space; the map is the sum of the parts after each is restored."""
+
+
+def evaluate(
+    node: Merge,
+    leaf: Callable[[str], Tensor],
+    *,
+    exclusive: bool,
+    epsilon: float = FLOAT_EPSILON,
+    space_of: Callable[[str], Hashable] = lambda leaf: None,
+    restore: Callable[[Hashable, Tensor], Tensor] = lambda space, values: values,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Returns the tree's map and the taps' by name, float32 …×C×H×W in [0, 1].
+
+    ``leaf`` gives one network's probabilities float32 …×C×h×w, which are not changed; ``exclusive`` says that classes
+    exclude each other (multiclass). ``space_of`` names the space of a leaf's map and ``restore`` brings a map of that
+    space to the image's size; ``restore`` must be linear.
+    """
+    evaluation = _Evaluation(leaf, exclusive, epsilon, space_of, restore)
+    value = evaluation.value(node)
+    return evaluation.restored(value), evaluation.taps
+
+
+class _Evaluation:
+    def __init__(
+        self,
+        leaf: Callable[[str], Tensor],
+        exclusive: bool,
+        epsilon: float,
+        space_of: Callable[[str], Hashable],
+        restore: Callable[[Hashable, Tensor], Tensor],
+    ) -> None:
+        self.taps: dict[str, Tensor] = {}
+        self._leaf, self._space_of, self._restore = leaf, space_of, restore
+        self._exclusive, self._epsilon = exclusive, epsilon
+
+    def value(self, node: Merge | str) -> Spread:
+        if isinstance(node, str):
+            return {self._space_of(node): self._leaf(node)}
+        value: Spread = self._mean(node) if node.kind == "mean" else {None: self._merged(node)}
+        if node.name is None:
+            return value
+        self.taps[node.name] = self.restored(value)
+        return {None: self.taps[node.name]}
+
+    def restored(self, value: Spread) -> Tensor:
+        parts = [values if space is None else self._restore(space, values) for space, values in value.items()]
+        return parts[0] if len(parts) == 1 else torch.stack(parts).sum(dim=0)
+
+    def _mean(self, node: Merge) -> Spread:
+        total: Spread = {}
+        for share, child in node.shares():
+            for space, part in self.value(child).items():
+                if share == 0:  # only there for its tap
+                    continue
+                if space in total:
+                    total[space].add_(part, alpha=share)
+                else:
+                    total[space] = part if share == 1 else part * share
+        return total
+
+    def _merged(self, node: Merge) -> Tensor:
+        code = _code(node.kind, self._exclusive, self._epsilon)
+        total: Tensor | None = None
+        for share, child in node.shares():
+            value = self.value(child)
+            if share == 0:  # only there for its tap
+                continue
+            encoded = code.encode(self.restored(value))
+            total = encoded.mul_(share) if total is None else total.add_(encoded, alpha=share)
+        assert total is not None, "shares add up to 1"
+        return code.decode(total)
+
+
+@dataclass(frozen=True, slots=True)
+class _Code:
+    """A merge as a weighted mean of encoded maps: ``decode(Σ share · encode(map))``."""
+
+    encode: Callable[[Tensor], Tensor]
+    """Gives a new tensor."""
+    decode: Callable[[Tensor], Tensor]
+    """May change the sum that it is given."""
+
+
+def _code(kind: MergeKind, exclusive: bool, epsilon: float) -> _Code:
+    def log(values: Tensor) -> Tensor:
+        return values.clamp(min=epsilon).log_()
+
+    def choice(values: Tensor) -> Tensor:
+        return _largest(values) if exclusive else (values >= 0.5).to(values.dtype)
+
+    def choice_and_value(values: Tensor) -> Tensor:
+        return torch.stack((choice(values), values))
+
+    def mode(sums: Tensor) -> Tensor:
+        votes, mean = sums
+        if exclusive:
+            leading = votes >= votes.amax(dim=-3, keepdim=True) - 1e-5
+            return _largest(mean.masked_fill(~leading, -1))
+        tied = (votes - 0.5).abs() < 1e-5
+        return torch.where(tied, mean >= 0.5, votes > 0.5).to(mean.dtype)
+
+    if kind == "logit_mean" and exclusive:
+        return _Code(log, lambda total: total.softmax(dim=-3))
+    if kind == "logit_mean":
+        return _Code(lambda values: values.logit(eps=epsilon), Tensor.sigmoid_)
+    if kind == "geometric":
+        return _Code(log, Tensor.exp_)
+    if kind == "vote":
+        return _Code(choice, lambda total: total.clamp_(max=1))
+    return _Code(choice_and_value, mode)
+
+
+def _largest(values: Tensor) -> Tensor:
+    """Returns 1 at the largest class of each pixel (the first of equal ones), 0 elsewhere; same dtype and shape."""
+    return torch.zeros_like(values).scatter_(-3, values.argmax(dim=-3, keepdim=True), 1)
+
+
+def to_stored(probabilities: Tensor) -> Tensor:
+    """Returns probabilities in [0, 1] as they are stored: uint8, round(255·p); computed where they are."""
+    return probabilities.mul(255).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def merge_stored(node: Merge, stored: Callable[[str], np.ndarray], *, exclusive: bool) -> dict[str, np.ndarray]:
+    """Returns the tree's map under "result" and the taps by name, uint8 C×H×W, from stored maps uint8 C×H×W.
+
+    ``stored`` is asked for each leaf's map; sums are float32, rounding happens once, at the end.
+    """
+
+    def leaf(name: str) -> Tensor:
+        return torch.from_numpy(stored(name).astype(np.float32)).div_(255)
+
+    with torch.inference_mode():
+        result, taps = evaluate(node, leaf, exclusive=exclusive, epsilon=STORED_EPSILON)
+        return store({RESULT: result, **taps})
+
+
+def store(maps: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """Returns maps as they are stored, in memory of their own; one that has several names is converted once."""
+    converted: dict[int, np.ndarray] = {}
+    for values in maps.values():
+        if id(values) not in converted:
+            converted[id(values)] = to_stored(values).cpu().numpy()
+    return {name: converted[id(values)] for name, values in maps.items()}

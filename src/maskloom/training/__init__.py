@@ -1,0 +1,1 @@
+"""From batches to a bundle: optimisers, schedules, updates, checkpoints, and the one training loop."""

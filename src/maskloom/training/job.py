@@ -1,0 +1,112 @@
+"""What a training is given and what it leaves: settings, job, result. Knows nothing about how a step is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from maskloom.config import Config
+from maskloom.data.dataset import SegmentationDataset
+from maskloom.models.segmenter import Segmenter
+from maskloom.training.optimisers import OptimiserSettings
+from maskloom.training.schedules import ScheduleSettings
+
+
+class TrainingSettings(Config):
+    """How long and in what portions a network learns."""
+
+    epochs: int = Field(default=10, ge=1)
+    images_per_epoch: int | None = Field(default=None, ge=1)
+    """How many draws make an epoch; None: every image once."""
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 8
+    """Images per batch; "auto": ``auto_batch_size`` images, cut into as few pieces as memory asks for, which is found
+    once at the start. Any batch is cut smaller when memory runs out in the middle."""
+    auto_batch_size: int = Field(default=16, ge=1)
+    accumulation: int = Field(default=1, ge=1)
+    """Batches per step: the gradient is the mean over all their images."""
+    clip_norm: float | None = Field(default=None, gt=0)
+    """Upper bound of the norm of all gradients together."""
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    """Bundles and validation use the moving average of the weights, with this decay after its warm-up."""
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
+    """Of the network's own computing; "auto": bf16 where the device computes it natively. Weights and losses are
+    float32 always."""
+    channels_last: bool = True
+    """Keep weights and inputs in channels-last order, which convolutions prefer."""
+    compile: bool = False
+    """Compile the network, which takes a minute at each start and pays on long trainings."""
+    early_stopping: int | None = Field(default=None, ge=1)
+    """End after so many validations in a row without a new best score."""
+    validate_every: int = Field(default=1, ge=1)
+    """Epochs between validations; the last epoch is always validated."""
+    validate_from: float = Field(default=0.0, ge=0, le=1)
+    """The fraction of the epochs before which nothing is validated."""
+    checkpoint_seconds: float = Field(default=60.0, ge=0)
+    """Inside an epoch the state is saved so often; it is also saved at the end of every epoch."""
+    tensorboard: bool = False
+    """Also write curves for TensorBoard, into the folder ``tensorboard``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingJob:
+    """Everything that decides what a training produces, and where."""
+
+    segmenter: Segmenter
+    """Fresh, the same for the same seed; it is trained in place."""
+    dataset: SegmentationDataset
+    loss: Callable[[Tensor, Tensor], Tensor]
+    """Maps logits float32 N×maps×H×W and uint8 labels to a scalar."""
+    optimiser: OptimiserSettings
+    schedule: ScheduleSettings
+    training: TrainingSettings
+    validate: Callable[[Segmenter], float] | None
+    """Scores a segmenter, higher is better; None: nothing is validated, and best is last."""
+    folder: Path
+    seed: int
+    device: torch.device
+    num_workers: int = 0
+    """Processes that read samples; changes nothing but speed."""
+    fingerprint: str
+    """Of all inputs; what another job left in the folder is not continued but replaced."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """JSON kept in the bundles beside "epoch" and "score"."""
+
+    @property
+    def checkpoint(self) -> Path:
+        """Everything needed to continue."""
+        return self.folder / "checkpoint.safetensors"
+
+    @property
+    def best(self) -> Path:
+        """The bundle of the epoch with the highest validation score."""
+        return self.folder / "best.safetensors"
+
+    @property
+    def last(self) -> Path:
+        """The bundle after the last epoch."""
+        return self.folder / "last.safetensors"
+
+    @property
+    def log(self) -> Path:
+        """One line of JSON per event."""
+        return self.folder / "log.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingResult:
+    """What a finished training left."""
+
+    best: Path
+    last: Path
+    best_score: float | None
+    """None where nothing was validated."""
+    best_epoch: int
+    """Counted from 1; the last one where nothing was validated."""
+    epochs: tuple[dict[str, Any], ...]
+    """The log's line of each epoch."""
