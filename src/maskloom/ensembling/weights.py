@@ -1,0 +1,113 @@
+"""Weights of an ensemble's members, fitted on pixels of maps by networks that never saw them.
+
+The log loss of a weighted mean of probabilities is convex in the weights, and only what each member gave to the
+truth matters. Fitted weights are kept only when they beat equal ones on records that they were not fitted on. Knows
+nothing about files, networks or where the maps come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maskloom.ensembling.crossfit import crossfit
+from maskloom.inference.merging import STORED_EPSILON
+from maskloom.records import IGNORE, Task
+from maskloom.runtime import generator
+
+GAP = 1e-5
+"""Certified distance (nats per pixel) from the best log loss at which fitting ends."""
+MAX_STEPS = 5000
+NEGLIGIBLE = 1e-4
+"""Weights below this become 0, so that a member without use need not be run."""
+
+
+@dataclass(frozen=True, slots=True)
+class PixelSample:
+    """What members gave to the truth at sampled pixels of one record: float32 members×pixels in (0, 1)."""
+
+    given_to_truth: NDArray[np.float32]
+
+
+def sample_pixels(
+    maps: Mapping[str, np.ndarray], labels: np.ndarray, task: Task, *, seed: int, num_pixels: int = 2000
+) -> PixelSample:
+    """Returns what each member's map (uint8 C×H×W, in order) gave to the truth at some pixels of one record.
+
+    The valid pixels are cut into ``num_pixels`` equal stretches and one pixel of each is drawn, so the sample covers
+    the image evenly and an unimportant part is as likely as any: its log loss is an estimate of the image's. For
+    multilabel tasks so many (class, pixel) pairs are drawn. The same seed draws the same pixels.
+    """
+    valid = np.flatnonzero(labels.ravel() != IGNORE)
+    count = min(num_pixels, len(valid))
+    edges = np.linspace(0, len(valid), count + 1).astype(np.int64)
+    drawn = generator(seed, "pixels").integers(edges[:-1], edges[1:])
+    chosen = valid[drawn]
+    truth = labels.ravel()[chosen]
+    rows = [_given_to_truth(values, truth, chosen, task) for values in maps.values()]
+    return PixelSample(np.clip(np.array(rows, np.float32) / 255, STORED_EPSILON, 1 - STORED_EPSILON))
+
+
+def _given_to_truth(values: np.ndarray, truth: np.ndarray, chosen: np.ndarray, task: Task) -> np.ndarray:
+    if task.kind == "multiclass":
+        return np.asarray(values.reshape(len(values), -1)[truth, chosen])
+    taken = values.ravel()[chosen]
+    return np.asarray(np.where(truth == 1, taken, 255 - taken))
+
+
+def log_loss(samples: Sequence[PixelSample], weights: Sequence[float]) -> float:
+    """Returns the mean log loss (nats) of the weighted mean, every record counting alike."""
+    losses = [
+        -np.log(np.asarray(weights) @ sample.given_to_truth.astype(np.float64)).mean()
+        for sample in samples
+        if sample.given_to_truth.size
+    ]
+    return float(np.mean(losses)) if losses else 0.0
+
+
+def optimal_weights(samples: Sequence[PixelSample]) -> list[float]:
+    """Returns the non-negative weights of sum 1 with the smallest log loss; deterministic.
+
+    Multiplies each weight by the mean of what its member gave to the truth relative to the mixture (expectation
+    maximisation of mixture proportions; Cover's algorithm for log-optimal portfolios). The largest such factor minus
+    1 bounds the distance from the optimum, which is what ends the iteration.
+    """
+    filled = [sample.given_to_truth.astype(np.float64) for sample in samples if sample.given_to_truth.size]
+    num_members = len(samples[0].given_to_truth)
+    weights = np.full(num_members, 1 / num_members)
+    if not filled:
+        return [1 / num_members] * num_members
+    given = np.concatenate(filled, axis=1)
+    importance = np.concatenate([np.full(values.shape[1], 1 / values.shape[1]) for values in filled]) / len(filled)
+    for _ in range(MAX_STEPS):
+        factors = given @ (importance / (weights @ given))
+        if factors.max() - 1 <= GAP:
+            break
+        weights = weights * factors
+        weights /= weights.sum()
+    weights[weights < NEGLIGIBLE] = 0
+    return [float(weight) for weight in weights / weights.sum()]
+
+
+def fit_weights(samples: Sequence[PixelSample], parts: Sequence[int] | None = None) -> list[float]:
+    """Returns one weight per member, at least 0 and of sum 1: fitted, or equal ones where fitting does not help.
+
+    Fitting helps when, over all ``parts`` (one number per sample, such as its fold; dealt round-robin when None),
+    weights fitted on the other parts have a smaller log loss than equal ones.
+    """
+    if not samples:
+        raise ValueError("expected at least one sample, got none")
+    num_members = len(samples[0].given_to_truth)
+    equal = [1 / num_members] * num_members
+    parts = [index % 5 for index in range(len(samples))] if parts is None else list(parts)
+    if num_members == 1 or len(set(parts)) < 2:
+        return equal
+
+    def loss(fitted: list[float], inside: list[PixelSample]) -> float:
+        return log_loss(inside, fitted) * len(inside)
+
+    honest = sum(crossfit(samples, parts, fit=optimal_weights, apply=loss).values()) / len(samples)
+    return optimal_weights(samples) if honest < log_loss(samples, equal) else equal

@@ -1,0 +1,1 @@
+"""Deliverables: tables, pictures, comparisons and pages made from decided masks."""

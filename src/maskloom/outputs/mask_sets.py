@@ -1,0 +1,273 @@
+"""Mask sets as others hand them over: a folder of mask files, a table of run lengths, a COCO JSON.
+
+A set gives one array of stored values H×W per name. Names are what is left of a file name or id without folder of the
+set, image suffix and a trailing ``_mask``. Knows nothing about scores or runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+import numpy as np
+
+from maskloom.data.image_io import IMAGE_SUFFIXES, image_size, read_mask_values
+from maskloom.encodings.polygons import rasterize_coco
+from maskloom.encodings.rle import Base, Order, coco_decode
+from maskloom.errors import BadFile, UserError
+from maskloom.files import read_json
+from maskloom.outputs.tables import SubmissionFormat, SubmissionRow, open_table, read_submission
+from maskloom.records import Size
+
+NAME_COLUMNS = ("img", "id", "image", "name", "imageid", "image_id", "filename", "file_name")
+MASK_COLUMNS = ("rle_mask", "rle", "mask", "runs", "encodedpixels", "encoded_pixels", "segmentation")
+CLASS_COLUMNS = ("class", "class_name", "classid", "class_id", "label", "category")
+
+
+class MaskSet(Protocol):
+    """Masks by name."""
+
+    @property
+    def origin(self) -> Path:
+        """Where the set lies, for messages."""
+
+    @property
+    def labels_of(self) -> Mapping[str, int]:
+        """The value of each class that the set itself names; empty where it names none."""
+
+    @property
+    def names(self) -> Iterable[str]:
+        """The names, each once."""
+
+    def size(self, name: str) -> Size | None:
+        """Returns (height, width), or None where the set does not know it."""
+
+    def values(self, name: str, size: Size) -> np.ndarray:
+        """Returns the stored values, integers H×W; a colour is the number 0xRRGGBB."""
+
+
+def plain_name(name: str) -> str:
+    """Returns a file name or id without image suffix and without a trailing ``_mask``; sub-folders stay."""
+    path = PurePosixPath(name)
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        path = path.with_suffix("")
+    return str(path).removesuffix("_mask")
+
+
+def open_mask_set(path: Path, *, order: Order = "row", base: Base = 1) -> MaskSet:
+    """Returns the set at ``path``: a folder, a ``.csv`` or ``.csv.gz``, or a COCO ``.json``; raises ``UserError``.
+
+    ``order`` and ``base`` say how the pixels of a table are counted.
+    """
+    if path.is_dir():
+        return FolderMasks.open(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such folder or file of masks")
+    if path.suffix.lower() == ".json":
+        return CocoMasks.open(path)
+    if path.name.lower().endswith((".csv", ".csv.gz")):
+        return TableMasks.open(path, order=order, base=base)
+    raise UserError(f"{path}: expected a folder of masks, a .csv or .csv.gz of run lengths, or a COCO .json")
+
+
+def _by_name(items: Iterable[tuple[str, Any]], origin: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, item in items:
+        if name in found:
+            raise UserError(f"{origin}: two masks are called {name!r} (suffix and '_mask' aside); leave one out")
+        found[name] = item
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class FolderMasks:
+    """Mask files of a folder and its sub-folders; hidden files are left out."""
+
+    origin: Path
+    files: Mapping[str, Path]
+    labels_of: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, folder: Path) -> FolderMasks:
+        """Returns the mask files below ``folder``; raises ``UserError`` when there are none."""
+        relative = sorted(
+            path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES
+        )
+        visible = [path for path in relative if not any(part.startswith(".") for part in path.parts)]
+        if not visible:
+            raise UserError(f"{folder}: expected mask files ({' '.join(IMAGE_SUFFIXES)}), found none")
+        return cls(folder, _by_name(((plain_name(path.as_posix()), folder / path) for path in visible), folder))
+
+    @property
+    def names(self) -> Iterable[str]:
+        """The names, each once."""
+        return self.files.keys()
+
+    def size(self, name: str) -> Size | None:
+        """Returns (height, width) from the file's header."""
+        return image_size(self.files[name])
+
+    def values(self, name: str, size: Size) -> np.ndarray:
+        """Returns the stored values, integers H×W; a colour is the number 0xRRGGBB."""
+        stored = read_mask_values(self.files[name])
+        if stored.ndim == 2:
+            return stored
+        red, green, blue = (stored[:, :, channel].astype(np.int32) for channel in range(3))
+        return red << 16 | green << 8 | blue
+
+
+@dataclass(frozen=True, slots=True)
+class TableMasks:
+    """Run lengths of a table; sizes are not known here. Several rows of one name are classes, or pieces of one."""
+
+    origin: Path
+    form: SubmissionFormat
+    rows: Mapping[str, Sequence[SubmissionRow]]
+    labels_of: Mapping[str, int]
+
+    @classmethod
+    def open(cls, path: Path, *, order: Order, base: Base) -> TableMasks:
+        """Returns the table's rows; its columns are recognised by their names."""
+        form = recognise_format(path, order=order, base=base)
+        rows: dict[str, list[SubmissionRow]] = {}
+        for row in read_submission(path, form):
+            rows.setdefault(plain_name(row.name), []).append(row)
+        if not rows:
+            raise BadFile(path, "expected rows of run lengths, found only a header")
+        classes = sorted({row.class_name for parts in rows.values() for row in parts})
+        return cls(path, form, rows, _class_values(classes))
+
+    def numbered(self, values: Mapping[str, int]) -> TableMasks:
+        """Returns the table with these label values for its classes; raises ``UserError`` for a class without one."""
+        unknown = sorted(set(self.labels_of) - set(values))
+        if unknown:
+            raise UserError(f"{self.origin}: class {unknown[0]!r} is not among {', '.join(map(str, values))}")
+        return TableMasks(self.origin, self.form, self.rows, values)
+
+    @property
+    def has_names(self) -> bool:
+        """Whether classes are names whose label values the table alone does not tell."""
+        return len(self.labels_of) > 1 and not all(name.isdecimal() for name in self.labels_of)
+
+    @property
+    def names(self) -> Iterable[str]:
+        """The names, each once."""
+        return self.rows.keys()
+
+    def size(self, name: str) -> Size | None:
+        """Returns None: run lengths do not tell."""
+        return None
+
+    def values(self, name: str, size: Size) -> np.ndarray:
+        """Returns the label values, H×W."""
+        return _painted(self._layers(name, size), size, f"{self.origin}: {name}")
+
+    def _layers(self, name: str, size: Size) -> Iterator[tuple[int, np.ndarray]]:
+        for row in self.rows[name]:
+            try:
+                mask = self.form.decode(row.runs, size)
+            except UserError as error:
+                raise BadFile(self.origin, f"row {row.name!r}: {error}") from None
+            yield self.labels_of[row.class_name], mask
+
+
+def recognise_format(path: Path, *, order: Order = "row", base: Base = 1) -> SubmissionFormat:
+    """Returns the format of a table of exactly a name, a mask and possibly a class column, told by their headings."""
+    with open_table(path) as rows:
+        header = next(rows, [])
+    roles = {"name": NAME_COLUMNS, "mask": MASK_COLUMNS, "class": CLASS_COLUMNS}
+    found = {role: [column for column in header if column.lower() in known] for role, known in roles.items()}
+    columns = found["name"][:1] + found["class"][:1] + found["mask"][:1]
+    if not found["name"] or not found["mask"] or columns != header:
+        raise BadFile(
+            path, f"expected columns such as img,rle_mask or img,class,rle_mask, found {','.join(header)[:200]}"
+        )
+    return SubmissionFormat(columns=tuple(columns), order=order, base=base)
+
+
+def _class_values(classes: Sequence[str]) -> dict[str, int]:
+    """Returns a label value per class: 1 for a single one, the number for numbers, else in alphabetical order."""
+    if len(classes) > 1 and all(name.isdecimal() for name in classes):
+        return {name: int(name) for name in classes}
+    return {name: index for index, name in enumerate(classes, start=1)}
+
+
+@dataclass(frozen=True, slots=True)
+class CocoMasks:
+    """Segmentations of a COCO file, or of a bare list of COCO results (named by their image ids)."""
+
+    origin: Path
+    images: Mapping[str, tuple[Any, Size]]
+    annotations: Mapping[Any, Sequence[Mapping[str, Any]]]
+    labels_of: Mapping[str, int]
+
+    @classmethod
+    def open(cls, path: Path) -> CocoMasks:
+        """Returns the images and their annotations; raises ``BadFile`` when the file is not COCO."""
+        content = read_json(path)
+        try:
+            if isinstance(content, list):
+                content = _from_results(content)
+            images = [(plain_name(each["file_name"]), (each["id"], _coco_size(each))) for each in content["images"]]
+            annotations: dict[Any, list[Mapping[str, Any]]] = {}
+            for each in content["annotations"]:
+                int(each["category_id"]), each["segmentation"]
+                annotations.setdefault(each["image_id"], []).append(each)
+            labels = {str(each["name"]): int(each["id"]) for each in content.get("categories", [])}
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+            raise BadFile(path, f"expected COCO images, annotations and categories, found {error!r}") from None
+        return cls(path, _by_name(images, path), annotations, labels)
+
+    @property
+    def names(self) -> Iterable[str]:
+        """The names, each once."""
+        return self.images.keys()
+
+    def size(self, name: str) -> Size | None:
+        """Returns (height, width) as stated."""
+        return self.images[name][1]
+
+    def values(self, name: str, size: Size) -> np.ndarray:
+        """Returns the category ids, H×W, 0 where nothing is annotated."""
+        return _painted(self._layers(name), self.images[name][1], f"{self.origin}: {name}")
+
+    def _layers(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
+        identity, size = self.images[name]
+        for each in self.annotations.get(identity, ()):
+            segments = each["segmentation"]
+            try:
+                mask = coco_decode(segments) if isinstance(segments, dict) else rasterize_coco(segments, size)
+            except (UserError, TypeError) as error:
+                raise BadFile(self.origin, f"image {name!r}: {error}") from None
+            if mask.shape != size:
+                raise BadFile(self.origin, f"image {name!r} is {size}, a segmentation {mask.shape} (height, width)")
+            yield int(each["category_id"]), mask
+
+
+def _coco_size(image: Mapping[str, Any]) -> Size:
+    size = (int(image["height"]), int(image["width"]))
+    if min(size) < 1 or size[0] * size[1] >= 2**32:
+        raise ValueError(f"size {size}")
+    return size
+
+
+def _from_results(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    sizes = {each["image_id"]: each["segmentation"]["size"] for each in results}
+    images = [{"id": key, "file_name": str(key), "height": h, "width": w} for key, (h, w) in sizes.items()]
+    return {"images": images, "annotations": results}
+
+
+def _painted(layers: Iterable[tuple[int, np.ndarray]], size: Size, origin: str) -> np.ndarray:
+    """Returns one label map of masks that must not overlap unless they are of one value; 0 is left where none is."""
+    labels = np.zeros(size, np.int32)
+    taken = np.zeros(size, bool)
+    for value, mask in layers:
+        if np.any(taken & mask & (labels != value)):
+            raise UserError(
+                f"{origin}: masks of different classes overlap; write them as <id>/<class>.png and score those"
+            )
+        labels[mask] = value
+        taken |= mask
+    return labels

@@ -1,0 +1,337 @@
+"""The report of a run: one page that leads with the number that matters and shows what it rests on.
+
+The page is one file, needs no network and no script; every text in it is escaped. Where words, rows and pictures come
+from is said in ``report_words``, ``report_tables`` and ``overlays``. Knows nothing about run directories.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+from markupsafe import Markup
+
+from maskloom.files import write_text
+from maskloom.outputs import page as html
+from maskloom.outputs.overlays import (
+    BOTH,
+    EXTRA,
+    MISSED,
+    UNJUDGED,
+    WRONG,
+    class_colours,
+    densest_window,
+    displayed,
+    error_overlay,
+    mask_overlay,
+    shrunk,
+    to_jpeg,
+    wrong_pixels,
+)
+from maskloom.outputs.report_charts import learning_charts, score_histogram, threshold_chart
+from maskloom.outputs.report_input import Example, LookAlikes, ReportInput
+from maskloom.outputs.report_tables import (
+    MAX_LISTED,
+    class_rows,
+    data_facts,
+    fold_lines,
+    left_out,
+    look_alike_line,
+    quantiles,
+    score_rows,
+    stage_times,
+)
+from maskloom.outputs.report_words import Finding, duration, findings, headline, plural, trust
+from maskloom.records import IGNORE
+
+__all__ = ["Example", "LookAlikes", "ReportInput", "render_report", "report_page"]
+
+_PICTURE_BYTES = 36_000
+"""Of a JPEG in the galleries; eight examples of five pictures then stay below 2 MB of page."""
+_PAIR_SIDE, _PAIR_BYTES = 200, 8_000
+"""Of a picture of a pair of look-alikes."""
+HALF = 128
+"""The 8-bit value of probability 0.5."""
+
+
+def render_report(path: Path, page: ReportInput) -> None:
+    """Writes the report to ``path``, atomically."""
+    write_text(path, report_page(page))
+
+
+def report_page(page: ReportInput) -> str:
+    """Returns the report as HTML text."""
+    sections = [
+        _result(page),
+        _stands_out(findings(page)),
+        _scores(page),
+        _learning(page),
+        _image_by_image(page),
+        _thresholds(page),
+        *_examples(page),
+        _classes(page),
+        _data(page),
+        _look_alikes(page),
+        _folds(page),
+        _time(page),
+        _recipe(page),
+    ]
+    return html.render_page(
+        f"Report of {page.name}" if page.name else "Report",
+        [each for each in sections if each.parts],
+        subtitle=" · ".join(part for part in (page.data, page.task_kind, ", ".join(page.classes[:12])) if part),
+    )
+
+
+def _result(page: ReportInput) -> html.Section:
+    oof = page.evaluation["oof"]
+    spread = f" ± {_score(oof['std'])} over {len(oof['folds'])} folds" if len(oof["folds"]) > 1 else ""
+    hero = Markup(
+        '<div class="hero"><div><span class="score">{}</span><span class="unit">{}{}</span></div>'
+        '<div><p class="lead">{}</p><p class="quiet">{}</p></div></div>'
+    ).format(_score(oof["mean"]), page.metric_name, spread, headline(page), trust(page))
+    cards: list[tuple[str, html.Cell]] = [
+        ("images scored", len(page.image_scores)),
+        ("networks trained", len(page.learning_curves)),
+        ("folds" if len(oof["folds"]) > 1 else "fixed split", len(oof["folds"])),
+        ("classes" if len(page.classes) > 1 else "class", len(page.classes)),
+        ("time", duration(sum(page.seconds.values()))),
+    ]
+    return html.section("Result", _style() + hero, html.facts(cards))
+
+
+def _stands_out(found: list[Finding]) -> html.Section:
+    items = Markup("").join(
+        Markup('<li class="{}"><b>{}</b>{}</li>').format(finding.mood, finding.title, finding.text) for finding in found
+    )
+    return html.section("What stands out", Markup('<ul class="stands">{}</ul>').format(items))
+
+
+def _scores(page: ReportInput) -> html.Section:
+    several = len(page.evaluation["members"]) > 1
+    rows: list[list[html.Cell]] = []
+    for row in score_rows(page):
+        bold = Markup('<b class="honest">{}</b>') if row.honest else Markup("{}")
+        cells: list[html.Cell] = [Markup("{}<small>{}</small>").format(bold.format(row.name), row.detail)]
+        spread = f" ± {_score(row.std)}" if len(row.folds) > 1 else ""
+        cells.append(Markup("<b>{}</b>{}").format(_score(row.mean), spread))
+        cells += [_score(value) for value in row.folds]
+        cells += [("" if row.weight is None else f"{row.weight:.3f}")] if several else []
+        rows.append(cells)
+    numbers = [f"fold {fold}" for fold in range(len(page.evaluation["oof"]["folds"]))]
+    headers = ["system", "mean ± std", *numbers, *(["weight"] if several else [])]
+    explained = (
+        f"The {page.metric_name} of predictions for images that the predicting networks never saw, per fold. The "
+        "marked line is the honest one: whatever was fitted after training was fitted on other images than it is "
+        "scored on."
+    )
+    if page.task_kind == "multiclass":
+        explained += " Masks take the most probable class, so no threshold is fitted."
+    table = Markup('<div class="scores">{}</div>').format(html.table(headers, rows))
+    return html.section("Scores", explained, table)
+
+
+def _learning(page: ReportInput) -> html.Section:
+    charts = learning_charts(page)
+    if not charts:
+        return html.section("Learning curves")
+    explained = (
+        "A falling loss means that a network fits the images it trains on; a rising score means that this carries "
+        "over to images kept out. Early scores far below the later ones are left out."
+    )
+    return html.section("Learning curves", explained, *(html.side_by_side(pair) for pair in charts))
+
+
+def _image_by_image(page: ReportInput) -> html.Section:
+    if not page.image_scores:
+        return html.section("Image by image")
+    explained = "One good average can hide bad images. This is how the scores of single images lie."
+    rows: list[list[html.Cell]] = [[name, _score(value)] for name, value in quantiles(page)]
+    both = [score_histogram(page), html.table(["of all images", "score"], rows)]
+    return html.section("Image by image", explained, html.side_by_side(both))
+
+
+def _thresholds(page: ReportInput) -> html.Section:
+    if not page.threshold_curve:
+        return html.section("Thresholds")
+    explained = (
+        "A pixel belongs to a class when its probability reaches the threshold. Dashed: the threshold chosen on "
+        "all out-of-fold predictions. Where the curve is flat, the choice hardly matters."
+    )
+    rows: list[list[html.Cell]] = []
+    for name, value, curve in zip(page.classes, page.evaluation["thresholds"], page.threshold_curve, strict=True):
+        rows.append([name, f"{value / 255:.3f}", _score(curve[value]), _score(curve[HALF])])
+    headers = ["class", "chosen", "score there", "score at one half"]
+    return html.section("Thresholds", explained, html.side_by_side([threshold_chart(page), html.table(headers, rows)]))
+
+
+def _examples(page: ReportInput) -> list[html.Section]:
+    """Returns the worst and the best images; where none could be read, one section that says so."""
+    if not page.examples:
+        missing = "No image could be read when this page was written, so there is nothing to show: has the data moved?"
+        return [html.section("Best and worst images", missing)]
+    titles = {
+        "worst": (
+            "Worst images",
+            "Where the score is lost. Often a mask is at fault, or something the data hardly shows.",
+        ),
+        "best": ("Best images", "What already works."),
+    }
+    sections = []
+    gone = f"{plural(page.num_unread, 'image')} could not be read: has the data moved?" if page.num_unread else ""
+    for kind, (title, explained) in titles.items():
+        chosen = [_example(page, example) for example in page.examples if example.kind == kind]
+        if chosen:
+            sections.append(html.section(title, explained, gone, _legend(page), *chosen))
+    return sections
+
+
+def _legend(page: ReportInput) -> Markup:
+    entries = list(zip(page.classes, class_colours(page.classes, page.task_kind), strict=True))
+    if page.task_kind == "multiclass":
+        entries.append(("errors: given to another class", WRONG))
+    else:
+        entries += [("errors: missed (false negative)", MISSED), ("errors: too much (false positive)", EXTRA)]
+    if page.task_kind == "multilabel":
+        entries.append(("errors: one class missed, another too much", BOTH))
+    if any((example.truth == IGNORE).any() for example in page.examples):
+        entries.append(("hatched: not judged", UNJUDGED))
+    return html.colour_legend([name for name, _ in entries], [colour for _, colour in entries])
+
+
+def _example(page: ReportInput, example: Example) -> Markup:
+    kind, colours = page.task_kind, class_colours(page.classes, page.task_kind)
+    panels = [
+        ("image", shrunk(displayed(example.image))),
+        ("truth", mask_overlay(example.image, example.truth, colours, kind)),
+        ("prediction", mask_overlay(example.image, example.prediction, colours, kind)),
+        ("errors", error_overlay(example.image, example.prediction, example.truth, kind)),
+    ]
+    window = densest_window(wrong_pixels(example.prediction, example.truth, kind))
+    if window is not None:
+        image, prediction, truth = (
+            example.image[window], example.prediction[(..., *window)], example.truth[(..., *window)]
+        )  # fmt: skip
+        panels.append(("errors, where they are densest", error_overlay(image, prediction, truth, kind)))
+    figures = [
+        html.figure(to_jpeg(picture, max_bytes=_PICTURE_BYTES), name, alt=f"{example.id}: {name}")
+        for name, picture in panels
+    ]
+    fold = "" if example.fold is None else f"fold {example.fold}"
+    return Markup('<article class="example"><h3>{}<b>{}</b><span>{}</span></h3>{}</article>').format(
+        example.id, _score(example.score), fold, html.gallery(figures, min_width=190)
+    )
+
+
+def _classes(page: ReportInput) -> html.Section:
+    rows: list[list[html.Cell]] = []
+    for row in class_rows(page):
+        name = Markup(
+            '<span class="swatched"><i class="swatch" style="background: rgb({}, {}, {})"></i>{}</span>'
+        ).format(*row.colour, row.name)
+        cells: list[html.Cell] = [name, _score(row.score), f"{row.share:.2%}", _bar(row.share), row.num_images]
+        cells += [] if row.threshold is None else [f"{row.threshold / 255:.3f}"]
+        rows.append(cells)
+    threshold = [] if page.task_kind == "multiclass" else ["threshold"]
+    headers = ["class", "score", "share of pixels", "", "images with it", *threshold]
+    explained = "Shares are of the pixels whose truth is known; scores are out of fold and cross-fitted."
+    return html.section("Classes", explained, html.table(headers, rows))
+
+
+def _data(page: ReportInput) -> html.Section:
+    parts: list[html.Part] = [_listed(data_facts(page))]
+    if page.notes:
+        parts.append(html.group("What was assumed", html.notes(page.notes)))
+    problems = left_out(page)
+    if problems:
+        rows: list[list[html.Cell]] = [[file, reason] for file, reason in problems[:MAX_LISTED]]
+        table = html.table(["file", "why"], rows)
+        parts.append(html.group(f"Left out: {plural(len(problems), 'file')}", table, _more(len(problems))))
+    return html.section("Data", *parts)
+
+
+def _look_alikes(page: ReportInput) -> html.Section:
+    if not page.near_duplicates:
+        return html.section("Look-alikes")
+    pairs = [Markup('<div class="pair">{}</div>').format(_pair(pair)) for pair in page.look_alikes]
+    rows: list[list[html.Cell]] = [
+        [pair["first"], pair["second"], f"{pair['similarity']:.3f}"] for pair in page.near_duplicates[:MAX_LISTED]
+    ]
+    explained = (
+        f"{look_alike_line(page)}. The images of a pair are of different groups and look nearly the same; the number "
+        "says how well their fine detail agrees (1: a copy)."
+    )
+    listed = html.folded("All pairs", html.table(["one", "other", "agreement"], rows), _more(len(page.near_duplicates)))
+    return html.section("Look-alikes", explained, html.gallery(pairs, min_width=300), listed)
+
+
+def _pair(pair: LookAlikes) -> Markup:
+    small = [shrunk(displayed(image), max_side=_PAIR_SIDE) for image in pair.images]
+    figures = [
+        html.figure(to_jpeg(picture, max_bytes=_PAIR_BYTES), name, alt=name)
+        for name, picture in zip(pair.ids, small, strict=True)
+    ]
+    return Markup("").join(figures)
+
+
+def _folds(page: ReportInput) -> html.Section:
+    lines = fold_lines(page)
+    if not lines:
+        return html.section("Folds")
+    areas = any(line.area is not None for line in lines)
+    rows: list[list[html.Cell]] = []
+    for line in lines:
+        area = [None if line.area is None else f"{line.area:.2%}"] if areas else []
+        rows.append([line.name, _score(line.score), line.num_images, line.num_groups, line.num_training, *area])
+    headers = ["fold", "score", "images", "groups", "trained on", *(["mean mask area"] if areas else [])]
+    explained = (
+        "The images of a fold are predicted by networks that were trained on the others. To change it, edit folds.csv "
+        "in the run's folder and give it back: --set folds.kind=table --set folds.table=FILE"
+    )
+    return html.section("Folds", explained, html.table(headers, rows))
+
+
+def _time(page: ReportInput) -> html.Section:
+    times = stage_times(page)
+    longest = max([row.seconds for row in times] + [1e-9])
+    rows: list[list[html.Cell]] = [
+        [row.name, duration(row.seconds), _bar(row.seconds / longest), row.detail] for row in times
+    ]
+    rows.append([Markup("<b>together</b>"), duration(sum(row.seconds for row in times)), "", ""])
+    names = {"gpu": "GPU", "memory_gib": "memory (GiB)"}
+    machine = [(names.get(name, name.replace("_", " ")), str(value)) for name, value in page.hardware.items()]
+    return html.section(
+        "Time and machine", html.table(["stage", "time", "", ""], rows), html.group("Machine", _listed(machine))
+    )
+
+
+def _recipe(page: ReportInput) -> html.Section:
+    lines = len(page.recipe_yaml.splitlines())
+    explained = "Everything that was asked for. Saved as a file and given to maskloom fit, it repeats the run."
+    return html.section(
+        "Recipe", explained, html.folded(f"Show it ({plural(lines, 'line')})", html.code(page.recipe_yaml))
+    )
+
+
+def _listed(pairs: list[tuple[str, str]]) -> Markup:
+    rows = Markup("").join(Markup("<dt>{}</dt><dd>{}</dd>").format(name, value) for name, value in pairs)
+    return Markup('<dl class="listed">{}</dl>').format(rows)
+
+
+def _bar(share: float) -> Markup:
+    return Markup('<span class="bar"><i style="width: {:.1f}%"></i></span>').format(100 * min(max(share, 0.0), 1.0))
+
+
+def _score(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _more(total: int) -> str:
+    return f"… and {total - MAX_LISTED:,} more." if total > MAX_LISTED else ""
+
+
+@cache
+def _style() -> Markup:
+    text = files("maskloom.outputs").joinpath("report.css").read_text(encoding="utf-8")
+    return Markup("<style>{}</style>").format(Markup(text))

@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from maskloom.data.folds import FoldRow, FoldTable
+from maskloom.data.statistics import RecordFacts, Survey
+from maskloom.errors import BadFile, UserError
+from maskloom.outputs.report import Example, LookAlikes, ReportInput, render_report, report_page
+from maskloom.outputs.report_tables import class_rows, fold_lines, left_out, score_rows, stage_times
+from maskloom.outputs.report_words import duration, findings, headline, plural
+from maskloom.records import Task, TaskKind
+
+EVIL = '<script>alert("1")</script>&'
+CLASSES: dict[TaskKind, tuple[str, ...]] = {
+    "binary": ("car",),
+    "multiclass": ("background", "road", "tree"),
+    "multilabel": ("water", "crops"),
+}
+VOID = {"meta", "link", "img", "br"}
+
+
+class Page(HTMLParser):
+    """Collects tags and text, and checks that tags are closed in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.ids: list[str] = []
+        self.headings: list[str] = []
+        self._open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self._open
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        values = dict(attributes)
+        self.links += [value or "" for name, value in attributes if name in {"src", "href", "xlink:href"}]
+        self.ids += [values["id"] or ""] if "id" in values else []
+        if tag not in VOID and self.get_starttag_text() and not (self.get_starttag_text() or "").endswith("/>"):
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if self._open and self._open[-1] == tag:
+            self._open.pop()
+        else:
+            assert tag in {"path", "rect", "circle"}, f"</{tag}> closes {self._open[-1:]}"
+
+    def handle_data(self, data: str) -> None:
+        if self._open and self._open[-1] == "h2":
+            self.headings.append(data)
+
+
+def summary(mean: float, classes: tuple[str, ...], folds: int = 2) -> dict[str, Any]:
+    values = [round(mean - 0.01 + 0.02 * fold / max(folds - 1, 1), 6) for fold in range(folds)]
+    scores = dict.fromkeys(classes, mean)
+    return {"mean": mean, "std": 0.01, "folds": values, "all_images": mean, "classes": scores}
+
+
+def survey(kind: TaskKind, classes: tuple[str, ...], root: Path) -> Survey:
+    records = tuple(
+        RecordFacts(
+            id=f"r{index}", group=f"g{index // 2}", size=(20, 30), dtype="uint8", mean=(1.0,) * 3, std=(2.0,) * 3,
+            class_pixels=(60,) * len(classes), ignored=0, valid=600, digest=str(index),
+            thumbnail=np.zeros((32, 32), np.uint8),
+        )
+        for index in range(12)
+    )  # fmt: skip
+    bad = (("r99", BadFile(root / "images" / "r99.jpg", "the image data is cut off")),)
+    return Survey(task=Task(kind=kind, classes=classes), records=records, bad=bad, root=root)
+
+
+def report_input(kind: TaskKind, classes: tuple[str, ...] | None = None, **changes: Any) -> ReportInput:
+    names = classes or CLASSES[kind]
+    shape = (len(names), 20, 30) if kind == "multilabel" else (20, 30)
+    truth = np.zeros(shape, np.uint8)
+    truth[..., 5:10, 5:20] = 1
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    epochs = [{"epoch": n, "loss": 1 / n, "score": 0.9 if n == 3 else None, "seconds": n * 1.0} for n in (1, 2, 3)]
+    curve = np.linspace(0.5, 0.9, 256).tolist()
+    page = ReportInput(
+        name="a-run",
+        data="photos",
+        layout="folder",
+        recipe_yaml="name: default\nseed: 0\n",
+        evaluation={
+            "metric": "iou" if kind == "multiclass" else "dice",
+            "oof": summary(0.9, names),
+            "fitted_on_all": summary(0.91, names),
+            "half": summary(0.89, names),
+            "members": {"unet": {**summary(0.88, names), "without_views": summary(0.87, names)}},
+            "thresholds": [120] * len(names),
+            "weights": {"unet": 1.0},
+        },
+        classes=names,
+        task_kind=kind,
+        learning_curves={"unet/fold0": epochs, "unet/fold1": epochs},
+        image_scores=[0.8, 0.9, 0.95] * 4,
+        threshold_curve=[] if kind == "multiclass" else [curve] * len(names),
+        survey=survey(kind, names, Path("photos")),
+        folds=FoldTable(tuple(FoldRow(f"r{index}", f"g{index // 2}", index // 2 % 2) for index in range(12))),
+        near_duplicates=[{"first": "r0", "second": "r2", "similarity": 0.97}],
+        look_alikes=[LookAlikes(ids=("r0", "r2"), images=(image, image))],
+        left_out=(UserError("r77: the mask has another size"),),
+        notes=("masks hold 0 and 1",),
+        num_unlabelled=3,
+        hardware={"processor": "a processor", "cores": 2, "device": "cpu"},
+        seconds={"train/unet/fold0": 61.0, "train/unet/fold1": 59.0, "survey": 0.4, "oof/unet": 5.0},
+        examples=[
+            Example(id="r0", kind="worst", score=0.8, image=image, truth=truth, prediction=0 * truth, fold=0),
+            Example(id="r1", kind="best", score=0.95, image=image, truth=truth, prediction=truth, fold=1),
+        ],
+    )
+    return replace(page, **changes)
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_every_section_is_there(kind: TaskKind, tmp_path: Path) -> None:
+    render_report(tmp_path / "report.html", report_input(kind))
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    page = Page(text)
+    wanted = ["Result", "What stands out", "Scores", "Learning curves", "Image by image", "Thresholds", "Worst images"]
+    wanted += ["Best images", "Classes", "Data", "Look-alikes", "Folds", "Time and machine", "Recipe"]
+    assert page.headings == [title for title in wanted if kind != "multiclass" or title != "Thresholds"]
+    assert page.tags.count("img") == 2 + 2 * 4
+    shown = ["0.9000", "± 0.0100", "without test-time views", "r99.jpg", "another size", "masks hold 0 and 1"]
+    for words in [*shown, "a processor", "name: default", *CLASSES[kind]]:
+        assert words in text
+    assert ("thresholds at one half" in text) == (kind != "multiclass")
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_the_page_stands_alone(kind: TaskKind) -> None:
+    text = report_page(report_input(kind))
+    page = Page(text)
+    assert re.findall(r"https?:", text.replace('xmlns="http://www.w3.org/2000/svg"', "")) == []
+    assert "url(" not in text and "@import" not in text and "script" not in page.tags
+    assert all(link.startswith(("data:", "#")) for link in page.links)
+    targets = {link[1:] for link in page.links if link.startswith("#")}
+    assert targets == set(page.ids)
+    assert len(page.ids) == len(set(page.ids))
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_hostile_names_are_text(kind: TaskKind) -> None:
+    names = tuple(f"{EVIL}{index}" for index in range(len(CLASSES[kind])))
+    page = report_input(kind, names)
+    examples = [replace(example, id=EVIL) for example in page.examples]
+    pairs = [{"first": EVIL, "second": "r2", "similarity": 0.97}]
+    member = page.evaluation["members"]["unet"]
+    page = replace(
+        page, name=EVIL, data=EVIL, layout=EVIL, recipe_yaml=EVIL, notes=(EVIL,), examples=examples,
+        near_duplicates=pairs, look_alikes=[replace(page.look_alikes[0], ids=(EVIL, EVIL))],
+        left_out=(BadFile(EVIL, EVIL), UserError(EVIL)), hardware={EVIL: EVIL}, seconds={f"train/{EVIL}/fold0": 1.0},
+        learning_curves={f"{EVIL}/fold{fold}": page.learning_curves["unet/fold0"] for fold in (0, 1)},
+        evaluation={**page.evaluation, "members": {EVIL: member, "other": member}, "weights": {EVIL: 1.0}},
+    )  # fmt: skip
+    text = report_page(page)
+    assert "script" not in Page(text).tags
+    assert "<script" not in text and "alert(&#34;1&#34;)" in text
+
+
+def test_a_run_with_nothing_to_show_still_has_a_page() -> None:
+    page = report_input(
+        "binary", learning_curves={}, examples=(), threshold_curve=[], near_duplicates=(), look_alikes=(), notes=(),
+        image_scores=[], folds=None, left_out=(), seconds={}, hardware={}, num_unread=8,
+    )  # fmt: skip
+    shown = Page(report_page(page))
+    assert "Learning curves" not in shown.headings and "Best and worst images" in shown.headings
+
+
+def test_a_class_without_score_and_a_single_fold() -> None:
+    page = report_input("multiclass")
+    oof, member = summary(0.6, CLASSES["multiclass"], folds=1), summary(0.6, CLASSES["multiclass"], folds=1)
+    oof["classes"]["tree"] = None
+    members = {"unet": {**member, "without_views": member}}
+    page = replace(page, evaluation={**page.evaluation, "oof": oof, "members": members})
+    assert class_rows(page)[2].score is None
+    assert any("tree" in finding.text and finding.mood == "watch" for finding in findings(page))
+    assert "± " not in re.search(r'class="unit">(.*?)</span>', report_page(page)).group(1)  # type: ignore[union-attr]
+
+
+def test_networks_never_validated_during_training() -> None:
+    epochs = [{"epoch": 1, "loss": None, "score": None, "seconds": 1.0}, {"epoch": 2, "loss": 0.5, "score": None}]
+    assert "Learning curves" in Page(report_page(report_input("binary", learning_curves={"u/fold0": epochs}))).headings
+
+
+def test_rows_of_the_tables() -> None:
+    page = report_input("binary")
+    assert [(row.name, row.mean, row.honest) for row in score_rows(page)] == [
+        ("Ensemble", 0.9, True), ("Ensemble", 0.91, False), ("Ensemble", 0.89, False),
+        ("unet", 0.88, False), ("unet", 0.87, False),
+    ]  # fmt: skip
+    two = {**page.evaluation, "members": page.evaluation["members"] | {"b": page.evaluation["members"]["unet"]}}
+    assert score_rows(replace(page, evaluation=two))[2].detail == "equal weights, thresholds at one half"
+    assert [row.detail for row in score_rows(report_input("multiclass"))][1:] == [
+        "with test-time views", "without test-time views",
+    ]  # fmt: skip
+    (car,) = class_rows(page)
+    assert (car.share, car.num_images, car.threshold) == (0.1, 12, 120)
+    lines = fold_lines(page)
+    assert [(line.num_images, line.num_groups, line.num_training) for line in lines] == [(6, 3, 6), (6, 3, 6)]
+    assert lines[0].area == pytest.approx(0.1)
+    assert [(row.name, row.seconds) for row in stage_times(page)] == [
+        ("survey", 0.4), ("train · unet", 120.0), ("oof · unet", 5.0),
+    ]  # fmt: skip
+    assert left_out(page) == [("", "r77: the mask has another size"), ("images/r99.jpg", "the image data is cut off")]
+
+
+def test_look_alikes_count_as_a_leak_only_over_two_folds() -> None:
+    page = report_input("binary")  # r0 and r2 are in folds 0 and 1
+    assert page.num_straddling == 1 and "over two folds" in findings(page)[0].title
+    apart = replace(page, near_duplicates=[{"first": "r0", "second": "r4", "similarity": 0.97}])
+    assert apart.num_straddling == 0
+    assert any(finding.title == "No leak found" for finding in findings(apart))
+
+
+def test_words() -> None:
+    assert "90.0 %" in headline(report_input("binary")) and "Dice" in headline(report_input("binary"))
+    assert "IoU" in headline(report_input("multiclass"))
+    assert [plural(1, "image"), plural(1200, "image")] == ["1 image", "1,200 images"]
+    assert [duration(value) for value in (0.41, 48, 725, 720, 12000, 59.9)] == [
+        "0.4 s", "48 s", "12 min 5 s", "12 min", "3 h 20 min", "1 min",
+    ]  # fmt: skip
+
+
+def test_a_large_page_stays_small() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (640, 960, 3), dtype=np.uint8)
+    truth = (noise[:, :, 0] > 128).astype(np.uint8)
+    hard = Example(id="x", kind="worst", score=0.1, image=noise, truth=truth, prediction=1 - truth)
+    examples = [replace(hard, kind=kind) for kind in ("worst", "best") for _ in range(4)]
+    pairs = [LookAlikes(ids=("a", "b"), images=(noise, noise))] * 24
+    text = report_page(report_input("binary", examples=examples, look_alikes=pairs))
+    assert len(text) < 3_000_000
