@@ -1,0 +1,373 @@
+"""The Python door: fit, open_run, load_bundle, score, inspect. The command line is thin over this.
+
+Heavy rooms are imported by the function that needs them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from maskloom.errors import UserError, closest
+from maskloom.files import TEMPORARY_PREFIX, exclusive, write_json
+from maskloom.progress import Progress, Silent
+from maskloom.run_directory import FORMAT, RunDirectory
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from maskloom.data.sources.base import DataSettings, DataSource
+    from maskloom.models.segmenter import Segmenter
+    from maskloom.outputs.comparison import Comparison
+    from maskloom.recipe import Recipe, Scale
+    from maskloom.records import Size
+    from maskloom.stages.images import Opened, Prediction
+
+RecipeBuilder = Callable[..., "Recipe"]
+
+
+def builders() -> dict[str, RecipeBuilder]:
+    """Returns the recipes by name: functions of a source, a device and a scale."""
+    from maskloom.recipes.default import default
+
+    return {"default": default}
+
+
+def recipes() -> dict[str, str]:
+    """Returns the recipes' names with a line on each."""
+    return {
+        name: (sys.modules[build.__module__].__doc__ or "").strip().splitlines()[0]
+        for name, build in sorted(builders().items())
+    }
+
+
+def open_source(data: Path | str, settings: DataSettings) -> DataSource:
+    """Returns the opened data; the layout is recognised unless stated.
+
+    Raises ``UserError`` when the folder does not exist or is of no known layout.
+    """
+    from maskloom.contests import carvana
+    from maskloom.data.sources import coco, folder, table
+
+    path = Path(data)
+    if not path.exists():
+        raise UserError(f"{path}: expected a folder, table or COCO file with images and masks, found no such path")
+    layouts = {
+        "carvana": (carvana.recognise, carvana.open_carvana),
+        "folder": (lambda where: folder.recognise(where, settings), folder.open_folder),
+        "coco": (coco.recognise, coco.open_coco),
+        "table": (table.recognise, table.open_table),
+    }
+    if settings.layout != "auto":
+        return layouts[settings.layout][1](path, settings)
+    for recognise, open_layout in layouts.values():
+        if recognise(path):
+            return open_layout(path, settings)
+    if settings.images or settings.masks:
+        return folder.open_folder(path, settings)  # which says what of it is not there
+    raise UserError(
+        f"{path}: expected images/ and masks/, a table (CSV, Parquet), a COCO file, or train*/ with train_masks/; "
+        "found none of them; name the folders with --set data.images=… --set data.masks=…"
+    )
+
+
+def fit(
+    recipe: str | Path | Recipe,
+    data: Path | str,
+    *,
+    run: Path | str | None = None,
+    settings: Sequence[str] = (),
+    device: str | None = None,
+    skip_bad: bool = False,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Run:
+    """Returns the finished run of a recipe on a data folder; started again it continues.
+
+    Args:
+        recipe: A recipe's name, a YAML file, or a complete recipe.
+        data: Folder, table or COCO file with images and masks.
+        run: Folder for everything produced; None makes ``runs/<recipe>-<date>-<time>``.
+        settings: ``key=value`` changes to the recipe.
+        device: "cpu", "cuda", or None for CUDA where there is one.
+        skip_bad: Leave damaged records out and list them instead of stopping.
+        workers: Loader processes; None chooses by the processor's cores.
+        progress: Hears stages, steps and notes.
+
+    Raises:
+        UserError: For every mistake in options, recipe or data.
+    """
+    from maskloom.contests import carvana
+    from maskloom.pipeline import run_pipeline
+    from maskloom.runtime import choose_device, hardware, make_deterministic, num_cores
+    from maskloom.stages.context import Context
+
+    listener = progress or Silent()
+    chosen = choose_device(device)
+    complete, source = plan(recipe, data, settings=settings, device=chosen.type, skip_bad=skip_bad)
+    root = Path(run) if run is not None else _dated_folder(complete.name)
+    listener.note(f"run folder: {root}")
+    for note in source.notes:
+        listener.note(note)
+    folder = RunDirectory(root)
+    _check_empty_or_run(folder)
+    with exclusive(root):
+        write_json(
+            folder.facts,
+            {
+                "format": FORMAT,
+                "version": version("maskloom"),
+                "data": str(source.root.resolve()),
+                "hardware": hardware(chosen),
+            },
+        )
+        make_deterministic()
+        context = Context(
+            run=folder,
+            recipe=complete,
+            source=source,
+            device=chosen,
+            progress=listener,
+            workers=min(max(num_cores() - 1, 1), 8) if workers is None else workers,
+        )
+        run_pipeline(context, carvana.SUBMISSION if source.submission == "carvana" else None)
+    return open_run(root, device=chosen.type)
+
+
+def plan(
+    recipe: str | Path | Recipe, data: Path | str, *, settings: Sequence[str], device: str, skip_bad: bool = False
+) -> tuple[Recipe, DataSource]:
+    """Returns the complete recipe for this data and device, and the opened data."""
+    from maskloom.config import override, parse
+    from maskloom.data.sources.base import DataSettings
+    from maskloom.recipe import Recipe, merged, read_recipe_file
+
+    changes: dict[str, Any] = {}
+    base: str | Recipe = recipe if isinstance(recipe, Recipe) else str(recipe)
+    if isinstance(base, str) and (base.endswith((".yaml", ".yml")) or Path(base).is_file()):
+        changes = read_recipe_file(Path(base))
+        _check_kinds(Path(base), changes)
+        base = changes.pop("base", None) or ("default" if "members" not in changes else parse(Recipe, changes))
+    scale, settings = _take_scale(settings, changes.pop("scale", "full"))
+    if scale == "smoke" and isinstance(base, Recipe) and base.scale != "smoke":
+        raise UserError("scale=smoke: expected a recipe by name, found a complete one; shrink its own settings")
+    if skip_bad:
+        settings = [*settings, "data.skip_bad=true"]
+    for text in settings:
+        if text.startswith("data="):
+            raise UserError(f"--set {text}: expected one setting at a time: --set data.KEY=VALUE, as data.limit=10")
+    data_changes = [text.removeprefix("data.") for text in settings if text.startswith("data.")]
+    stated = base.data if isinstance(base, Recipe) else DataSettings()
+    stated = parse(DataSettings, stated.model_dump() | changes.get("data", {}), origin=f"{recipe}: data")
+    stated = override(stated, data_changes)
+    if isinstance(base, str) and base not in builders():
+        raise UserError(f"no recipe is called {base!r} and no such file exists; {closest(base, builders())}")
+    source = open_source(data, stated)
+    if isinstance(base, str):
+        base = builders()[base](source, device=device, scale=scale)
+    complete = merged(base, changes | {"data": stated.model_dump(mode="json")}, origin=str(recipe))
+    return override(complete, [text for text in settings if not text.startswith("data.")]), source
+
+
+def _check_kinds(path: Path, changes: dict[str, Any]) -> None:
+    """Raises ``UserError`` unless the keys of a recipe file that are needed before it is parsed are of their kind."""
+    from maskloom.recipe import Scale
+
+    base, data, scale = changes.get("base", ""), changes.get("data", {}), changes.get("scale", "full")
+    if not isinstance(base, str):
+        raise UserError(f"{path}: base: expected the name of a recipe, found {base!r}; see `maskloom recipes`")
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: data: expected a mapping such as {{limit: 10}}, found {data!r}; mend or remove it")
+    if scale not in get_args(Scale):
+        known = get_args(Scale)
+        hint = closest(scale, known) if isinstance(scale, str) else f"known: {', '.join(known)}"
+        raise UserError(f"{path}: scale: found {scale!r}; {hint}")
+
+
+def _take_scale(settings: Sequence[str], scale: Scale) -> tuple[Scale, list[str]]:
+    """Returns the scale, which recipes need before they are built, and the other settings."""
+    others = []
+    for text in settings:
+        if not text.startswith("scale="):
+            others.append(text)
+        elif text in ("scale=full", "scale=smoke"):
+            scale = "smoke" if text == "scale=smoke" else "full"
+        else:
+            raise UserError(f"--set {text}: expected scale=full or scale=smoke")
+    return scale, others
+
+
+def _dated_folder(name: str) -> Path:
+    return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def _check_empty_or_run(folder: RunDirectory) -> None:
+    """Raises ``UserError`` for a folder of anything else, before a file is put into it."""
+    if folder.facts.is_file():
+        RunDirectory.existing(folder.root)
+    elif folder.root.is_dir() and any(
+        entry.name != ".lock" and not entry.name.startswith(TEMPORARY_PREFIX) for entry in folder.root.iterdir()
+    ):
+        raise UserError(
+            f"{folder.root}: expected a run folder or an empty one, found other files; choose another folder"
+        )
+
+
+def open_run(run: Path | str, *, device: str | None = None) -> Run:
+    """Returns a finished run, to predict with and to read; raises ``UserError`` when there is none at ``run``."""
+    folder = RunDirectory.existing(Path(run))
+    if folder.finished("ensemble") is None:
+        raise UserError(f"{run}: expected a finished run, found one still without an ensemble; start `fit` again")
+    return Run(folder=folder, device=device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A finished run."""
+
+    folder: RunDirectory
+    device: str | None = None
+
+    def evaluate(self) -> dict[str, Any]:
+        """Returns the out-of-fold scores: ``metric``, ``oof`` (mean, std, folds; cross-fitted) and ``members``."""
+        from maskloom.stages.ensemble import load_ensemble
+
+        return load_ensemble(self.folder).evaluation()
+
+    def summary(self) -> str:
+        """Returns the scores as lines for a terminal, and where the report is."""
+        from maskloom.stages.reporting import score_lines
+
+        return "\n".join([*score_lines(self.evaluate()), f"report: {self.folder.report}"])
+
+    def predict(
+        self,
+        images: Path | str,
+        *,
+        out: Path | str,
+        to: str = "png",
+        skip_bad: bool = False,
+        progress: Progress | None = None,
+    ) -> Prediction:
+        """Returns what was written for an image or a folder of images.
+
+        ``to`` is "png" (masks), "prob" (8-bit maps), "rle" (``predictions.csv.gz``) or "coco"
+        (``predictions.json``). Images already written by the same run are skipped.
+        """
+        from maskloom.stages.images import predict_images
+
+        return predict_images(
+            self.folder,
+            Path(images),
+            out=Path(out),
+            to=to,
+            opened=lambda: self._opened,
+            skip_bad=skip_bad,
+            progress=progress or Silent(),
+        )
+
+    def predict_array(self, image: np.ndarray) -> np.ndarray:
+        """Returns the labels uint8 H×W (multilabel C×H×W) of one image H×W×C as stored."""
+        return self._opened.predict(image)
+
+    @cached_property
+    def _opened(self) -> Opened:
+        """The networks, loaded at the first prediction."""
+        from maskloom.stages.images import open_for_prediction
+
+        return open_for_prediction(self.folder, self.device)
+
+    def report(self) -> Path:
+        """Returns the path of the report page after writing it again."""
+        from maskloom.stages.reporting import write_report
+
+        return write_report(self.folder)
+
+
+def load_bundle(path: Path | str) -> Segmenter:
+    """Returns a trained network with its settings; ``.network`` maps N×C×H×W float32 to logits.
+
+    Raises ``UserError`` when the file is not a bundle; nothing in it is ever executed.
+    """
+    from maskloom.models.bundle import load_bundle as load
+
+    return load(Path(path))
+
+
+def score(
+    truth: Path | str,
+    prediction: Path | str,
+    *,
+    ignore: int | None = None,
+    classes: Sequence[str] | None = None,
+    skip_missing: bool = False,
+    order: str = "row",
+    base: int = 1,
+    size: Size | None = None,
+    foreground: bool = False,
+) -> Comparison:
+    """Returns Dice and IoU of any two mask sets (folders, RLE tables, COCO files), independently of a run.
+
+    ``ignore`` is a truth value that counts nowhere; ``classes`` names the labels 0, 1, …; ``skip_missing`` scores what
+    both sides have; ``order`` ("row", "column") and ``base`` (0, 1) say how tables count pixels; ``size`` (height,
+    width) is needed when both sides are tables; ``foreground`` takes every value above 0 as the one class.
+    """
+    from maskloom.outputs.comparison import compare
+
+    if order not in ("row", "column") or base not in (0, 1):
+        raise UserError(f"expected order row or column and base 0 or 1, found {order!r} and {base}")
+    if size is not None and min(size) < 1:
+        raise UserError(f"expected a size (height, width) of at least 1 pixel each, found {size[0]}x{size[1]}")
+    return compare(
+        Path(truth),
+        Path(prediction),
+        ignore=ignore,
+        classes=classes,
+        skip_missing=skip_missing,
+        order="row" if order == "row" else "column",
+        base=1 if base == 1 else 0,
+        size=size,
+        foreground=foreground,
+    )
+
+
+def inspect(
+    data: Path | str, *, page: Path | str, settings: Sequence[str] = (), progress: Progress | None = None
+) -> str:
+    """Returns a table for the terminal of what is in the data, and writes the page with pictures."""
+    from maskloom.config import override
+    from maskloom.data.sources.base import DataSettings
+    from maskloom.data.statistics import survey
+    from maskloom.outputs.inspection import inspection_table, write_inspection
+
+    stated = override(DataSettings(skip_bad=True), [text.removeprefix("data.") for text in settings])
+    source = open_source(data, stated)
+    listener = progress or Silent()
+    listener.stage("inspect", cached=False)
+    found = survey(source, workers=8, on_progress=listener.advance, unlabelled=True)
+    findings = write_inspection(Path(page), source, found)
+    return inspection_table(source, found, findings)
+
+
+def demo(out: Path | str, *, device: str | None = None, progress: Progress | None = None) -> Run:
+    """Returns the run of the default recipe on generated photos below ``out``; started again it continues."""
+    from maskloom.data.studio import write_studio
+    from maskloom.runtime import num_cores
+
+    listener = progress or Silent()
+    data = Path(out) / "data"
+    listener.stage("studio", cached=False)
+    write_studio(data, **DEMO_STUDIO, workers=num_cores(), on_photo=listener.advance)
+    return fit("default", data, run=Path(out) / "run", device=device, settings=DEMO_SETTINGS, progress=listener)
+
+
+DEMO_STUDIO: dict[str, Any] = {"objects": 14, "test_objects": 2, "views": 16, "size": (256, 384), "seed": 0}
+"""The generated photos of the demo."""
+DEMO_SETTINGS = ("members.0.training.epochs=4", "members.0.training.validate_every=1")
+"""What the demo changes in the default recipe so that it ends in a few minutes on two cores."""

@@ -1,0 +1,226 @@
+"""The command line: one command per thing a user wants, thin over ``maskloom.api``.
+
+Heavy imports happen inside the commands, so that ``maskloom --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from maskloom.errors import UserError
+from maskloom.files import FULL_DISK
+
+if TYPE_CHECKING:
+    from maskloom.console import Terminal
+
+INTERRUPTED = 130
+"""The exit code after Ctrl-C."""
+
+app = typer.Typer(
+    name="maskloom",
+    help="From a folder of images and masks to the most accurate masks that hardware and deadline allow.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+class Device(StrEnum):
+    """Where to compute."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Format(StrEnum):
+    """What predictions are written as."""
+
+    png = "png"
+    prob = "prob"
+    rle = "rle"
+    coco = "coco"
+
+
+Data = Annotated[Path, typer.Option("--data", help="Folder, table or COCO file with images and masks.")]
+Run = Annotated[Path, typer.Argument(help="The folder of a run.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="key=value, for instance seed=1; repeatable.")]
+DeviceOption = Annotated[Device | None, typer.Option("--device", help="Default: CUDA where there is one.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave damaged records out and list them in the report.")]
+Workers = Annotated[int | None, typer.Option("--workers", min=0, help="Loader processes. Default: by cores.")]
+
+
+@app.command()
+def fit(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name (see `maskloom recipes`) or a YAML file.")],
+    data: Data,
+    run: Annotated[Path | None, typer.Option("--run", help="Run folder. Default: a new dated one.")] = None,
+    settings: Settings = None,
+    device: DeviceOption = None,
+    skip_bad: SkipBad = False,
+    workers: Workers = None,
+) -> None:
+    """Run every stage of a recipe: folds, training, out-of-fold scores, ensemble, predictions, report.
+
+    Started again with the same run folder it continues; with a changed recipe it repeats only what depends on it.
+    """
+    from maskloom import api
+
+    with _terminal() as terminal:
+        result = api.fit(
+            recipe, data, run=run, settings=settings or [], device=device, skip_bad=skip_bad, workers=workers,
+            progress=terminal,
+        )  # fmt: skip
+    print(result.summary())
+
+
+@app.command()
+def predict(
+    run: Run,
+    images: Annotated[Path, typer.Argument(help="An image, or a folder of images.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for what is written.")],
+    to: Annotated[Format, typer.Option("--to", help="png: masks; prob: 8-bit maps; rle: a table; coco: JSON.")],
+    device: DeviceOption = None,
+    skip_bad: SkipBad = False,
+) -> None:
+    """Predict masks for new images with a run's whole ensemble; started again it continues."""
+    from maskloom import api
+
+    with _terminal() as terminal:
+        opened = api.open_run(run, device=device)
+        done = opened.predict(images, out=out, to=to.value, skip_bad=skip_bad, progress=terminal)
+    print(f"{done.num_written} predictions in {done.out}" + (f", {len(done.bad)} left out" if done.bad else ""))
+
+
+@app.command()
+def evaluate(run: Run, json: Json = False) -> None:
+    """Show a run's out-of-fold scores: ensemble and members, per fold."""
+    from maskloom import api
+
+    opened = api.open_run(run)
+    print(_json(opened.evaluate()) if json else opened.summary())
+
+
+@app.command()
+def score(
+    truth: Annotated[Path, typer.Argument(help="Folder of masks, RLE table or COCO file with the truth.")],
+    prediction: Annotated[Path, typer.Argument(help="The same for what is scored.")],
+    json: Json = False,
+    ignore: Annotated[int | None, typer.Option("--ignore", help="Truth value that counts nowhere.")] = None,
+    classes: Annotated[str | None, typer.Option("--classes", help="Names of the labels 0, 1, …: a,b,c.")] = None,
+    skip_missing: Annotated[bool, typer.Option("--skip-missing", help="Score what both sides have.")] = False,
+    order: Annotated[str, typer.Option("--order", help="How tables count pixels: row or column.")] = "row",
+    base: Annotated[int, typer.Option("--base", help="Number of the first pixel in tables: 0 or 1.")] = 1,
+    size: Annotated[str | None, typer.Option("--size", help="HEIGHTxWIDTH of images, for two tables.")] = None,
+    foreground: Annotated[bool, typer.Option("--foreground", help="Take every value above 0 as one class.")] = False,
+) -> None:
+    """Compare any two mask sets, independently of a run."""
+    from maskloom import api
+
+    names = classes.split(",") if classes else None
+    result = api.score(
+        truth, prediction, ignore=ignore, classes=names, skip_missing=skip_missing, order=order, base=base,
+        size=_size(size), foreground=foreground,
+    )  # fmt: skip
+    print(_json(result.to_json()) if json else result.table())
+
+
+@app.command()
+def inspect(
+    data: Annotated[Path, typer.Argument(help="Folder, table or COCO file with images and masks.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Write the page here. Default: inspection.html.")] = None,
+    settings: Settings = None,
+) -> None:
+    """Show what is in the data: sizes, classes, duplicates, damaged files, suspicious masks."""
+    from maskloom import api
+
+    page = out or Path("inspection.html")
+    with _terminal() as terminal:
+        table = api.inspect(data, page=page, settings=settings or [], progress=terminal)
+    print(table)
+    print(f"page with pictures: {page}")
+
+
+@app.command()
+def report(run: Run) -> None:
+    """Write a run's report page again and print where it is."""
+    from maskloom import api
+
+    print(api.open_run(run).report())
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes by name."""
+    from maskloom import api
+
+    for name, first_line in api.recipes().items():
+        print(f"{name:<16} {first_line}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the generated data and the run.")] = Path("demo"),
+    device: DeviceOption = None,
+) -> None:
+    """Draw a small photo set, train and predict on it, and write the report."""
+    from maskloom import api
+
+    with _terminal() as terminal:
+        result = api.demo(out, device=device, progress=terminal)
+    print(result.summary())
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    height, _, width = text.lower().replace("×", "x").partition("x")
+    if not (height.isdecimal() and width.isdecimal()):
+        raise UserError(f"--size {text}: expected HEIGHTxWIDTH in pixels, for instance 1280x1918")
+    return int(height), int(width)
+
+
+def _terminal() -> Terminal:
+    from maskloom.console import Terminal
+
+    return Terminal()
+
+
+def _json(value: object) -> str:
+    import json
+
+    return json.dumps(value, indent=2, ensure_ascii=False)
+
+
+def main() -> None:
+    """Runs the command line; a ``UserError`` becomes one line and exit code 2, Ctrl-C exit code 130."""
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    try:
+        app()
+    except UserError as error:
+        from maskloom.console import print_error
+
+        print_error(str(error))
+        sys.exit(2)
+    except OSError as error:
+        full = error.errno in FULL_DISK
+        if not full and not error.filename:
+            raise
+        from maskloom.console import print_error
+
+        place = error.filename or "while writing"
+        if full:
+            print_error(f"{place}: the disk is full; free some space and start the same command again, it continues")
+        else:
+            print_error(f"{place}: {error.strerror or 'cannot be used'}; check the path and its permissions")
+        sys.exit(2)
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:
+            print("stopped; start the same command again to continue", file=sys.stderr)
+        raise

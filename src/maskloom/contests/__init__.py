@@ -1,0 +1,1 @@
+"""The worlds of single contests: their layout on disk, their tables, the checks of their submissions."""

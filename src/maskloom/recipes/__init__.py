@@ -1,0 +1,1 @@
+"""Functions that return complete recipes for a source and a device."""

@@ -1,0 +1,113 @@
+"""Stages ``survey`` and ``folds``: every labelled file is read once, then groups are dealt into folds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+from maskloom.data.duplicates import SimilarPair, exact_duplicates, near_duplicates
+from maskloom.data.folds import check_ids, check_leaks, make_folds
+from maskloom.data.sources.base import DataSource, first_problem
+from maskloom.data.statistics import Survey, survey
+from maskloom.files import checksum, fingerprint, read_json, write_json
+from maskloom.outputs.findings import sizes_text
+from maskloom.records import MaskFile, Record
+from maskloom.stages.context import Context
+
+
+def source_fingerprint(source: DataSource) -> str:
+    """Returns a fingerprint of what is learnt from: ids, groups, truth, and the content of every labelled file."""
+    files = [path for record in source.records for path in labelled_files(record)]
+    with ThreadPoolExecutor(8) as pool:
+        contents = list(pool.map(checksum, files))
+    description = source.to_json()
+    for other in ("notes", "problems", "unlabelled", "sample_submission"):
+        description.pop(other)
+    return fingerprint(description, contents)
+
+
+def unlabelled_fingerprint(source: DataSource) -> str:
+    """Returns a fingerprint of the images to be predicted, by name, length and time of change.
+
+    Reading a large test set to hash it costs more than it tells.
+    """
+    found = [(record.id, record.image.stat()) for record in source.unlabelled]
+    return fingerprint([(record_id, facts.st_size, facts.st_mtime_ns) for record_id, facts in found])
+
+
+def summary(source: DataSource) -> str:
+    """Returns what was opened in one line, such as ``768 images 512×512 in 48 groups; binary: car``."""
+    sizes = Counter(record.size for record in source.records)
+    groups = len({record.group for record in source.records})
+    grouped = "each its own group" if groups == len(source.records) else f"in {groups:,} groups"
+    parts = [f"{len(source.records):,} images", f"({sizes_text(sizes)})" if len(sizes) > 1 else sizes_text(sizes)]
+    without = f"; {len(source.unlabelled):,} more without masks" if source.unlabelled else ""
+    return f"{' '.join(parts)}, {grouped}{without}; {source.task.kind}: {', '.join(source.task.classes)}"
+
+
+def labelled_files(record: Record) -> Iterable[Path]:
+    """Returns the files that a record's image and truth are read from."""
+    yield record.image
+    if isinstance(record.truth, MaskFile):
+        yield record.truth.path
+
+
+def survey_data(context: Context) -> list[Path]:
+    """Returns the files left: what reading every labelled file found.
+
+    Raises the first problem unless the recipe leaves damaged records out.
+    """
+    found = survey(context.source, workers=8, on_progress=context.progress.advance)
+    if found.problems and not context.recipe.data.skip_bad:
+        raise first_problem(found.problems)
+    write_json(context.run.survey, found.to_json())
+    pairs = near_duplicates(found)
+    write_json(context.run.near_duplicates, [pair.to_json() for pair in pairs])
+    if pairs:
+        context.progress.note(f"{len(pairs)} pair(s) of images of different groups look alike; see the report")
+    return [context.run.survey, context.run.near_duplicates]
+
+
+def load_survey(context: Context) -> Survey:
+    """Returns what the ``survey`` stage found."""
+    return Survey.from_json(read_json(context.run.survey), context.source.root)
+
+
+def without_bad_records(context: Context) -> Context:
+    """Returns the context without the records that the survey could not read, and says which those are."""
+    bad = load_survey(context).bad_ids
+    if not bad:
+        return context
+    context.progress.note(f"{len(bad)} damaged record(s) left out: {', '.join(sorted(bad)[:5])}{' …' * (len(bad) > 5)}")
+    kept = tuple(record for record in context.source.records if record.id not in bad)
+    return context.with_source(replace(context.source, records=kept))
+
+
+def write_folds(context: Context) -> list[Path]:
+    """Returns the fold table's file, after the check that nothing leaks from training into validation."""
+    found = load_survey(context)
+    exact = exact_duplicates(found)
+    near = [SimilarPair.from_json(pair) for pair in read_json(context.run.near_duplicates)]
+    table = make_folds(
+        context.source.records,
+        context.recipe.folds,
+        areas=found.areas(),
+        exact=exact,
+        near=[(pair.first, pair.second) for pair in near],
+    )
+    table.to_csv(context.run.folds)
+    check_folds(context)
+    return [context.run.folds]
+
+
+def check_folds(context: Context) -> None:
+    """Raises ``UserError`` when the run's fold table does not list exactly the data's records, or leaks.
+
+    Also asked when the table was made before, as it may have been edited since.
+    """
+    table = context.fold_table()
+    check_ids(table, context.source.records, context.run.folds)
+    check_leaks(table, context.source.records, exact_duplicates(load_survey(context)))

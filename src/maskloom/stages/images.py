@@ -1,0 +1,233 @@
+"""New images through a finished run: masks, probability maps, a table of run lengths or COCO JSON.
+
+The run's bundles and decisions are all it reads; the data it was trained on may be gone.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maskloom.config import load_yaml, parse
+from maskloom.data.image_io import IMAGE_SUFFIXES
+from maskloom.data.sources.base import first_problem, measure
+from maskloom.data.sources.folder import image_files
+from maskloom.encodings.rle import decode_runs
+from maskloom.ensembling.thresholds import decide
+from maskloom.errors import BadFile, UserError
+from maskloom.files import checksum, fingerprint, read_json, write_json
+from maskloom.inference.merging import RESULT
+from maskloom.inference.predictor import Predictor
+from maskloom.inference.streaming import predict_records
+from maskloom.outputs.maps import mask_paths, probability_paths, write_mask, write_probabilities
+from maskloom.outputs.tables import CocoWriter, SubmissionFormat, SubmissionWriter
+from maskloom.progress import Progress
+from maskloom.recipe import Recipe
+from maskloom.records import ClassMap, ProbabilityMap, Record, Task
+from maskloom.run_directory import RunDirectory
+from maskloom.runtime import choose_device
+from maskloom.stages.ensemble import Ensemble, load_ensemble, open_predictor
+from maskloom.stages.rows import read_rows, write_rows
+from maskloom.stages.scoring import image_reader
+
+FORMATS = ("png", "prob", "rle", "coco")
+MARKER = ".maskloom.json"
+"""Says in a folder of predictions whose they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What a prediction left in ``out``: how many images were written (now or before), and which were left out."""
+
+    out: Path
+    num_written: int
+    bad: list[BadFile] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A finished run, ready to predict."""
+
+    recipe: Recipe
+    ensemble: Ensemble
+    predictor: Predictor
+    task: Task
+
+    @property
+    def channels(self) -> int:
+        """Channels of the networks' input."""
+        return max(member.network.channels for member in self.recipe.members)
+
+    def labels(self, values: np.ndarray) -> np.ndarray:
+        """Returns labels from 8-bit maps C×H×W."""
+        return decide(values, self.ensemble.thresholds, self.task)
+
+    def predict(self, image: np.ndarray) -> np.ndarray:
+        """Returns the labels of one image H×W×C as stored."""
+        return self.labels(self.predictor(image)[RESULT])
+
+
+def open_for_prediction(run: RunDirectory, device: str | None) -> Opened:
+    """Returns the run with its networks loaded on the device."""
+    recipe = parse(Recipe, load_yaml(run.recipe), origin=str(run.recipe))
+    ensemble = load_ensemble(run)
+    predictor = open_predictor(run, ensemble, recipe, choose_device(device))
+    return Opened(recipe=recipe, ensemble=ensemble, predictor=predictor, task=predictor.task)
+
+
+def predict_images(
+    run: RunDirectory,
+    images: Path,
+    *,
+    out: Path,
+    to: str,
+    opened: Callable[[], Opened],
+    skip_bad: bool,
+    progress: Progress,
+) -> Prediction:
+    """Returns what was written; see ``maskloom.api.Run.predict``. ``opened`` is asked once the images are found."""
+    if to not in FORMATS:
+        raise UserError(f"to={to!r}: expected one of {', '.join(FORMATS)}")
+    bad: list[BadFile] = []
+    unfit: dict[str, BadFile] = {}
+    progress.stage("predict", cached=False)
+    records = find_images(images, out=out, bad=bad if skip_bad else None, note=progress.note)
+    mark_output(out, run, to, _root(images))
+    ready = opened()
+
+    def leave_out(record: Record, problem: BadFile) -> None:
+        unfit[record.id] = problem
+        progress.note(f"left out: {problem}")
+
+    common: dict[str, Any] = {
+        "read": image_reader(ready.channels),
+        "on_bad": leave_out if skip_bad else None,
+        "on_progress": progress.advance,
+    }
+    if to in ("png", "prob"):
+        _write_maps(ready, records, out, to, common)
+    else:
+        written = _write_table(ready, records, out, to, common)
+        for record in records:
+            if record.id not in written:
+                unfit.setdefault(record.id, BadFile(record.image, "left out before this prediction was continued"))
+    return Prediction(out=out, num_written=len(records) - len(unfit), bad=[*bad, *unfit.values()])
+
+
+def find_images(
+    images: Path, *, out: Path, bad: list[BadFile] | None, note: Callable[[str], None] = lambda _: None
+) -> list[Record]:
+    """Returns a record per image below a folder (or of one file), sorted by path; problems go to ``bad`` if given.
+
+    Hidden files and folders of predictions are passed over. Sizes are from headers: an image over the budget for
+    decoding is told here, before any network is loaded.
+    """
+    if not images.exists():
+        raise UserError(f"{images}: expected an image or a folder of images, found no such path")
+    root = _root(images)
+    if out.resolve() == root.resolve():
+        raise UserError(f"{out}: --out is the images' own folder, where masks could overwrite them; choose another")
+    paths = _photos(root, out, note) if images.is_dir() else [images]
+    if not paths:
+        raise UserError(f"{images}: expected images ({' '.join(IMAGE_SUFFIXES)}), found none")
+    by_id: dict[str, Path] = {}
+    for path in paths:
+        record_id = path.relative_to(root).with_suffix("").as_posix()
+        other = by_id.setdefault(record_id, path)
+        if other != path:
+            raise UserError(f"{path}: {other.name} would give the same output name; rename one of them")
+    sizes = measure(paths)
+    problems = [size for size in sizes if isinstance(size, BadFile)]
+    if problems and bad is None:
+        raise first_problem(problems)
+    if bad is not None:
+        bad += problems
+    return [
+        Record(id=record_id, image=path, size=size)
+        for (record_id, path), size in zip(by_id.items(), sizes, strict=True)
+        if not isinstance(size, BadFile)
+    ]
+
+
+def _root(images: Path) -> Path:
+    return images if images.is_dir() else images.parent
+
+
+def _photos(root: Path, out: Path, note: Callable[[str], None]) -> list[Path]:
+    """Returns the images below ``root`` but those in ``out`` or another folder of predictions."""
+    found = sorted(image_files(root))
+    target = out.resolve()
+    holds: dict[Path, bool] = {root: False}
+
+    def holds_predictions(folder: Path) -> bool:
+        if folder not in holds:
+            own = (folder / MARKER).is_file() or folder.resolve() == target
+            holds[folder] = own or holds_predictions(folder.parent)
+        return holds[folder]
+
+    photos = [path for path in found if not holds_predictions(path.parent)]
+    if len(photos) < len(found):
+        note(f"{len(found) - len(photos)} images below {root} lie in folders of predictions and are passed over")
+    return photos
+
+
+def mark_output(out: Path, run: RunDirectory, to: str, images: Path) -> None:
+    """Writes whose predictions a folder holds; refuses a folder with those of another run or of other images."""
+    marker = out / MARKER
+    described = {"ensemble": checksum(run.ensemble), "to": to, "images": str(images.resolve())}
+    if marker.is_file() and (found := read_json(marker)) != described:
+        same = isinstance(found, dict) and found | {"images": described["images"]} == described
+        whose = f"of the images in {found.get('images')}" if same else "of another run or format"
+        raise UserError(f"{out}: holds predictions {whose}; choose another folder or remove this one")
+    write_json(marker, described)
+
+
+def _write_maps(opened: Opened, records: Sequence[Record], out: Path, to: str, common: dict[str, Any]) -> None:
+    paths = mask_paths if to == "png" else probability_paths
+
+    def consume(record: Record, maps: dict[str, np.ndarray]) -> None:
+        if to == "png":
+            write_mask(out, ClassMap(id=record.id, labels=opened.labels(maps[RESULT])), opened.task)
+        else:
+            write_probabilities(out, ProbabilityMap(id=record.id, values=maps[RESULT]), opened.task)
+
+    def is_written(record: Record) -> bool:
+        changed = record.image.stat().st_mtime_ns
+        files = paths(out, record.id, opened.task)
+        return all(path.is_file() and path.stat().st_mtime_ns >= changed for path in files)
+
+    predict_records(opened.predictor, records, consume, skip=is_written, **common)
+
+
+def _write_table(opened: Opened, records: Sequence[Record], out: Path, to: str, common: dict[str, Any]) -> set[str]:
+    """Returns the ids of the records in the table."""
+    # Chunks of an attempt on other images, or on other versions of them, lie under another name and are not read.
+    rows = out / ".rows" / _fingerprint(records, skip_bad=common["on_bad"] is not None)
+    written: set[str] = set()
+    files = write_rows(opened.predictor, records, rows, opened.task, decide=opened.labels, **common)
+    if to == "rle":
+        form = SubmissionFormat(columns=("id", "class", "rle") if opened.task.num_maps > 1 else ("id", "rle"))
+        with SubmissionWriter(out / "predictions.csv.gz", form) as table:
+            for row in read_rows(files):
+                table.write(row.record_id, row.runs, row.class_name if form.has_classes else "")
+                written.add(row.record_id)
+    else:
+        names = {record.id: record.id + record.image.suffix for record in records}
+        with CocoWriter(out / "predictions.json", opened.task) as writer:
+            for row in read_rows(files):
+                mask = decode_runs(row.runs, row.size, order="row", base=1)
+                writer.write(row.record_id, names[row.record_id], row.class_name, mask)
+                written.add(row.record_id)
+    shutil.rmtree(out / ".rows", ignore_errors=True)
+    return written
+
+
+def _fingerprint(records: Sequence[Record], *, skip_bad: bool) -> str:
+    """Returns a fingerprint of the images by name, size, length and time of change."""
+    facts = [(record.id, record.size, record.image.stat()) for record in records]
+    return fingerprint(skip_bad, [(name, size, found.st_size, found.st_mtime_ns) for name, size, found in facts])

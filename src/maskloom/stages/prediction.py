@@ -1,0 +1,118 @@
+"""Stages ``predict`` and ``submit``: the data's unlabelled images through the whole ensemble, once.
+
+Images that turn out damaged are left out where the recipe says so, and remembered in a file as soon as they are met.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from maskloom.ensembling.thresholds import decide
+from maskloom.errors import BadFile, UserError
+from maskloom.files import read_json, write_json
+from maskloom.outputs.maps import mask_paths, write_mask
+from maskloom.outputs.tables import (
+    SubmissionFormat,
+    SubmissionWriter,
+    check_against_sample,
+    read_names,
+    validate_submission,
+)
+from maskloom.records import ClassMap, Record, Task
+from maskloom.run_directory import RunDirectory
+from maskloom.stages.context import Context
+from maskloom.stages.ensemble import load_ensemble, open_predictor
+from maskloom.stages.rows import read_rows, write_rows
+from maskloom.stages.scoring import image_reader
+
+
+def predict_unlabelled(context: Context, *, fingerprint: str) -> list[Path]:
+    """Returns the files left: rows, PNG masks where the recipe asks for them, and what was left out, if anything."""
+    run, task = context.run, context.source.task
+    run.begin("predict", run.predictions, fingerprint)
+    ensemble = load_ensemble(run)
+    masks, rows, unlabelled = run.predictions / "masks", run.predictions / "rows", context.source.unlabelled
+    if context.recipe.delivery.masks:
+        _forget_rows_without_masks(rows, masks, task)
+    predictor = open_predictor(run, ensemble, context.recipe, context.device)
+    context.say(predictor.notes)
+
+    def write(mask: ClassMap) -> None:
+        write_mask(masks, mask, task)
+
+    def leave_out(record: Record, problem: BadFile) -> None:
+        context.progress.note(f"left out: {problem}")
+        _remember(run, record, problem, context.source.root)
+
+    files = write_rows(
+        predictor,
+        unlabelled,
+        rows,
+        task,
+        decide=lambda values: decide(values, ensemble.thresholds, task),
+        read=image_reader(context.num_channels()),
+        also=write if context.recipe.delivery.masks else None,
+        on_bad=leave_out if context.recipe.data.skip_bad else None,
+        on_progress=context.progress.advance,
+    )
+    written = {row.record_id for row in read_rows(files)}
+    told = left_out(run, context.source.root)
+    for record in unlabelled:
+        if record.id not in written and record.id not in told:
+            _remember(run, record, BadFile(record.image, "left out by an earlier attempt"), context.source.root)
+    files += [run.left_out] if run.left_out.is_file() else []
+    if context.recipe.delivery.masks:
+        files += [path for record_id in written for path in mask_paths(masks, record_id, task)]
+    return files
+
+
+def left_out(run: RunDirectory, root: Path) -> dict[str, BadFile]:
+    """Returns what is wrong with the images that were not predicted, by id; ``root`` is the data folder."""
+    found = read_json(run.left_out) if run.left_out.is_file() else {}
+    return {record_id: BadFile(root / row["path"], row["reason"]) for record_id, row in found.items()}
+
+
+def _remember(run: RunDirectory, record: Record, problem: BadFile, root: Path) -> None:
+    """Adds a record to the file of those left out; a chunk that is finished is not looked at again."""
+    path = problem.path
+    name = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path.absolute())
+    found = read_json(run.left_out) if run.left_out.is_file() else {}
+    write_json(run.left_out, found | {record.id: {"path": name, "reason": problem.reason}})
+
+
+def _forget_rows_without_masks(rows: Path, masks: Path, task: Task) -> None:
+    """Removes finished chunks of which a mask has been deleted since, so that they are predicted again."""
+    for chunk in sorted(rows.glob("*.csv")):
+        ids = {row.record_id for row in read_rows([chunk])}
+        if not all(path.is_file() for record_id in ids for path in mask_paths(masks, record_id, task)):
+            chunk.unlink()
+
+
+def write_submission(context: Context, form: SubmissionFormat) -> Path:
+    """Returns the submission, with exactly the names of the data's sample, in its order, where there is one.
+
+    When the data holds only some of the sample's images, or some could not be predicted, what there is is written as
+    ``submission.partial.csv.gz``, and said: a contest would refuse it.
+    """
+    whole, partial = (context.run.root / f"submission{kind}.csv.gz" for kind in ("", ".partial"))
+    target, sample, names = whole, context.source.sample_submission, None
+    bad = left_out(context.run, context.source.root)
+    try:
+        if sample is not None:
+            there = {form.name(record.id) for record in context.source.unlabelled if record.id not in bad}
+            check_against_sample(there, sample, form)
+            names = read_names(sample, form)
+        elif bad:
+            some = ", ".join(sorted(bad)[:5]) + (", …" if len(bad) > 5 else "")
+            raise UserError(f"{len(bad)} damaged image(s) left out: {some}")
+    except UserError as error:
+        target = partial
+        context.progress.note(f"the submission is partial: {error}")
+    rows = sorted((context.run.predictions / "rows").glob("*.csv"))
+    with SubmissionWriter(target, form, names=names) as writer:
+        for row in read_rows(rows):
+            writer.write(form.name(row.record_id), row.runs, row.class_name if form.has_classes else "")
+    if target == whole and sample is not None:
+        validate_submission(target, sample, form)
+    (partial if target == whole else whole).unlink(missing_ok=True)
+    return target

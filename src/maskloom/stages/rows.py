@@ -1,0 +1,111 @@
+"""Predicted masks as rows of run lengths, in files of a chunk of images each: the resumable unit of long predictions.
+
+A killed prediction repeats at most one chunk; the rows are the same whatever happened on the way.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from maskloom.encodings.rle import encode_runs
+from maskloom.errors import BadFile
+from maskloom.files import write_text
+from maskloom.inference.merging import RESULT
+from maskloom.inference.streaming import predict_records
+from maskloom.records import ClassMap, Record, Size, Task
+
+CHUNK = 64
+"""Images per file of rows."""
+
+csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the run lengths of one large mask exceed the standard 128 kB
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One class of one predicted mask: row-major, one-based run lengths."""
+
+    record_id: str
+    class_name: str
+    size: Size
+    runs: str
+
+
+def write_rows(
+    predict: Callable[[np.ndarray], dict[str, np.ndarray]],
+    records: Sequence[Record],
+    folder: Path,
+    task: Task,
+    *,
+    decide: Callable[[np.ndarray], np.ndarray],
+    read: Callable[[Record], np.ndarray],
+    also: Callable[[ClassMap], None] | None = None,
+    on_bad: Callable[[Record, BadFile], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[Path]:
+    """Returns the files of rows below ``folder``, in the records' order; files of an earlier attempt are kept.
+
+    ``decide`` turns 8-bit maps C×H×W into labels; ``also`` is given every decided mask, from several threads.
+    """
+    files = []
+    for number, chunk in enumerate(_chunks(records)):
+        path = folder / f"{number:06d}.csv"
+        files.append(path)
+        if path.is_file():
+            continue
+        rows: dict[str, list[Row]] = {}
+
+        def consume(record: Record, maps: dict[str, np.ndarray], rows: dict[str, list[Row]] = rows) -> None:
+            labels = decide(maps[RESULT])
+            if also is not None:
+                also(ClassMap(id=record.id, labels=labels))
+            rows[record.id] = rows_of(record.id, labels, task)
+
+        def advance(done: int, _: int, first: int = number * CHUNK) -> None:
+            if on_progress is not None:
+                on_progress(first + done, len(records))
+
+        predict_records(predict, chunk, consume, read=read, on_bad=on_bad, on_progress=advance)
+        write_text(path, _to_text(row for record in chunk for row in rows.get(record.id, [])))
+    return files
+
+
+def rows_of(record_id: str, labels: np.ndarray, task: Task) -> list[Row]:
+    """Returns one row per class from labels H×W (binary, multiclass) or C×H×W (multilabel)."""
+    if task.kind == "multilabel":
+        masks = [layer == 1 for layer in labels]
+    else:
+        masks = [labels == (1 if task.kind == "binary" else index) for index in range(task.num_maps)]
+    return [
+        Row(record_id, name, mask.shape, encode_runs(mask, order="row", base=1))
+        for name, mask in zip(task.classes, masks, strict=True)
+    ]
+
+
+def read_rows(files: Sequence[Path]) -> Iterator[Row]:
+    """Returns the rows one by one, so that memory stays flat."""
+    for path in files:
+        with path.open(encoding="utf-8", newline="") as stream:
+            for record_id, class_name, height, width, runs in csv.reader(stream):
+                yield Row(record_id, class_name, (int(height), int(width)), runs)
+
+
+def _to_text(rows: Iterator[Row]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    for row in rows:
+        writer.writerow([row.record_id, row.class_name, *row.size, row.runs])
+    return text.getvalue()
+
+
+def _chunks(records: Sequence[Record]) -> Iterator[list[Record]]:
+    iterator = iter(records)
+    while chunk := list(islice(iterator, CHUNK)):
+        yield chunk

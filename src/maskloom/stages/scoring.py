@@ -1,0 +1,26 @@
+"""What the scoring stages share: reading images with the right channels, deciding at one half."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from maskloom.data.dataset import with_channels
+from maskloom.data.image_io import read_image
+from maskloom.ensembling.thresholds import HALF, decide
+from maskloom.records import Record, Task
+
+
+def image_reader(channels: int) -> Callable[[Record], np.ndarray]:
+    """Returns a function from record to image H×W×``channels``."""
+
+    def read(record: Record) -> np.ndarray:
+        return with_channels(read_image(record.image), channels, record.image)
+
+    return read
+
+
+def decided(values: np.ndarray, task: Task) -> np.ndarray:
+    """Returns labels from 8-bit maps C×H×W at one half (binary, multilabel) or by the largest (multiclass)."""
+    return decide(values, [HALF] * task.num_maps, task)

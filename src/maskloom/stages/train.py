@@ -1,0 +1,135 @@
+"""Stage ``train/<member>/fold<k>``: one network learns from the groups outside its fold."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from maskloom.data.dataset import SegmentationDataset
+from maskloom.data.statistics import Survey
+from maskloom.data.truth import read_truth
+from maskloom.files import checksum
+from maskloom.inference.merging import RESULT, Merge
+from maskloom.inference.predictor import InferenceSettings, Predictor
+from maskloom.inference.streaming import predict_records
+from maskloom.losses.terms import build_loss
+from maskloom.metrics import Counts, from_labels, score_records
+from maskloom.models.encoders import TIMM_PREFIX, NetworkSettings, encoder_normalisation, resolve
+from maskloom.models.pretrained import choose, installed_file
+from maskloom.models.segmenter import Normalisation, Segmenter, build_segmenter
+from maskloom.recipe import MemberSettings
+from maskloom.records import Record
+from maskloom.runtime import derive_seed
+from maskloom.stages.context import Context, leaf_name
+from maskloom.stages.data import load_survey
+from maskloom.stages.scoring import decided, image_reader
+from maskloom.training.engine import TrainingJob, train
+from maskloom.training.tracking import TrainingProgress
+
+
+def train_fold(context: Context, member: MemberSettings, fold: int, *, fingerprint: str) -> list[Path]:
+    """Returns the bundles of one fold, the best and the last; continues from the fold's checkpoint."""
+    training_ids, validation_ids = context.fold_table().split(fold)
+    seed = derive_seed(context.recipe.seed, member.name, fold)
+    dataset = SegmentationDataset(
+        records=context.records(set(training_ids)),
+        task=context.source.task,
+        coding=context.source.coding,
+        policy=member.input,
+        augment=member.augment,
+        seed=seed,
+        channels=member.network.channels,
+    )
+    validation = evenly_spread(context.records(set(validation_ids)), member.validation_images)
+    job = TrainingJob(
+        segmenter=fresh_segmenter(context, member, seed, set(training_ids)),
+        dataset=dataset,
+        loss=build_loss(member.loss, context.source.task),
+        optimiser=member.optimiser,
+        schedule=member.schedule,
+        training=member.training,
+        validate=lambda segmenter: validation_score(context, member, segmenter, validation),
+        folder=context.run.fold(member.name, fold),
+        seed=seed,
+        device=context.device,
+        num_workers=context.workers,
+        fingerprint=fingerprint,
+    )
+    result = train(job, on_progress=lambda progress: show(context, progress))
+    return [result.best, result.last]
+
+
+def weights_mark(network: NetworkSettings) -> str:
+    """Returns the checksum of the file that the encoder's first weights are read from, else "none" or "hub".
+
+    Raises ``UserError`` when weights that were asked for are not there.
+    """
+    if network.weights == "auto":  # asked without the warning, which belongs to where the network is built
+        path = installed_file(resolve(network.encoder).removeprefix(TIMM_PREFIX))
+        return "none" if path is None else checksum(path)
+    source = choose(network)
+    return source.kind if source.path is None else checksum(source.path)
+
+
+def show(context: Context, progress: TrainingProgress) -> None:
+    """Hands the loop's progress to the run's listener."""
+    if progress.note:
+        context.progress.note(progress.note)
+    context.progress.advance(progress.step, progress.steps, progress.detail)
+
+
+def fresh_segmenter(context: Context, member: MemberSettings, seed: int, training_ids: set[str]) -> Segmenter:
+    """Returns an untrained (or pretrained) segmenter, the same for the same seed."""
+    torch.manual_seed(seed)
+    return build_segmenter(
+        member.network,
+        task=context.source.task,
+        policy=member.input,
+        normalisation=normalisation(load_survey(context), member, training_ids),
+    )
+
+
+def normalisation(found: Survey, member: MemberSettings, training_ids: set[str]) -> Normalisation:
+    """Returns the encoder's own normalisation for 8-bit images, else the statistics of the images trained on.
+
+    Pretrained encoders expect 8-bit photos on the scale 0…1; deeper images use a part of their range that only the
+    data tells.
+    """
+    if found.dtype == "uint8":
+        mean, std = encoder_normalisation(member.network)
+        return Normalisation(mean=mean, std=std, scale=255)
+    seen = replace(found, records=tuple(facts for facts in found.records if facts.id in training_ids))
+    mean, std = seen.channel_mean, seen.channel_std
+    if len(mean) == 1:
+        mean, std = mean * member.network.channels, std * member.network.channels
+    dtype = "uint16" if found.dtype == "uint16" else "float32"
+    return Normalisation(mean=mean, std=tuple(max(value, 1e-6) for value in std), scale=1, dtype=dtype)
+
+
+def evenly_spread(records: list[Record], count: int | None) -> list[Record]:
+    """Returns at most ``count`` records at even distances, always the same ones."""
+    if count is None or count >= len(records):
+        return records
+    return [records[index] for index in np.linspace(0, len(records) - 1, count).round().astype(int)]
+
+
+def validation_score(context: Context, member: MemberSettings, segmenter: Segmenter, records: list[Record]) -> float:
+    """Returns the recipe's metric of one network without test-time views, at probability 0.5.
+
+    Tiles overlap as the member's own input policy says, so that how trained networks are asked changes no training.
+    """
+    leaf = leaf_name(member.name, 0)
+    settings = InferenceSettings(views="none")
+    predictor = Predictor(Merge(children=(leaf,)), {leaf: segmenter}, settings, context.device)
+    task = context.source.task
+    counts: dict[str, Counts] = {}
+
+    def consume(record: Record, maps: dict[str, np.ndarray]) -> None:
+        truth = read_truth(record, task, context.source.coding)
+        counts[record.id] = from_labels(decided(maps[RESULT], task), truth, task)
+
+    predict_records(predictor, records, consume, read=image_reader(member.network.channels))
+    return score_records([counts[record.id] for record in records], context.recipe.metric)

@@ -1,0 +1,67 @@
+"""The plan of the default recipe: what it decides from the data, and that it is always the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from maskloom.data.sources.base import DataSettings
+from maskloom.data.sources.folder import open_folder
+from maskloom.errors import UserError
+from maskloom.recipes.default import BUDGETS, default, input_policy
+
+
+def folder(path: Path, sizes: list[tuple[int, int]], *, channels: int = 3, splits: bool = False) -> Path:
+    generator = np.random.default_rng(0)
+    for number, size in enumerate(sizes):
+        below = ("val" if number % 2 else "train") if splits else ""
+        for kind, pixels in (
+            ("images", generator.integers(0, 255, (*size, channels), np.uint8).squeeze()),
+            ("masks", np.eye(*size, dtype=np.uint8) * 255),
+        ):
+            (path / kind / below).mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(path / kind / below / f"{number}.png"), pixels)
+    return path
+
+
+def test_one_shape_is_trained_whole_many_shapes_in_windows(tmp_path: Path) -> None:
+    same = open_folder(folder(tmp_path / "same", [(40, 60)] * 4), DataSettings())
+    assert default(same, device="cpu").members[0].input.model_dump()["mode"] == "resize"
+    many = open_folder(folder(tmp_path / "many", [(40, 60), (60, 40), (50, 50), (70, 50)]), DataSettings())
+    recipe = default(many, device="cpu")
+    assert recipe.members[0].input.mode == "window" and recipe.inference.views == "flips"
+
+
+@pytest.mark.parametrize("device", BUDGETS)
+def test_large_images_are_shrunk_to_the_budget_with_their_shape(device: str) -> None:
+    policy = input_policy([(1280, 1918)] * 3, BUDGETS[device])
+    assert policy.size is not None
+    height, width = policy.size
+    assert height * width <= BUDGETS[device].full_pixels * 1.01
+    assert height / width == pytest.approx(1280 / 1918, rel=0.01)
+
+
+def test_given_folders_are_one_fold(tmp_path: Path) -> None:
+    source = open_folder(folder(tmp_path, [(40, 60)] * 4, splits=True), DataSettings())
+    recipe = default(source, device="cpu")
+    assert recipe.members[0].training.images_per_epoch >= 2
+    assert recipe.folds.kind == "auto"
+
+
+def test_grey_images_feed_three_channels_and_one_group_is_refused(tmp_path: Path) -> None:
+    grey = open_folder(folder(tmp_path / "grey", [(40, 60)] * 3, channels=1), DataSettings())
+    assert default(grey, device="cpu").members[0].network.channels == 3
+    one = open_folder(folder(tmp_path / "one", [(40, 60)]), DataSettings())
+    with pytest.raises(UserError, match="at least 2 groups"):
+        default(one, device="cpu")
+
+
+def test_smoke_keeps_what_the_recipe_is(tmp_path: Path) -> None:
+    source = open_folder(folder(tmp_path, [(40, 60)] * 4), DataSettings())
+    full, smoke = default(source, device="cpu"), default(source, device="cpu", scale="smoke")
+    for name in ("loss", "optimiser", "schedule", "augment", "network"):
+        assert getattr(full.members[0], name) == getattr(smoke.members[0], name)
+    assert full.inference == smoke.inference and full.ensemble == smoke.ensemble

@@ -1,0 +1,135 @@
+"""Which images are predicted, and that what an earlier attempt left is taken up only where it still fits."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import os
+import shutil
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from maskloom.data.image_io import write_png
+from maskloom.errors import BadFile, UserError
+from maskloom.inference.merging import RESULT
+from maskloom.progress import Silent
+from maskloom.records import Task
+from maskloom.run_directory import RunDirectory
+from maskloom.stages import images as stage
+from maskloom.stages.images import Prediction, find_images, predict_images
+
+
+def photo(path: Path, value: int) -> None:
+    write_png(path, np.full((2, 3, 3), value, np.uint8))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, value in (("b", 200), ("sub/a", 10)):
+        photo(tmp_path / "images" / f"{name}.png", value)
+    return tmp_path / "images"
+
+
+class Bright:
+    """Predicts what is brighter than one half, and counts the images it was asked for."""
+
+    channels = 3
+    task = Task(kind="binary", classes=("bright",))
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def predictor(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        self.asked += 1
+        return {RESULT: image[None, :, :, 0]}
+
+    def labels(self, values: np.ndarray) -> np.ndarray:
+        return (values[0] > 127).astype(np.uint8)
+
+
+def predicted(images: Path, out: Path, to: str, *, skip_bad: bool = False) -> tuple[Prediction, int]:
+    """Returns what was written, and for how many images a network was asked."""
+    run = RunDirectory(out.parent / "run")
+    run.ensemble.parent.mkdir(parents=True, exist_ok=True)
+    run.ensemble.write_text("{}")
+    bright: Any = Bright()
+    done = predict_images(run, images, out=out, to=to, opened=lambda: bright, skip_bad=skip_bad, progress=Silent())
+    return done, bright.asked
+
+
+def rows(out: Path) -> dict[str, str]:
+    with gzip.open(out / "predictions.csv.gz", "rt") as stream:
+        return {row["id"]: row["rle"] for row in csv.DictReader(stream)}
+
+
+def test_only_photos_are_found(folder: Path, tmp_path: Path) -> None:
+    for name in (".hidden.png", "._b.png", ".partial-x.png", ".thumbs/b.png", "out/b.png", "older/c.png"):
+        photo(folder / name, 0)
+    (folder / "older" / stage.MARKER).write_text("{}")
+    (folder / "folder.png").mkdir()
+    notes: list[str] = []
+    found = find_images(folder, out=folder / "out", bad=None, note=notes.append)
+    assert [record.id for record in found] == ["b", "sub/a"]
+    assert len(notes) == 1 and "2 images" in notes[0]
+    with pytest.raises(UserError, match="the images' own folder"):
+        find_images(folder, out=folder, bad=None)
+
+
+def test_a_monstrous_header_is_told_before_the_networks_load(folder: Path, tmp_path: Path) -> None:
+    body = b"IHDR" + struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
+    (folder / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk)
+    with pytest.raises(BadFile, match="over the budget"):
+        find_images(folder, out=tmp_path / "out", bad=None)
+    done, _ = predicted(folder, tmp_path / "out", "png", skip_bad=True)
+    assert (done.num_written, len(done.bad)) == (2, 1)
+
+
+def test_rows_of_other_images_are_not_used(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    with monkeypatch.context() as killed:
+        killed.setattr(stage, "read_rows", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            predicted(folder, out, "rle")
+    kept = tmp_path / "kept"
+    shutil.copytree(out, kept)
+    assert predicted(folder, out, "rle") == (Prediction(out=out, num_written=2), 0)  # the same images: taken up
+    shutil.rmtree(out)
+    kept.rename(out)
+    photo(folder / "aa.png", 255)
+    assert predicted(folder, out, "rle")[1] == 3
+    assert rows(out) == {"aa": "1 6", "b": "1 6", "sub/a": ""}
+    assert not (out / ".rows").exists()
+
+
+def test_what_was_left_out_before_a_kill_is_counted(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = (folder / "b.png").read_bytes()
+    (folder / "cut.png").write_bytes(whole[:-20])
+    with monkeypatch.context() as killed:
+        killed.setattr(stage, "read_rows", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            predicted(folder, tmp_path / "out", "rle", skip_bad=True)
+    done, asked = predicted(folder, tmp_path / "out", "rle", skip_bad=True)
+    assert (done.num_written, [problem.path.name for problem in done.bad], asked) == (2, ["cut.png"], 0)
+
+
+def test_masks_of_changed_or_other_images_are_not_kept(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert predicted(folder, out, "png")[1] == 2
+    assert predicted(folder, out, "png")[1] == 0
+    photo(folder / "b.png", 20)
+    later = (out / "b.png").stat().st_mtime_ns + 10**9
+    os.utime(folder / "b.png", ns=(later, later))
+    assert predicted(folder, out, "png")[1] == 1
+    shutil.copytree(folder, tmp_path / "others")
+    with pytest.raises(UserError, match=r"out: holds predictions of the images in .*images; choose another"):
+        predicted(tmp_path / "others", out, "png")
+    with pytest.raises(UserError, match="another run or format"):
+        predicted(folder, out, "prob")

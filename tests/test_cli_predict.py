@@ -1,0 +1,99 @@
+"""The door ``maskloom predict``: what users get wrong is one line and exit code 2; damaged images can be left out."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+
+from maskloom.cli import main
+
+Predict = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder of one colour photo and one grey photo."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    noise = np.random.default_rng(0)
+    cv2.imwrite(str(folder / "colour.png"), noise.integers(0, 255, (40, 56, 3), np.uint8))
+    cv2.imwrite(str(folder / "grey.png"), noise.integers(0, 255, (40, 56), np.uint8))
+    return folder
+
+
+@pytest.fixture
+def predict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Predict:
+    """Runs the command; returns the exit code, what it printed, and its last line of errors."""
+
+    def call(run: Path, images: Path, *options: str, to: str = "png") -> tuple[int, str, str]:
+        out = tmp_path / "out"
+        arguments = ["predict", run, images, "--out", out, "--to", to, "--device", "cpu", *options]
+        monkeypatch.setattr("sys.argv", ["maskloom", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        printed = capsys.readouterr()
+        assert "Traceback" not in printed.err
+        return code, printed.out, (printed.err.splitlines() or [""])[-1]
+
+    return call
+
+
+def four_channels(photos: Path) -> None:
+    tifffile.imwrite(photos / "four.tif", np.zeros((40, 56, 4), np.uint8), photometric="minisblack")
+
+
+def text_named_png(photos: Path) -> None:
+    (photos / "damaged.png").write_text("not a picture")
+
+
+def cut_off(photos: Path) -> None:
+    whole = (photos / "colour.png").read_bytes()
+    (photos / "damaged.png").write_bytes(whole[: len(whole) // 2])
+
+
+def test_what_is_not_there_is_told(predict: Predict, finished_run: Path, photos: Path, tmp_path: Path) -> None:
+    half, empty = tmp_path / "half", tmp_path / "empty"
+    shutil.copytree(finished_run, half, ignore=shutil.ignore_patterns("ensemble"))
+    empty.mkdir()
+    cases = [
+        (photos, photos, "found no run.json"),
+        (half, photos, "without an ensemble"),
+        (finished_run, empty, "found none"),
+        (finished_run, tmp_path / "nowhere", "found no such path"),
+    ]
+    for run, images, named in cases:
+        code, _, line = predict(run, images)
+        assert code == 2 and line.startswith("error: ") and named in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("to", ["png", "rle"])
+@pytest.mark.parametrize("spoil", [text_named_png, cut_off, four_channels])
+def test_a_bad_image_stops_or_is_left_out(
+    predict: Predict, finished_run: Path, photos: Path, spoil: Callable[[Path], None], to: str
+) -> None:
+    spoil(photos)
+    code, _, line = predict(finished_run, photos, to=to)
+    assert code == 2 and line.startswith("error: ") and ("damaged.png" in line or "four.tif" in line)
+    for _ in range(2):  # started again, the counts are the same
+        code, printed, line = predict(finished_run, photos, "--skip-bad", to=to)
+        assert code == 0, line
+        assert printed.startswith("2 predictions in ") and printed.endswith(", 1 left out\n")
+
+
+def test_nothing_but_bad_images(predict: Predict, finished_run: Path, photos: Path, tmp_path: Path) -> None:
+    for path in photos.iterdir():
+        path.write_text("not a picture")
+    for to in ("png", "rle", "coco"):
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        code, printed, _ = predict(finished_run, photos, "--skip-bad", to=to)
+        assert code == 0 and printed.startswith("0 predictions") and "2 left out" in printed

@@ -1,0 +1,199 @@
+"""The main job on tiny generated data: every stage, every output, resuming, and what a changed recipe repeats."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import maskloom
+from conftest import SMALL
+from maskloom.encodings.rle import decode_runs
+from maskloom.errors import UserError
+
+
+class Heard:
+    """Remembers which stages ran and which were found finished."""
+
+    def __init__(self) -> None:
+        self.ran: list[str] = []
+        self.cached: list[str] = []
+        self.notes: list[str] = []
+
+    def stage(self, name: str, *, cached: bool) -> None:
+        (self.cached if cached else self.ran).append(name)
+
+    def advance(self, done: int, total: int, detail: str = "") -> None:
+        assert 0 <= done <= total
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def photos(studio: Path) -> Path:
+    return studio / "test"
+
+
+def test_a_run_holds_what_it_promises(finished_run: Path, studio: Path) -> None:
+    scores = maskloom.open_run(finished_run).evaluate()
+    assert scores["metric"] == "dice"
+    assert len(scores["oof"]["folds"]) == 2
+    assert scores["oof"]["mean"] == pytest.approx(np.mean(scores["oof"]["folds"]), abs=1e-6)
+    assert set(scores["members"]) == {"unet"}
+    assert {"mean", "std", "folds", "without_views"} <= set(scores["members"]["unet"])
+    with gzip.open(finished_run / "submission.csv.gz", "rt") as stream:
+        rows = list(csv.reader(stream))
+    assert rows[0] == ["img", "rle_mask"]
+    assert sorted(row[0] for row in rows[1:]) == sorted(path.name for path in photos(studio).glob("*.jpg"))
+    page = (finished_run / "report.html").read_text(encoding="utf-8")
+    assert "http://" not in page.replace("http://www.w3.org", "") and "https://" not in page
+
+
+def test_submission_and_masks_agree(finished_run: Path) -> None:
+    with gzip.open(finished_run / "submission.csv.gz", "rt") as stream:
+        for row in csv.DictReader(stream):
+            mask = finished_run / "predictions" / "masks" / row["img"].replace(".jpg", ".png")
+            expected = cv2.imread(str(mask), cv2.IMREAD_UNCHANGED) > 0
+            decoded = decode_runs(row["rle_mask"], (96, 144), order="row", base=1)
+            np.testing.assert_array_equal(decoded, expected)
+
+
+def test_started_again_nothing_is_repeated_but_the_report(finished_run: Path, studio: Path, tmp_path: Path) -> None:
+    run = tmp_path / "moved"
+    shutil.copytree(finished_run, run)
+    heard = Heard()
+    maskloom.fit("default", studio, run=run, settings=SMALL, device="cpu", workers=0, progress=heard)
+    assert heard.ran == ["report"]
+
+
+def test_a_changed_view_repeats_predictions_but_no_training(finished_run: Path, studio: Path, tmp_path: Path) -> None:
+    run = tmp_path / "changed"
+    shutil.copytree(finished_run, run)
+    heard = Heard()
+    settings = [*SMALL, "inference.views=none"]
+    maskloom.fit("default", studio, run=run, settings=settings, device="cpu", workers=0, progress=heard)
+    assert "oof/unet" in heard.ran and "predict" in heard.ran
+    assert {"survey", "folds", "train/unet/fold0", "train/unet/fold1"} <= set(heard.cached)
+
+
+def test_another_photo_to_predict_repeats_no_training(finished_run: Path, studio: Path, tmp_path: Path) -> None:
+    run, data = tmp_path / "run", tmp_path / "data"
+    shutil.copytree(finished_run, run)
+    shutil.copytree(studio, data)
+    photo = next((data / "test").glob("*.jpg"))
+    shutil.copy(photo, photo.with_name("0123456789ab_01.jpg"))
+    heard = Heard()
+    maskloom.fit("default", data, run=run, settings=SMALL, device="cpu", workers=0, progress=heard)
+    assert heard.ran == ["predict", "submit", "report"]
+    assert any("partial" in note for note in heard.notes)
+    assert "0123456789ab_01" in (run / "data" / "source.json").read_text()
+    assert (run / "submission.partial.csv.gz").is_file() and not (run / "submission.csv.gz").exists()
+
+
+def test_folds_edited_in_the_run_are_checked(finished_run: Path, studio: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    head, first, *rest = (run / "folds.csv").read_text().splitlines()
+    flipped = first[:-1] + ("1" if first.endswith("0") else "0")
+    mistakes = {"both sides": [flipped, *rest], "found none for": rest, "is not in the data": [first, "x,x,0", *rest]}
+    for message, lines in mistakes.items():
+        (run / "folds.csv").write_text("\n".join([head, *lines]) + "\n")
+        with pytest.raises(UserError, match=message):
+            maskloom.fit("default", studio, run=run, settings=SMALL, device="cpu", workers=0)
+
+
+def test_files_deleted_from_finished_stages_are_made_again(finished_run: Path, studio: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    lost = [next((run / "oof").rglob("*.map")), next((run / "predictions" / "masks").glob("*.png"))]
+    kept = [path.read_bytes() for path in lost]
+    for path in lost:
+        path.unlink()
+    heard = Heard()
+    maskloom.fit("default", studio, run=run, settings=SMALL, device="cpu", workers=0, progress=heard)
+    assert heard.ran == ["oof/unet", "predict", "report"]
+    assert [path.read_bytes() for path in lost] == kept
+
+
+def test_a_damaged_photo_to_predict_is_left_out_and_said(finished_run: Path, studio: Path, tmp_path: Path) -> None:
+    run, data = tmp_path / "run", tmp_path / "data"
+    shutil.copytree(finished_run, run)
+    shutil.copytree(studio, data)
+    photo = next(photos(data).glob("*.jpg"))
+    photo.write_bytes(photo.read_bytes()[:-1500])
+    options = {"run": run, "settings": SMALL, "device": "cpu", "workers": 0, "skip_bad": True}
+    heard = [Heard(), Heard(), Heard()]
+    for each in heard:
+        if each is heard[-1]:
+            (run / "predictions" / "left_out.json").unlink()
+        maskloom.fit("default", data, progress=each, **options)  # type: ignore[arg-type]
+    assert [each.ran for each in heard] == [["predict", "submit", "report"], ["report"], ["predict", "report"]]
+    assert any("partial" in note and photo.name in note for note in heard[0].notes)
+    with gzip.open(run / "submission.partial.csv.gz", "rt") as stream:
+        assert photo.name not in stream.read()
+    assert list(json.loads((run / "predictions" / "left_out.json").read_text())) == [photo.stem]
+    assert photo.name in (run / "report.html").read_text(encoding="utf-8")
+
+
+def test_moved_data_and_run_still_predict(finished_run: Path, studio: Path, tmp_path: Path) -> None:
+    run, images = tmp_path / "elsewhere", tmp_path / "photos"
+    shutil.copytree(finished_run, run)
+    shutil.copytree(photos(studio), images)
+    done = maskloom.open_run(run, device="cpu").predict(images, out=tmp_path / "out", to="png")
+    assert done.num_written == 3
+    for path in (finished_run / "predictions" / "masks").glob("*.png"):
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_every_output_form_tells_the_same_masks(finished_run: Path, studio: Path, tmp_path: Path) -> None:
+    run = maskloom.open_run(finished_run, device="cpu")
+    threshold = run.evaluate()["thresholds"][0]
+    for form in ("png", "prob", "rle", "coco"):
+        run.predict(photos(studio), out=tmp_path / form, to=form)
+    masks = {path.stem: cv2.imread(str(path), cv2.IMREAD_UNCHANGED) > 0 for path in (tmp_path / "png").glob("*.png")}
+    for name, mask in masks.items():
+        values = cv2.imread(str(tmp_path / "prob" / f"{name}.png"), cv2.IMREAD_UNCHANGED)
+        np.testing.assert_array_equal(values >= threshold, mask)
+    with gzip.open(tmp_path / "rle" / "predictions.csv.gz", "rt") as stream:
+        for row in csv.DictReader(stream):
+            decoded = decode_runs(row["rle"], mask.shape, order="row", base=1)
+            np.testing.assert_array_equal(decoded, masks[row["id"]])
+    coco = json.loads((tmp_path / "coco" / "predictions.json").read_text())
+    areas = dict.fromkeys((image["id"] for image in coco["images"]), 0)
+    for annotation in coco["annotations"]:
+        areas[annotation["image_id"]] += annotation["area"]
+    for image in coco["images"]:
+        assert areas[image["id"]] == masks[Path(image["file_name"]).stem].sum()
+
+
+def test_another_runs_predictions_are_not_mixed_in(finished_run: Path, studio: Path, tmp_path: Path) -> None:
+    run = maskloom.open_run(finished_run, device="cpu")
+    run.predict(photos(studio), out=tmp_path / "out", to="png")
+    with pytest.raises(UserError, match="another run or format"):
+        run.predict(photos(studio), out=tmp_path / "out", to="prob")
+
+
+def test_a_score_of_itself_is_one(studio: Path) -> None:
+    result = maskloom.score(studio / "train_masks", studio / "train_masks").to_json()
+    assert result["dice"] == 1
+
+
+def test_two_members_get_fitted_weights(studio: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "two.yaml"
+    recipe.write_text("base: default\nscale: smoke\nensemble: {weights: fitted}\n")
+    from maskloom.api import plan
+
+    complete, _ = plan(recipe, studio, settings=SMALL[1:], device="cpu")
+    first = complete.members[0]
+    second = first.model_copy(update={"name": "again"})
+    both = complete.model_copy(update={"members": (first, second)})
+    run = maskloom.fit(both, studio, run=tmp_path / "run", device="cpu", workers=0)
+    scores = run.evaluate()
+    assert set(scores["members"]) == {"unet", "again"}
+    assert sum(scores["weights"].values()) == pytest.approx(1)
