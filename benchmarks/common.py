@@ -1,0 +1,60 @@
+"""What the benchmarks share: generated data, briefly trained networks, and the peer's way of building a network."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from maskloom.data.studio import write_studio
+from maskloom.models.decoders import build_network
+from maskloom.models.encoders import NetworkSettings
+from maskloom.runtime import num_cores
+
+Measured = TypeVar("Measured")
+
+ENCODER = "tf_efficientnet_lite0"
+
+
+def studio(folder: Path, *, size: tuple[int, int], objects: int, views: int) -> Path:
+    """Returns a folder of generated photos in the Carvana layout."""
+    write_studio(folder, objects=objects, views=views, size=size, seed=7)
+    return folder
+
+
+def studio_with_test(folder: Path, *, size: tuple[int, int]) -> Path:
+    """Returns a small folder of generated photos with test photos and a sample submission."""
+    write_studio(folder, objects=4, views=8, size=size, seed=7, test_objects=1)
+    return folder
+
+
+def peer_network() -> torch.nn.Module:
+    """Returns the same pretrained network as a user of segmentation-models-pytorch would use it: float32, NCHW."""
+    return build_network(NetworkSettings(encoder=ENCODER), 1)
+
+
+def in_fresh_process(function: Callable[..., Measured], *arguments: object, **options: object) -> Measured:
+    """Returns what the function returns in a process of its own, so that neither side inherits the other's settings."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *arguments, **options).result()
+
+
+def report(name: str, ours: list[float], peers: list[float], unit: str, **facts: object) -> None:
+    """Prints both medians and the median of the pairwise ratios as one JSON line."""
+    ratios = [peer / our for our, peer in zip(ours, peers, strict=True)]
+    line = {
+        "benchmark": name,
+        f"maskloom_{unit}": round(statistics.median(ours), 4),
+        f"peer_{unit}": round(statistics.median(peers), 4),
+        "ratio": round(statistics.median(ratios), 3),
+        "ratios": [round(ratio, 3) for ratio in ratios],
+        "cores": num_cores(),
+        "torch": torch.__version__,
+    }
+    print(json.dumps(line | facts), flush=True)
