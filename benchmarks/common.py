@@ -22,9 +22,9 @@ Measured = TypeVar("Measured")
 ENCODER = "tf_efficientnet_lite0"
 
 
-def studio(folder: Path, *, size: tuple[int, int], objects: int, views: int) -> Path:
+def studio(folder: Path, *, size: tuple[int, int], objects: int, views: int, seed: int = 7) -> Path:
     """Returns a folder of generated photos in the Carvana layout."""
-    write_studio(folder, objects=objects, views=views, size=size, seed=7)
+    write_studio(folder, objects=objects, views=views, size=size, seed=seed)
     return folder
 
 

@@ -198,7 +198,8 @@ def test_damaged_records_are_left_out_on_request(
     text_named_png(data)
     write_pair(data, "e")
     out = tmp_path / "run"
-    code = run("fit", "default", "--data", data, "--run", out, "--set", "scale=smoke", "--skip-bad", "--device", "cpu",
+    settings = [word for setting in SMALL for word in ("--set", setting)]
+    code = run("fit", "default", "--data", data, "--run", out, *settings, "--skip-bad", "--device", "cpu",
                "--workers", "0", monkeypatch=monkeypatch)  # fmt: skip
     assert code == 0, capsys.readouterr().err
     assert "b.png" in (out / "report.html").read_text(encoding="utf-8")

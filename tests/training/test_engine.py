@@ -342,7 +342,7 @@ def test_killed_at_any_moment_a_training_ends_with_the_same_bytes(tmp_path: Path
         env={**os.environ, "PYTHONPATH": source},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=900,
         check=False,
     )
     assert done.returncode == 0, done.stderr

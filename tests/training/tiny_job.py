@@ -7,6 +7,7 @@ was taken up again.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import random
@@ -36,6 +37,8 @@ from maskloom.training.optimisers import OptimiserSettings
 from maskloom.training.schedules import ScheduleSettings
 
 SIDE = 32
+STUCK_SECONDS = 240
+"""A child that takes longer says where each of its threads stands, and fails."""
 TASK = Task(kind="binary", classes=("thing",))
 
 
@@ -123,6 +126,7 @@ def in_child(work: Any, *, kill_after: float | None = None) -> bool:
     child = os.fork()
     if child == 0:
         status = 1
+        faulthandler.dump_traceback_later(STUCK_SECONDS, exit=True)
         try:
             work()
             status = 0
