@@ -11,13 +11,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from maskloom.config import to_yaml
+from maskloom.data.folds import FoldSettings
 from maskloom.files import checksum, fingerprint, remove_partial, write_json, write_text
 from maskloom.outputs.tables import SubmissionFormat
 from maskloom.recipe import MemberSettings
 from maskloom.stages import data as data_stages
 from maskloom.stages.context import Context
 from maskloom.stages.ensemble import check_tree, fit_ensemble
+from maskloom.stages.fold_tables import FoldTables
 from maskloom.stages.oof import predict_out_of_fold
+from maskloom.stages.outside import map_files, take_in
 from maskloom.stages.prediction import predict_unlabelled, write_submission
 from maskloom.stages.reporting import write_report
 from maskloom.stages.train import train_fold, weights_mark
@@ -38,29 +41,19 @@ def run_pipeline(context: Context, submission: SubmissionFormat | None) -> None:
     write_json(context.run.source, context.source.to_json())
     context = data_stages.without_bad_records(context)
 
-    fold_mark = fingerprint(data_mark, recipe.folds.model_dump(mode="json"), _checksum(recipe.folds.table))
-    _stage(context, "folds", fold_mark, lambda: data_stages.write_folds(context))
-    data_stages.check_folds(context)
-    table = context.fold_table()
-    check_tree(recipe, table.num_folds)
-    table_mark = checksum(context.run.folds)
-
-    oof_marks = {}
-    weights_marks = {member.name: weights_mark(member.network) for member in recipe.members}
+    tables = _folds(context, data_mark)
+    check_tree(recipe, tables)
+    members = _Members(context, data_mark, tables)
     for member in recipe.members:
-        marks = []
-        trained = [recipe.seed, recipe.metric, _training_part(member), weights_marks[member.name]]
-        for fold in range(table.num_folds):
-            mark = fingerprint(data_mark, table_mark, fold, trained)
-            name = f"train/{member.name}/fold{fold}"
-            _stage(context, name, mark, lambda m=member, f=fold, k=mark: train_fold(context, m, f, fingerprint=k))  # type: ignore[misc]
-            marks.append(mark)
-        mark = fingerprint(marks, member.keep, recipe.inference.model_dump(mode="json"))
-        name = f"oof/{member.name}"
-        _stage(context, name, mark, lambda m=member, k=mark: predict_out_of_fold(context, m, fingerprint=k))  # type: ignore[misc]
-        oof_marks[member.name] = mark
+        members.train(member)
+        members.predict_out_of_fold(member)
+    for outside in recipe.outside:
+        files = map_files(outside, context.source.records, context.source.task)
+        mark = fingerprint(data_mark, [(str(path), checksum(path)) for path in files])
+        _stage(context, f"oof/{outside.name}", mark, lambda o=outside, k=mark: take_in(context, o, fingerprint=k))  # type: ignore[misc]
+        members.oof_marks[outside.name] = mark
 
-    ensemble_mark = fingerprint(oof_marks, recipe.metric, recipe.ensemble.model_dump(mode="json"))
+    ensemble_mark = fingerprint(members.oof_marks, recipe.metric, recipe.ensemble.model_dump(mode="json"))
     _stage(context, "ensemble", ensemble_mark, lambda: fit_ensemble(context))
     if context.source.unlabelled:
         unlabelled = data_stages.unlabelled_fingerprint(context.source)
@@ -70,6 +63,54 @@ def run_pipeline(context: Context, submission: SubmissionFormat | None) -> None:
             submit_mark = fingerprint(predict_mark, _checksum(context.source.sample_submission))
             _stage(context, "submit", submit_mark, lambda: [write_submission(context, submission)])
     _stage(context, "report", fingerprint(time.time_ns()), lambda: [write_report(context.run)])  # always anew
+
+
+def _folds(context: Context, data_mark: str) -> FoldTables:
+    """Makes or checks every fold table of the run, and returns them."""
+
+    def make(name: str, settings: FoldSettings, path: Path) -> None:
+        mark = fingerprint(data_mark, settings.model_dump(mode="json"), _checksum(settings.table))
+        _stage(context, name, mark, lambda: data_stages.write_folds(context, settings, path))
+        data_stages.check_folds(context, path)
+
+    make("folds", context.recipe.folds, context.run.folds)
+    for member in context.recipe.members:
+        if member.folds is not None:
+            make(f"folds/{member.name}", member.folds, context.run.member_folds(member.name))
+    return context.fold_tables()
+
+
+class _Members:
+    """The stages of the members, one after the other, and the marks that later ones depend on."""
+
+    def __init__(self, context: Context, data_mark: str, tables: FoldTables) -> None:
+        self._context, self._data_mark, self._tables = context, data_mark, tables
+        self._weights = {member.name: weights_mark(member.network) for member in context.recipe.members}
+        self._training_marks: dict[str, list[str]] = {}
+        self.oof_marks: dict[str, str] = {}
+
+    def train(self, member: MemberSettings) -> None:
+        """Trains the network of every fold."""
+        context = self._context
+        trained = [context.recipe.seed, context.recipe.metric, _training_part(member), self._weights[member.name]]
+        path = context.run.folds if member.folds is None else context.run.member_folds(member.name)
+        table_mark = checksum(path)
+        marks = []
+        for fold in range(self._tables.of(member.name).num_folds):
+            first = [] if member.start is None else [self._training_marks[member.start][fold]]
+            mark = fingerprint(self._data_mark, table_mark, fold, trained, *first)
+            name = f"train/{member.name}/fold{fold}"
+            _stage(context, name, mark, lambda f=fold, k=mark: train_fold(context, member, f, fingerprint=k))  # type: ignore[misc]
+            marks.append(mark)
+        self._training_marks[member.name] = marks
+
+    def predict_out_of_fold(self, member: MemberSettings) -> None:
+        """Predicts every labelled record by the network that never saw its group."""
+        context = self._context
+        settings = context.recipe.inference.model_dump(mode="json")
+        mark = fingerprint(self._training_marks[member.name], member.keep, settings)
+        _stage(context, f"oof/{member.name}", mark, lambda: predict_out_of_fold(context, member, fingerprint=mark))
+        self.oof_marks[member.name] = mark
 
 
 def _stage(context: Context, name: str, mark: str, execute: Callable[[], Sequence[Path]]) -> None:
@@ -86,7 +127,10 @@ def _stage(context: Context, name: str, mark: str, execute: Callable[[], Sequenc
 
 def _training_part(member: MemberSettings) -> dict[str, object]:
     """Returns what decides a trained network: everything but what is read only afterwards."""
-    return member.model_dump(mode="json", exclude={"keep": True, "training": {"checkpoint_seconds", "tensorboard"}})
+    return member.model_dump(
+        mode="json",
+        exclude={"keep": True, "in_ensemble": True, "training": {"checkpoint_seconds", "tensorboard"}},
+    )
 
 
 def _checksum(path: Path | None) -> str:

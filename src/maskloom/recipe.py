@@ -46,6 +46,12 @@ class MemberSettings(Config):
     score is free of selection; "best" is the epoch with the highest validation score."""
     validation_images: int | None = Field(default=None, ge=1)
     """Score the learning curve on so many images of the fold, evenly spread (all when None)."""
+    folds: FoldSettings | None = None
+    """Folds of this member's own; None: the recipe's."""
+    start: str | None = None
+    """An earlier member with the same network and folds, whose network of the same fold gives the first weights."""
+    in_ensemble: bool = True
+    """Whether the standard tree holds it; one that only serves others (by maps, labels or weights) need not."""
 
     @field_validator("augment", mode="before")
     @classmethod
@@ -57,13 +63,25 @@ class MemberSettings(Config):
         return PRESETS[value]
 
 
+class OutsideMember(Config):
+    """Maps that were made elsewhere, as teams exchange them: they join the ensemble like a member's own."""
+
+    name: str = Field(pattern=r"^[a-z0-9_]+$")
+    """Names it in the tree and in the report."""
+    folder: Path
+    """8-bit PNG maps, round(255·p), named by record id (``<id>.png``; ``<id>/<class>.png`` where there is a map per
+    class). Those of labelled records must come from networks that never saw them: nothing else can be checked."""
+
+
 class EnsembleSettings(Config):
     """How out-of-fold maps become masks."""
 
     tree: Merge | None = None
-    """The tree over "member/fold" leaves; None: the mean of each member's folds, then of the members."""
-    weights: Literal["equal", "fitted"] = "equal"
-    """Of the members in the standard tree: equal, or fitted on out-of-fold maps."""
+    """The tree over "member/fold" leaves, where a member's name stands for the mean of its folds; None: the mean of
+    each member's folds, then of the members."""
+    weights: Literal["equal", "fitted", "score", "rank"] = "equal"
+    """Of the members in the standard tree. "fitted": by log loss on out-of-fold maps; "score": in proportion to
+    1 / (1 - score) out of fold; "rank": n for the best of n members out of fold, 1 for the worst."""
     thresholds: Literal["fitted"] | float = "fitted"
     """Per class on the stored 8-bit value (binary and multilabel): fitted on out-of-fold maps, or one probability."""
 
@@ -76,8 +94,8 @@ class EnsembleSettings(Config):
 
     @model_validator(mode="after")
     def _weights_need_the_standard_tree(self) -> EnsembleSettings:
-        if self.tree is not None and self.weights == "fitted":
-            raise ValueError("weights: fitted needs the standard tree; remove `tree` or state its weights")
+        if self.tree is not None and self.weights != "equal":
+            raise ValueError(f"weights: {self.weights} needs the standard tree; remove `tree` or state its weights")
         return self
 
 
@@ -102,16 +120,55 @@ class Recipe(Config):
     data: DataSettings = DataSettings()
     folds: FoldSettings = FoldSettings()
     members: tuple[MemberSettings, ...] = Field(min_length=1)
+    """Trained in this order; what a member needs of others comes before it."""
+    outside: tuple[OutsideMember, ...] = ()
+    """Maps from elsewhere."""
     inference: InferenceSettings = InferenceSettings()
     ensemble: EnsembleSettings = EnsembleSettings()
     delivery: DeliverySettings = DeliverySettings()
 
     @model_validator(mode="after")
     def _names_differ(self) -> Recipe:
-        names = [member.name for member in self.members]
+        names = self.names
         if len(set(names)) != len(names):
             raise ValueError(f"member names must differ from each other, found {names}")
         return self
+
+    @model_validator(mode="after")
+    def _earlier_members_are_there(self) -> Recipe:
+        earlier: dict[str, MemberSettings] = {}
+        for member in self.members:
+            if member.start is not None:
+                first = earlier.get(member.start)
+                if first is None:
+                    raise ValueError(
+                        f"{member.name}.start: expected a member listed before it ({', '.join(earlier) or 'none is'}), "
+                        f"found {member.start}"
+                    )
+                if first.folds != member.folds or first.network != member.network:
+                    raise ValueError(
+                        f"{member.name}.start: expected the network and folds of {first.name}, found others; "
+                        "weights fit no other network, and other folds would leak"
+                    )
+            earlier[member.name] = member
+        if not any(member.in_ensemble for member in self.members):
+            raise ValueError("in_ensemble: expected at least one member in the ensemble, found none")
+        return self
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all members, those from outside last."""
+        return [member.name for member in self.members] + [outside.name for outside in self.outside]
+
+    @property
+    def ensemble_names(self) -> list[str]:
+        """The members of the standard tree, those from outside last."""
+        own = [member.name for member in self.members if member.in_ensemble]
+        return own + [outside.name for outside in self.outside]
+
+    def member(self, name: str) -> MemberSettings:
+        """Returns the member of that name, which must be there."""
+        return next(member for member in self.members if member.name == name)
 
     @model_validator(mode="after")
     def _channels_agree(self) -> Recipe:

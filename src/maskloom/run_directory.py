@@ -1,7 +1,7 @@
 """A run on disk: where every artefact lies, and which stages are finished.
 
 Layout: ``recipe.yaml``, ``run.json``, ``data/`` (source and survey), ``folds.csv``, ``members/<member>/fold<k>/``
-(checkpoint, bundles, log), ``oof/<member>/`` (maps and scores), ``ensemble/``, ``predictions/``,
+(checkpoint, bundles, log; ``folds.csv`` beside them where a member has its own), ``oof/<member>/`` (maps and scores), ``ensemble/``, ``predictions/``,
 ``submission.csv.gz``, ``report.html``, and ``stages/`` with one marker per finished stage.
 
 A stage is finished when its marker carries the fingerprint of what it came from and the files it names are there.
@@ -64,6 +64,10 @@ class RunDirectory:
     def folds(self) -> Path:
         """The fold table, which a user may copy, edit and hand back."""
         return self.root / "folds.csv"
+
+    def member_folds(self, member: str) -> Path:
+        """The fold table of a member that has its own."""
+        return self.root / "members" / member / "folds.csv"
 
     @property
     def near_duplicates(self) -> Path:

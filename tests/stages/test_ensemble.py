@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from maskloom.config import parse
-from maskloom.data.folds import FoldRow, FoldTable
+from maskloom.data.folds import FoldRow, FoldSettings, FoldTable
 from maskloom.data.image_io import write_png
 from maskloom.data.mask_coding import MaskCoding
 from maskloom.data.sources.base import DataSource
 from maskloom.encodings.probability_maps import write_map
 from maskloom.errors import UserError
 from maskloom.files import read_json, write_json
+from maskloom.inference.merging import Merge
 from maskloom.metrics import from_labels
 from maskloom.progress import Silent
 from maskloom.recipe import Recipe
@@ -25,6 +26,7 @@ from maskloom.records import MaskFile, Record, Task
 from maskloom.run_directory import RunDirectory
 from maskloom.stages.context import Context
 from maskloom.stages.ensemble import Fitting, check_tree, fit_ensemble
+from maskloom.stages.fold_tables import FoldTables
 from maskloom.stages.scoring import decided
 
 BINARY = Task(kind="binary", classes=("thing",))
@@ -115,9 +117,48 @@ def test_an_image_without_a_valid_pixel_has_a_score(tmp_path: Path) -> None:
 
 
 def test_a_stated_tree_is_checked_before_training() -> None:
-    check_tree(recipe("ab"), 2)
-    check_tree(recipe("ab", tree={"children": ["a/fold0", "a/fold1"]}), 2)
+    tables = FoldTables(FoldTable((FoldRow("x", "x", 0), FoldRow("y", "y", 1))), {})
+    check_tree(recipe("ab"), tables)
+    check_tree(recipe("ab", tree={"children": ["a/fold0", "a/fold1"]}), tables)
+    check_tree(recipe("ab", tree={"children": ["a", "b"]}), tables)
     with pytest.raises(UserError, match=r"found 'a/fold2'; did you mean 'a/fold"):
-        check_tree(recipe("ab", tree={"children": ["a/fold0", "a/fold2"]}), 2)
+        check_tree(recipe("ab", tree={"children": ["a/fold0", "a/fold2"]}), tables)
     with pytest.raises(UserError, match="for every fold"):
-        check_tree(recipe("ab", tree={"children": ["a/fold0"]}), 2)
+        check_tree(recipe("ab", tree={"children": ["a/fold0"]}), tables)
+
+
+def worse_and_better(member: str, mask: np.ndarray) -> np.ndarray:
+    """Member "a" is right, "b" misses a row of the object, "c" misses all of it."""
+    right = np.where(mask == 1, 255, 0).astype(np.uint8)
+    if member == "b":
+        right[0] = 0
+    return np.zeros_like(right)[None] if member == "c" else right[None]
+
+
+def test_members_are_weighted_by_rank(tmp_path: Path) -> None:
+    surroundings = context(tmp_path, BINARY, recipe("bca", weights="rank"), halves(8), worse_and_better, [0, 1] * 4)
+    fit_ensemble(surroundings)
+    assert read_json(surroundings.run.ensemble)["weights"] == pytest.approx({"b": 2 / 6, "c": 1 / 6, "a": 3 / 6})
+
+
+def test_members_are_weighted_by_score(tmp_path: Path) -> None:
+    masks = [np.pad(np.ones((2, 8), np.uint8), ((0, 6), (0, 0)))] * 4
+    surroundings = context(tmp_path, BINARY, recipe("bc", weights="score"), masks, worse_and_better, [0, 1] * 2)
+    fit_ensemble(surroundings)
+    # "b" finds one of two rows: Dice 2/3, error 1/3; "c" finds nothing: Dice 0, error 1.
+    assert read_json(surroundings.run.ensemble)["weights"] == pytest.approx({"b": 3 / 4, "c": 1 / 4})
+
+
+def test_a_member_with_folds_of_its_own_is_scored_over_them(tmp_path: Path) -> None:
+    complete = recipe("ab")
+    own = complete.members[1].model_copy(update={"folds": FoldSettings(count=4)})
+    complete = complete.model_copy(update={"members": (complete.members[0], own)})
+    surroundings = context(tmp_path, BINARY, complete, halves(8), worse_and_better, [0, 1] * 4)
+    rows = tuple(FoldRow(str(index), str(index), index % 4) for index in range(8))
+    FoldTable(rows).to_csv(surroundings.run.member_folds("b"))
+    fit_ensemble(surroundings)
+    result = read_json(surroundings.run.ensemble)
+    assert len(result["scores"]["members"]["a"]["folds"]) == 2
+    assert len(result["scores"]["members"]["b"]["folds"]) == 4
+    leaves = Merge.model_validate(result["tree"]).leaves()
+    assert leaves == ["a/fold0", "a/fold1", "b/fold0", "b/fold1", "b/fold2", "b/fold3"]

@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from maskloom.data.folds import FoldTable
 from maskloom.data.sources.base import DataSource
 from maskloom.progress import Progress
 from maskloom.recipe import Recipe
 from maskloom.records import Record
 from maskloom.run_directory import RunDirectory
+from maskloom.stages.fold_tables import FoldTables
 
 if TYPE_CHECKING:
     import torch
@@ -37,9 +37,9 @@ class Context:
         for note in notes:
             self.progress.note(note)
 
-    def fold_table(self) -> FoldTable:
-        """Returns the run's fold table, once the ``folds`` stage is finished."""
-        return FoldTable.from_csv(self.run.folds)
+    def fold_tables(self) -> FoldTables:
+        """Returns the run's fold tables, once the ``folds`` stage is finished."""
+        return FoldTables.read(self.run, self.recipe)
 
     def records(self, ids: set[str]) -> list[Record]:
         """Returns the labelled records of these ids in the source's order."""
@@ -48,8 +48,3 @@ class Context:
     def num_channels(self) -> int:
         """Returns the channels of the networks' input, the same for every member (the recipe sees to that)."""
         return self.recipe.members[0].network.channels
-
-
-def leaf_name(member: str, fold: int) -> str:
-    """Returns the name of one trained network in an ensemble tree."""
-    return f"{member}/fold{fold}"

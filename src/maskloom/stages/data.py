@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from maskloom.data.duplicates import SimilarPair, exact_duplicates, near_duplicates
-from maskloom.data.folds import check_ids, check_leaks, make_folds
+from maskloom.data.folds import FoldSettings, FoldTable, check_ids, check_leaks, make_folds
 from maskloom.data.sources.base import DataSource, first_problem
 from maskloom.data.statistics import Survey, survey
 from maskloom.files import checksum, fingerprint, read_json, write_json
@@ -86,28 +86,27 @@ def without_bad_records(context: Context) -> Context:
     return context.with_source(replace(context.source, records=kept))
 
 
-def write_folds(context: Context) -> list[Path]:
-    """Returns the fold table's file, after the check that nothing leaks from training into validation."""
+def write_folds(context: Context, settings: FoldSettings, path: Path) -> list[Path]:
+    """Returns the file of a fold table, after the check that nothing leaks from training into validation."""
     found = load_survey(context)
-    exact = exact_duplicates(found)
     near = [SimilarPair.from_json(pair) for pair in read_json(context.run.near_duplicates)]
     table = make_folds(
         context.source.records,
-        context.recipe.folds,
+        settings,
         areas=found.areas(),
-        exact=exact,
+        exact=exact_duplicates(found),
         near=[(pair.first, pair.second) for pair in near],
     )
-    table.to_csv(context.run.folds)
-    check_folds(context)
-    return [context.run.folds]
+    table.to_csv(path)
+    check_folds(context, path)
+    return [path]
 
 
-def check_folds(context: Context) -> None:
-    """Raises ``UserError`` when the run's fold table does not list exactly the data's records, or leaks.
+def check_folds(context: Context, path: Path) -> None:
+    """Raises ``UserError`` when a fold table of the run does not list exactly the data's records, or leaks.
 
     Also asked when the table was made before, as it may have been edited since.
     """
-    table = context.fold_table()
-    check_ids(table, context.source.records, context.run.folds)
+    table = FoldTable.from_csv(path)
+    check_ids(table, context.source.records, path)
     check_leaks(table, context.source.records, exact_duplicates(load_survey(context)))

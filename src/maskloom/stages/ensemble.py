@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -32,7 +32,8 @@ from maskloom.recipe import Recipe
 from maskloom.records import Record, Task
 from maskloom.run_directory import RunDirectory
 from maskloom.runtime import derive_seed
-from maskloom.stages.context import Context, leaf_name
+from maskloom.stages.context import Context
+from maskloom.stages.fold_tables import FoldTables, leaf_parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,18 +66,23 @@ def load_ensemble(run: RunDirectory) -> Ensemble:
 
 def open_predictor(run: RunDirectory, ensemble: Ensemble, recipe: Recipe, device: torch.device) -> Predictor:
     """Returns the one-pass predictor over every network of the ensemble."""
-    keep = {member.name: member.keep for member in recipe.members}
     segmenters = {}
     for leaf in ensemble.tree.leaves():
-        member, _, fold = leaf.partition("/fold")
-        segmenters[leaf] = load_bundle(run.bundle(member, int(fold), keep[member]))
+        member, fold = leaf_parts(leaf)
+        if fold is not None:
+            segmenters[leaf] = load_bundle(run.bundle(member, fold, recipe.member(member).keep))
     return Predictor(ensemble.tree, segmenters, recipe.inference, device)
 
 
 def fit_ensemble(context: Context) -> list[Path]:
     """Returns the files left: ``ensemble.json`` and ``images.csv`` with one row per validated record."""
     recipe, task = context.recipe, context.source.task
-    fold_of = _validated(context)
+    fold_of = context.fold_tables().validated(asked_members(recipe))
+    if not fold_of:
+        raise UserError(
+            "folds: expected records that every member of the ensemble validates, found none; "
+            "let the members' own folds leave the same records in training only"
+        )
     records = context.records(set(fold_of))
     parts = deal_parts(
         [record.group for record in records], [fold_of[record.id] for record in records], seed=recipe.seed
@@ -101,11 +107,11 @@ def fit_ensemble(context: Context) -> list[Path]:
         "oof": summarise(counts),
         "fitted_on_all": summarise(final),
         "half": summarise(half),
-        "members": {member.name: _member_scores(context, member.name, summarise) for member in recipe.members},
+        "members": {name: _member_scores(context, name) for name in recipe.names},
     }
     result = {
         "metric": recipe.metric,
-        "tree": ensemble_tree(context, weights).model_dump(mode="json"),
+        "tree": ensemble_tree(context, context.fold_tables(), weights).model_dump(mode="json"),
         "thresholds": thresholds,
         "scores": scores,
         "curve": curves.round(6).tolist(),
@@ -117,10 +123,11 @@ def fit_ensemble(context: Context) -> list[Path]:
     return [context.run.ensemble, images]
 
 
-def _validated(context: Context) -> dict[str, int]:
-    """Returns the fold in which each record is validated."""
-    table = context.fold_table()
-    return {record_id: fold for fold in range(table.num_folds) for record_id in table.split(fold)[1]}
+def asked_members(recipe: Recipe) -> list[str]:
+    """Returns the members that the ensemble asks: of the stated tree, else of the standard one."""
+    if recipe.ensemble.tree is None:
+        return recipe.ensemble_names
+    return list(dict.fromkeys(leaf_parts(leaf)[0] for leaf in recipe.ensemble.tree.leaves()))
 
 
 class Fitting:
@@ -128,11 +135,15 @@ class Fitting:
 
     def __init__(self, context: Context, records: Sequence[Record], fold_of: Mapping[str, int]) -> None:
         self._context, self._fold_of = context, fold_of
-        self._members = [member.name for member in context.recipe.members]
+        self._tables = context.fold_tables()
+        self._members = asked_members(context.recipe)
         self._samples: dict[str, PixelSample] = {}
         self._weights: tuple[float, ...] = ()
         self._histograms: dict[str, np.ndarray] = {}
-        if context.recipe.ensemble.weights == "fitted" and len(self._members) > 1:
+        self._counts: dict[str, dict[str, Counts]] = {}
+        if len(self._members) > 1 and context.recipe.ensemble.weights in ("score", "rank"):
+            self._counts = {name: _stored_counts(context, name, "views") for name in self._members}
+        if len(self._members) > 1 and context.recipe.ensemble.weights == "fitted":
             self._samples = dict(zip((record.id for record in records), self._map(self._sample, records), strict=True))
 
     @property
@@ -148,11 +159,27 @@ class Fitting:
             parts = deal_parts([record.group for record in records], folds, seed=self._context.recipe.seed)
             fitted = fit_weights([self._samples[record.id] for record in records], parts)
             weights = dict(zip(self._members, fitted, strict=True))
+        if self._counts:
+            weights = self._by_score(records)
         task, wanted = self._context.source.task, self._context.recipe.ensemble.thresholds
         if task.kind == "multiclass" or wanted != "fitted":
             stated = HALF if wanted == "fitted" else round(255 * wanted)
             return weights, [stated] * task.num_maps
         return weights, fit_thresholds(self.histograms(records, weights), self._context.recipe.metric, task)
+
+    def _by_score(self, records: Sequence[Record]) -> dict[str, float]:
+        """Returns weights that follow from the members' scores on these records, by value or by rank; sum 1."""
+        recipe = self._context.recipe
+        scores = {
+            name: score_records([counts[record.id] for record in records], recipe.metric)
+            for name, counts in self._counts.items()
+        }
+        if recipe.ensemble.weights == "rank":
+            ordered = sorted(scores, key=lambda name: scores[name])
+            raw = {name: float(ordered.index(name) + 1) for name in self._members}
+        else:
+            raw = {name: 1 / max(1 - score, 1e-6) for name, score in scores.items()}
+        return {name: value / sum(raw.values()) for name, value in raw.items()}
 
     def histograms(self, records: Sequence[Record], weights: Mapping[str, float]) -> list[np.ndarray]:
         """Returns the merged map's histogram of every record, int64 C×2×256."""
@@ -187,13 +214,8 @@ class Fitting:
 
     def _merged(self, record: Record, weights: Mapping[str, float]) -> np.ndarray:
         """Returns the map of the part of the tree that never saw the record."""
-        return out_of_fold_map(
-            self._context.run,
-            ensemble_tree(self._context, weights),
-            record,
-            self._fold_of[record.id],
-            self._context.source.task,
-        )
+        tree = ensemble_tree(self._context, self._tables, weights)
+        return out_of_fold_maps(self._context.run, tree, record, self._tables, self._context.source.task)[RESULT]
 
     def _histogram(self, record: Record, weights: Mapping[str, float]) -> np.ndarray:
         return histograms(self._merged(record, weights), self._truth(record), self._context.source.task)
@@ -203,41 +225,45 @@ class Fitting:
         return sample_pixels(self._maps(record), self._truth(record), self._context.source.task, seed=seed)
 
 
-def check_tree(recipe: Recipe, num_folds: int) -> None:
-    """Raises ``UserError`` unless a stated tree names networks of this run, and some of every fold at every tap."""
-    tree = recipe.ensemble.tree
-    if tree is None:
+def check_tree(recipe: Recipe, tables: FoldTables) -> None:
+    """Raises ``UserError`` unless a stated tree names networks of this run, and some at every tap for every record."""
+    if recipe.ensemble.tree is None:
         return
-    known = {leaf_name(member.name, fold) for member in recipe.members for fold in range(num_folds)}
+    tree = tables.expanded(recipe.ensemble.tree, [member.name for member in recipe.members])
+    known = {leaf for member in recipe.members for leaf in tables.leaves(member.name)}
+    known |= {outside.name for outside in recipe.outside}
     for leaf in tree.leaves():
         if leaf not in known:
             raise UserError(f"ensemble.tree: expected networks of this run, found {leaf!r}; {closest(leaf, known)}")
-    for fold in range(num_folds):
-        pruned(tree, in_fold(fold))
+    seen = set()
+    for record_id in tables.validated(asked_members(recipe)):
+        honest = tables.honest(record_id)
+        kept = frozenset(leaf for leaf in known if honest(leaf))
+        if kept not in seen:
+            seen.add(kept)
+            pruned(tree, honest)
 
 
-def in_fold(fold: int) -> Callable[[str], bool]:
-    """Returns the function that accepts the leaves of one fold."""
-    return lambda leaf: leaf.endswith(f"/fold{fold}")
-
-
-def ensemble_tree(context: Context, weights: Mapping[str, float]) -> Merge:
+def ensemble_tree(context: Context, tables: FoldTables, weights: Mapping[str, float]) -> Merge:
     """Returns the recipe's tree, or the mean of each member's folds and the weighted mean of the members."""
-    if context.recipe.ensemble.tree is not None:
-        return context.recipe.ensemble.tree
-    folds = range(context.fold_table().num_folds)
-    members = {name: [leaf_name(name, fold) for fold in folds] for name in weights}
+    recipe = context.recipe
+    trained = [member.name for member in recipe.members]
+    if recipe.ensemble.tree is not None:
+        return tables.expanded(recipe.ensemble.tree, trained)
+    members = {name: tables.leaves(name) if name in trained else (name,) for name in weights}
     return standard_tree(members, list(weights.values()))
 
 
-def out_of_fold_map(run: RunDirectory, tree: Merge, record: Record, fold: int, task: Task) -> np.ndarray:
-    """Returns the record's merged map uint8 C×H×W from the networks of its own fold, which never saw its group."""
-    honest = pruned(tree, in_fold(fold))
+def out_of_fold_maps(
+    run: RunDirectory, tree: Merge, record: Record, tables: FoldTables, task: Task
+) -> dict[str, np.ndarray]:
+    """Returns the record's merged map ("result") and taps, uint8 C×H×W, from networks that never saw its group."""
+    honest = pruned(tree, tables.honest(record.id))
 
     def stored(leaf: str) -> np.ndarray:
-        return read_map(run.oof_map(leaf.partition("/fold")[0], record.id))
+        return read_map(run.oof_map(leaf_parts(leaf)[0], record.id))
 
-    return merge_stored(honest, stored, exclusive=task.kind == "multiclass")[RESULT]
+    return merge_stored(honest, stored, exclusive=task.kind == "multiclass")
 
 
 def _summary(
@@ -259,13 +285,23 @@ def _summary(
     }
 
 
-def _member_scores(
-    context: Context, member: str, summarise: Callable[[Mapping[str, Counts]], dict[str, Any]]
-) -> dict[str, Any]:
-    scores = read_json(context.run.oof(member) / "scores.json")
-    with_views = summarise({key: Counts.from_json(value["views"]) for key, value in scores.items()})
-    plain = summarise({key: Counts.from_json(value["plain"]) for key, value in scores.items()})
+def _member_scores(context: Context, member: str) -> dict[str, Any]:
+    """Returns a member's summary over its own folds, with test-time views and (``without_views``) without."""
+    recipe, task = context.recipe, context.source.task
+    tables = context.fold_tables()
+    fold_of = {record_id: tables.fold(member, record_id) for record_id in tables.validated([member])}
+    records = context.records(set(fold_of))
+    with_views, plain = (
+        _summary(records, fold_of, recipe.metric, task, _stored_counts(context, member, kind))
+        for kind in ("views", "plain")
+    )
     return with_views | {"without_views": plain}
+
+
+def _stored_counts(context: Context, member: str, kind: Literal["views", "plain"]) -> dict[str, Counts]:
+    """Returns the counts of a member's own out-of-fold masks by record."""
+    scores = read_json(context.run.oof(member) / "scores.json")
+    return {record_id: Counts.from_json(value[kind]) for record_id, value in scores.items()}
 
 
 def _image_rows(records: Sequence[Record], fold_of: Mapping[str, int], counts: Mapping[str, Counts], task: Task) -> str:

@@ -20,7 +20,8 @@ from maskloom.metrics import from_labels
 from maskloom.models.bundle import load_bundle
 from maskloom.recipe import MemberSettings
 from maskloom.records import Record
-from maskloom.stages.context import Context, leaf_name
+from maskloom.stages.context import Context
+from maskloom.stages.fold_tables import leaf_name
 from maskloom.stages.scoring import decided, image_reader
 
 
@@ -28,7 +29,7 @@ def predict_out_of_fold(context: Context, member: MemberSettings, *, fingerprint
     """Returns the files left: ``scores.json`` and the map of every validated record."""
     folder = context.run.oof(member.name)
     context.run.begin(f"oof/{member.name}", folder, fingerprint)
-    table = context.fold_table()
+    table = context.fold_tables().of(member.name)
     scores: dict[str, dict[str, object]] = {}
     total = sum(len(table.split(fold)[1]) for fold in range(table.num_folds))
     for fold in range(table.num_folds):

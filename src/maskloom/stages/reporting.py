@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from maskloom.data.folds import FoldTable
+from maskloom.config import load_yaml, parse
 from maskloom.data.image_io import read_image
 from maskloom.data.sources.base import DataSource
 from maskloom.data.statistics import Survey
@@ -16,12 +16,14 @@ from maskloom.data.truth import read_truth
 from maskloom.ensembling.thresholds import decide
 from maskloom.errors import BadFile
 from maskloom.files import read_json
+from maskloom.inference.merging import RESULT
 from maskloom.outputs.overlays import displayed, shrunk
 from maskloom.outputs.report import Example, LookAlikes, ReportInput, render_report
+from maskloom.recipe import Recipe
 from maskloom.records import Record
 from maskloom.run_directory import RunDirectory
-from maskloom.stages.context import leaf_name
-from maskloom.stages.ensemble import Ensemble, load_ensemble, out_of_fold_map
+from maskloom.stages.ensemble import Ensemble, load_ensemble, out_of_fold_maps
+from maskloom.stages.fold_tables import FoldTables
 from maskloom.stages.prediction import left_out
 from maskloom.training.tracking import read_log
 
@@ -38,9 +40,10 @@ def write_report(run: RunDirectory) -> Path:
     ensemble = load_ensemble(run)
     images = _image_scores(run)
     pairs = read_json(run.near_duplicates)
-    folds = FoldTable.from_csv(run.folds)
-    curves = _learning_curves(run, ensemble, folds.num_folds)
-    examples = _examples(run, source, ensemble, images)
+    recipe = parse(Recipe, load_yaml(run.recipe), origin=str(run.recipe))
+    tables = FoldTables.read(run, recipe)
+    curves = _learning_curves(run, recipe, tables)
+    examples = _examples(run, source, ensemble, tables, images)
     unpredicted = left_out(run, source.root) if source.unlabelled else {}
     page = ReportInput(
         name=run.root.resolve().name,
@@ -54,7 +57,7 @@ def write_report(run: RunDirectory) -> Path:
         image_scores=[row[ensemble.metric] for row in images],
         threshold_curve=ensemble.curve,
         survey=Survey.from_json(read_json(run.survey), source.root),
-        folds=folds,
+        folds=tables.shared,
         near_duplicates=pairs,
         look_alikes=_look_alikes(source, pairs[:NUM_LOOK_ALIKES]),
         left_out=(*source.problems, *unpredicted.values()),
@@ -86,12 +89,12 @@ def score_lines(evaluation: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _learning_curves(run: RunDirectory, ensemble: Ensemble, num_folds: int) -> dict[str, list[dict[str, Any]]]:
+def _learning_curves(run: RunDirectory, recipe: Recipe, tables: FoldTables) -> dict[str, list[dict[str, Any]]]:
     """Returns the epochs of every trained network by its leaf name."""
     return {
-        leaf_name(member, fold): read_log(run.fold(member, fold) / "log.jsonl")
-        for member in ensemble.scores["members"]
-        for fold in range(num_folds)
+        leaf: read_log(run.fold(member.name, fold) / "log.jsonl")
+        for member in recipe.members
+        for fold, leaf in enumerate(tables.leaves(member.name))
     }
 
 
@@ -127,7 +130,9 @@ def _image_scores(run: RunDirectory) -> list[dict[str, Any]]:
         ]
 
 
-def _examples(run: RunDirectory, source: DataSource, ensemble: Ensemble, images: list[dict[str, Any]]) -> list[Example]:
+def _examples(
+    run: RunDirectory, source: DataSource, ensemble: Ensemble, tables: FoldTables, images: list[dict[str, Any]]
+) -> list[Example]:
     """Returns the best and the worst images; one whose file is gone is left out (the page says so)."""
     ranked = sorted(images, key=lambda row: row[ensemble.metric])
     chosen: list[tuple[Literal["best", "worst"], dict[str, Any]]]
@@ -137,7 +142,7 @@ def _examples(run: RunDirectory, source: DataSource, ensemble: Ensemble, images:
     examples = []
     for kind, row in chosen:
         try:
-            examples.append(_example(run, source, ensemble, records[row["id"]], row, kind))
+            examples.append(_example(run, source, ensemble, tables, records[row["id"]], row, kind))
         except (BadFile, FileNotFoundError):
             continue
     return examples
@@ -147,11 +152,12 @@ def _example(
     run: RunDirectory,
     source: DataSource,
     ensemble: Ensemble,
+    tables: FoldTables,
     record: Record,
     row: dict[str, Any],
     kind: Literal["best", "worst"],
 ) -> Example:
-    values = out_of_fold_map(run, ensemble.tree, record, row["fold"], source.task)
+    values = out_of_fold_maps(run, ensemble.tree, record, tables, source.task)[RESULT]
     prediction: np.ndarray = decide(values, ensemble.thresholds, source.task)
     return Example(
         id=record.id,

@@ -17,14 +17,16 @@ from maskloom.inference.predictor import InferenceSettings, Predictor
 from maskloom.inference.streaming import predict_records
 from maskloom.losses.terms import build_loss
 from maskloom.metrics import Counts, from_labels, score_records
+from maskloom.models.bundle import load_bundle
 from maskloom.models.encoders import TIMM_PREFIX, NetworkSettings, encoder_normalisation, resolve
 from maskloom.models.pretrained import choose, installed_file
 from maskloom.models.segmenter import Normalisation, Segmenter, build_segmenter
 from maskloom.recipe import MemberSettings
 from maskloom.records import Record
 from maskloom.runtime import derive_seed
-from maskloom.stages.context import Context, leaf_name
+from maskloom.stages.context import Context
 from maskloom.stages.data import load_survey
+from maskloom.stages.fold_tables import leaf_name
 from maskloom.stages.scoring import decided, image_reader
 from maskloom.training.engine import TrainingJob, train
 from maskloom.training.tracking import TrainingProgress
@@ -32,7 +34,7 @@ from maskloom.training.tracking import TrainingProgress
 
 def train_fold(context: Context, member: MemberSettings, fold: int, *, fingerprint: str) -> list[Path]:
     """Returns the bundles of one fold, the best and the last; continues from the fold's checkpoint."""
-    training_ids, validation_ids = context.fold_table().split(fold)
+    training_ids, validation_ids = context.fold_tables().of(member.name).split(fold)
     seed = derive_seed(context.recipe.seed, member.name, fold)
     dataset = SegmentationDataset(
         records=context.records(set(training_ids)),
@@ -45,7 +47,7 @@ def train_fold(context: Context, member: MemberSettings, fold: int, *, fingerpri
     )
     validation = evenly_spread(context.records(set(validation_ids)), member.validation_images)
     job = TrainingJob(
-        segmenter=fresh_segmenter(context, member, seed, set(training_ids)),
+        segmenter=first_segmenter(context, member, fold, seed, set(training_ids)),
         dataset=dataset,
         loss=build_loss(member.loss, context.source.task),
         optimiser=member.optimiser,
@@ -81,15 +83,25 @@ def show(context: Context, progress: TrainingProgress) -> None:
     context.progress.advance(progress.step, progress.steps, progress.detail)
 
 
-def fresh_segmenter(context: Context, member: MemberSettings, seed: int, training_ids: set[str]) -> Segmenter:
-    """Returns an untrained (or pretrained) segmenter, the same for the same seed."""
+def first_segmenter(
+    context: Context, member: MemberSettings, fold: int, seed: int, training_ids: set[str]
+) -> Segmenter:
+    """Returns the segmenter that training begins with, the same for the same seed.
+
+    Fresh (or pretrained), or with the weights of the same fold of the member that the settings name as its start.
+    """
     torch.manual_seed(seed)
-    return build_segmenter(
+    segmenter = build_segmenter(
         member.network,
         task=context.source.task,
         policy=member.input,
         normalisation=normalisation(load_survey(context), member, training_ids),
     )
+    if member.start is not None:
+        first = context.recipe.member(member.start)
+        trained = load_bundle(context.run.bundle(first.name, fold, first.keep))
+        segmenter.network.load_state_dict(trained.network.state_dict())
+    return segmenter
 
 
 def normalisation(found: Survey, member: MemberSettings, training_ids: set[str]) -> Normalisation:
