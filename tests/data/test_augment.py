@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskloom.config import parse
-from maskloom.data.augment import PRESETS, AugmentSettings, Draw, apply, clahe, draw, stack
+from maskloom.data.augment import PRESETS, AugmentSettings, Draw, apply, draw, stack
+from maskloom.data.colour import LUMA
 from maskloom.errors import UserError
+from maskloom.records import IGNORE
 
 NEUTRAL = np.array([0, 0, 0, 1, 1, 1], np.float32)
 SYMMETRIES = [
@@ -145,11 +147,12 @@ def test_presets_keep_their_ranges_and_reach_them(preset: str) -> None:
     if chosen.warps:
         assert chosen.scale[0] - 1e-4 <= min(scales) < chosen.scale[0] + 0.03
         assert chosen.scale[1] - 0.03 < max(scales) <= chosen.scale[1] + 1e-4
-        assert 0.95 * chosen.rotate < max(degrees) <= chosen.rotate + 1e-3
+        assert 0.95 * chosen.rotate <= max(degrees) <= chosen.rotate + 1e-3
         assert len(warped) / len(draws) == pytest.approx(chosen.geometric, abs=0.06)
         shifts = [np.linalg.solve(matrix[:2, :2].astype(float), matrix[:2, 2]) for matrix in warped]
-        furthest = np.abs(shifts).max(axis=0) / (chosen.shift * size[1], chosen.shift * size[0])
-        assert furthest.min() > 0.95 and furthest.max() < 1 + 1e-4
+        furthest = np.abs(shifts).max(axis=0)
+        limits = chosen.shift * np.array([size[1], size[0]])
+        assert (0.95 * limits <= furthest).all() and (furthest <= limits * (1 + 1e-4)).all()
     colours = np.stack([one.colour for one in draws]) - NEUTRAL
     limits = np.array([chosen.hue, chosen.saturation, chosen.value, chosen.brightness, chosen.contrast, chosen.chroma])
     limits[5] = 1.0 if chosen.grey else limits[5]
@@ -164,6 +167,11 @@ def test_the_published_ranges() -> None:
     assert first == second.model_copy(update={"rotate": 10.0})
     assert (second.rotate, second.brightness, second.contrast, second.chroma, second.grey) == (7, 0.5, 0.5, 0.3, 0.25)
     assert (linknet.hue, linknet.saturation, linknet.value, linknet.brightness) == (10, 25, 25, 0.1)
+    ternaus, third, fourth = (PRESETS[f"carvana_{name}"] for name in ("ternaus", "3rd", "4th"))
+    assert (ternaus.hue, ternaus.saturation, ternaus.value, ternaus.colour) == (50, 5, 15, 0.5)
+    assert ternaus.one_of_colour and not ternaus.warps and not ternaus.tones
+    assert third == AugmentSettings(horizontal_flip=0.5)
+    assert (fourth.scale, fourth.geometric, fourth.rotate, fourth.shift) == ((0.95, 1.05), 1.0, 0, 0)
     assert all(PRESETS[name].horizontal_flip == 0.5 for name in PRESETS if name != "none")
 
 
@@ -172,6 +180,80 @@ def test_one_setting_leaves_the_draws_of_the_others() -> None:
     richer = plain.model_copy(update={"hue": 10.0, "colour": 1.0, "grey": 0.5})
     one, other = (draw(chosen, np.random.default_rng(7), (32, 32)) for chosen in (plain, richer))
     assert np.array_equal(one.matrix, other.matrix) and not np.array_equal(one.colour, other.colour)
+    again = draw(richer.model_copy(update={"object_grey": 1.0}), np.random.default_rng(7), (32, 32))
+    assert np.array_equal(again.colour, other.colour) and again.object_grey and not other.object_grey
+
+
+def test_the_draws_of_a_seed_stay_what_they_were() -> None:
+    """The formula over the generator's numbers in the order in which they were first taken."""
+    chosen = AugmentSettings(horizontal_flip=0.5, geometric=1.0, shift=0.1, colour=1.0, hue=10, tone=1.0, contrast=0.4)
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        chance, across = rng.random(10), rng.uniform(-1, 1, 10)
+        found = draw(chosen, np.random.default_rng(seed), (100, 200))
+        mirrored = -1 if chance[0] < 0.5 else 1
+        assert found.matrix == pytest.approx(
+            np.array([[mirrored, 0, -mirrored * 20 * across[2]], [0, 1, -10 * across[3]], [0, 0, 1]]), abs=1e-5
+        )
+        assert found.colour == pytest.approx([10 * across[4], 0, 0, 1, 1 + 0.4 * across[8], 1])
+
+
+def test_one_of_colour_is_either_shift_or_grey_object() -> None:
+    rng = np.random.default_rng(3)
+    draws = [draw(PRESETS["carvana_ternaus"], rng, (32, 32)) for _ in range(4000)]
+    shifted = np.array([bool(one.colour[:3].any()) for one in draws])
+    grey = np.array([one.object_grey for one in draws])
+    assert not (shifted & grey).any()
+    assert shifted.mean() == pytest.approx(0.25, abs=0.025) and grey.mean() == pytest.approx(0.25, abs=0.025)
+    alone = AugmentSettings(object_grey=0.3)
+    assert np.mean([draw(alone, rng, (32, 32)).object_grey for _ in range(4000)]) == pytest.approx(0.3, abs=0.03)
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_a_grey_object_is_grey_and_nothing_else_changes(multilabel: bool) -> None:
+    images, labels = batch_of(3)
+    labels[:, :5] = IGNORE
+    planes = torch.stack([labels == 1, labels == 2], dim=1).to(torch.uint8)
+    planes[:, :, :5] = IGNORE
+    chosen = [Draw(np.eye(3, dtype=np.float32), NEUTRAL, object_grey=number != 1) for number in range(3)]
+    kept = images.clone()
+    got, got_labels = apply(images, planes if multilabel else labels, stack(chosen))
+    inside = (labels == 1) | (labels == 2)
+    inside[1] = False
+    luma = sum(weight * images[:, channel].float() for channel, weight in enumerate(LUMA))
+    for channel in range(3):
+        assert torch.allclose(got[:, channel][inside], luma[inside], atol=1e-3)
+        assert torch.equal(got[:, channel][~inside], images[:, channel].float()[~inside])
+    assert torch.equal(images, kept) and torch.equal(got_labels, planes if multilabel else labels)
+
+
+def test_the_grey_object_moves_with_its_mask() -> None:
+    images, labels = batch_of(1)
+    flip = np.diag([-1.0, 1.0, 1.0]).astype(np.float32)
+    got, got_labels = apply(images, labels, stack([Draw(flip, NEUTRAL, object_grey=True)]))
+    spread = got.amax(dim=1) - got.amin(dim=1)
+    assert (spread[got_labels > 0] == 0).all() and (spread[got_labels == 0] > 0).float().mean() > 0.9
+    assert torch.equal(got_labels, labels.flip(2))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_guides_move_like_the_image_and_keep_their_values(dtype: type, channels: int) -> None:
+    """The guides repeat the image: with geometry alone they stay equal, with colours only the image changes."""
+    images, labels = batch_of(4, dtype=np.uint8)
+    values = images[:, :channels].numpy().astype(dtype)
+    images = torch.from_numpy(values / np.float32(255) if dtype == np.float32 else values)
+    doubled = torch.cat([images, images], dim=1)
+    strong = PRESETS["strong"].model_copy(update={"geometric": 1.0, "colour": 1.0, "tone": 1.0, "object_grey": 1.0})
+    rng = np.random.default_rng(5)
+    draws = [draw(strong, rng, (24, 24)) for _ in range(4)]
+    plain = [Draw(one.matrix, NEUTRAL) for one in draws]
+    moved, _ = apply(images, labels, stack(plain))
+    coloured, _ = apply(images, labels, stack(draws))
+    got, got_labels = apply(doubled, labels, stack(draws, channels=channels))
+    assert torch.equal(got[:, channels:], moved)
+    assert torch.equal(got[:, :channels], coloured) and not torch.equal(coloured, moved)
+    assert torch.equal(got_labels, apply(images, labels, stack(plain))[1])
 
 
 @pytest.mark.parametrize(
@@ -180,6 +262,7 @@ def test_one_setting_leaves_the_draws_of_the_others() -> None:
         ({"scale": [1.2, 0.8]}, "smallest, largest"),
         ({"horizontal_flip": 1.5}, "horizontal_flip"),
         ({"rotat": 5}, "did you mean 'rotate'"),
+        ({"one_of_colour": True, "object_grey": 0.5}, "set object_grey=0"),
     ],
 )
 def test_settings_refuse_what_cannot_be(values: dict[str, object], message: str) -> None:
@@ -190,16 +273,5 @@ def test_settings_refuse_what_cannot_be(values: dict[str, object], message: str)
 def test_presets_are_known_by_whether_they_change_anything() -> None:
     assert [name for name in PRESETS if PRESETS[name].is_identity] == ["none"]
     assert AugmentSettings(rotate=5, geometric=0).is_identity and not AugmentSettings(clahe=0.1).is_identity
-
-
-def test_clahe_spreads_luma_and_keeps_flat_images_grey() -> None:
-    rng = np.random.default_rng(0)
-    dull = rng.integers(100, 120, (64, 64, 1), np.uint8).repeat(3, axis=2)
-    spread = clahe(dull)
-    assert spread.shape == dull.shape and spread.dtype == np.uint8
-    assert spread.std() > 2 * dull.std()
-    assert np.ptp(spread.astype(int), axis=2).max() <= 1
-    assert clahe(dull[..., :1].astype(np.uint16)).shape == (64, 64, 1)
-    assert clahe(dull[..., [0, 0, 0, 0, 0]]).shape == (64, 64, 5)
-    with pytest.raises(UserError, match=r"augment\.clahe=0"):
-        clahe(dull.astype(np.float32))
+    assert not AugmentSettings(object_grey=0.1).is_identity and not AugmentSettings(one_of_colour=True).is_identity
+    assert AugmentSettings(one_of_colour=True, colour=0).is_identity

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from maskloom.data.augment import Draw, apply, stack
-from maskloom.data.colour import mean_luma, shift_hsv, tone
+from maskloom.data.colour import grey_where, mean_luma, shift_hsv, tone
 
 RNG = np.random.default_rng(5)
 PHOTO = torch.from_numpy(RNG.integers(0, 256, (1, 3, 40, 40)).astype(np.float32))
@@ -77,6 +77,15 @@ def test_other_counts_of_channels_keep_their_chroma(channels: int) -> None:
 )
 def test_shifts_of_pure_red(shift: tuple[float, float, float], expected: tuple[int, int, int]) -> None:
     assert torch.allclose(shifted(*shift, images=pixel(255, 0, 0)), pixel(*expected), atol=1e-3)
+
+
+def test_an_area_turns_to_luma() -> None:
+    area = torch.zeros(1, 1, 40, 40, dtype=torch.bool)
+    area[..., 10:20, 5:9] = True
+    got = grey_where(PHOTO, area)
+    assert torch.equal(got[0][:, ~area[0, 0]], PHOTO[0][:, ~area[0, 0]])
+    assert torch.allclose(got[..., 10:20, 5:9], toned(1, 1, 0)[..., 10:20, 5:9], atol=1e-3)
+    assert torch.equal(grey_where(PHOTO[:, :2], area), PHOTO[:, :2])
 
 
 def test_grey_stays_grey() -> None:

@@ -60,6 +60,56 @@ def test_merged_bins_known_answer() -> None:
     assert merged_bins([3.0, 3.0, 3.0], 2) == [0, 0, 0]
 
 
+def published_cars(count: int) -> tuple[list[Record], dict[str, float], np.ndarray]:
+    """Returns the records of cars with views 01…16, the mask areas by id, and the same areas as cars × views."""
+    views = [f"{number:02d}" for number in range(1, 17)]
+    records = [record(f"c{car:03d}_{view}", f"c{car:03d}", view=view) for car in range(count) for view in views]
+    areas = np.random.default_rng(2).normal(300_000, 60_000, (count, 1)) + np.random.default_rng(3).normal(
+        0, 30_000, (count, 16)
+    )
+    return records, {each.id: area for each, area in zip(records, areas.ravel().tolist(), strict=True)}, areas
+
+
+@pytest.mark.parametrize(("area_of", "columns"), [({}, slice(None)), ({"view": "05"}, slice(4, 5))])
+def test_the_published_deals_by_area(area_of: dict[str, str], columns: slice) -> None:
+    """Carvana, 1st place, linknet: cars sorted by mask area, all views or view 05, fold = rank modulo 5."""
+    records, areas, table = published_cars(53)
+    choice = FoldSettings(count=5, stratify="area_dealt", area_of=area_of)
+    folds = make_folds(records, choice, areas=areas)
+    ranks = np.argsort(np.argsort(table[:, columns].sum(axis=1)))
+    assert [row.fold for row in folds.rows] == (ranks % 5).repeat(16).tolist()
+
+
+def test_the_published_bins_of_area() -> None:
+    """Carvana, 1st place, vgg11v1: 35 bins of the cars' summed areas, merged until each holds 7 cars, spread over 7."""
+    records, areas, table = published_cars(318)
+    folds = make_folds(records, FoldSettings(count=7, stratify="area_bins", seed=1993), areas=areas).fold_of()
+    totals = table.sum(axis=1)
+    heights, edges = np.histogram(totals, bins=35)
+    ends, held = [], 0
+    for height, end in zip(heights, edges[1:], strict=True):
+        held += int(height)
+        if held >= 7:
+            ends.append(end)
+            held = 0
+    strata = np.digitize(totals, ends[:-1])
+    assert min(Counter(strata.tolist()).values()) >= 7
+    for stratum in range(len(ends)):
+        dealt = Counter(folds[f"c{car:03d}_01"] for car in np.flatnonzero(strata == stratum))
+        assert max(dealt.values()) - min(dealt[fold] for fold in range(7)) <= 1
+
+
+def test_the_published_random_folds() -> None:
+    """Carvana, 1st place, scratch: cars shuffled by seed 1993, 7 folds, whole cars."""
+    records, _, _ = published_cars(318)
+    choice = FoldSettings(count=7, seed=1993)
+    table = make_folds(records, choice)
+    check_leaks(table, records)
+    assert sorted(Counter(row.fold for row in table.rows).values()) == [45 * 16] * 4 + [46 * 16] * 3
+    first = [row.fold for row in table.rows[::16]][:14]
+    assert table == make_folds(records, choice) and first != [number % 7 for number in range(14)]
+
+
 def test_attributes_are_spread_over_folds() -> None:
     records = [record(f"{route}{time}{n}", route=route, time=time) for route in "ab" for time in "dn" for n in range(6)]
     table = make_folds(records, FoldSettings(count=3, stratify="attributes", attributes=("route", "time")))

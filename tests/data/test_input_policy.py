@@ -1,6 +1,8 @@
-"""Input policies: sizes, exact ways back, padding that counts in nothing."""
+"""Input policies: sizes, exact ways back, parts that cover once, cuts beyond the border, padding that never counts."""
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -8,19 +10,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskloom.config import parse
+from maskloom.data.clahe import clahe
 from maskloom.data.input_policy import (
     InputPolicy,
     Placement,
     content_size,
+    cut_image,
+    cut_labels,
     pad_labels,
+    part_windows,
     place,
     prepare_image,
     resize_image,
     resize_labels,
 )
-from maskloom.errors import UserError
+from maskloom.errors import UnfitImage, UserError
 from maskloom.records import IGNORE
-from maskloom.windows import Padding
+from maskloom.windows import Padding, Window
 
 SIDES = st.integers(1, 70)
 
@@ -64,6 +70,7 @@ def test_every_depth_and_count_of_channels_passes(channels: int, dtype: type) ->
         InputPolicy(mode="resize", size=(80, 30)),
         InputPolicy(mode="window", size=(64, 32)),
         InputPolicy(scale=0.5),
+        InputPolicy(mode="parts", parts=(1, 2), scale=1.5),
     ):
         prepared, placement = prepare_image(image, policy)
         assert prepared.shape == (*placement.padded, channels) and prepared.dtype == dtype
@@ -103,6 +110,13 @@ def test_scale_and_resize_decide_the_content() -> None:
         ({"mode": "resize", "size": [0, 64]}, "at least 1"),
         ({"mode": "resize", "size": [64, 64], "scale": 0.5}, "takes no scale"),
         ({"overlap": 1.0}, "overlap"),
+        ({"mode": "parts"}, "needs parts of"),
+        ({"mode": "parts", "parts": [1, 1]}, r"two or more, found \(1, 1\)"),
+        ({"mode": "parts", "parts": [1, 2], "size": [64, 64]}, "mode parts takes no size"),
+        ({"parts": [1, 2]}, "mode full takes no parts"),
+        ({"prefer_mask_mean": [3, 252]}, "mode full has none"),
+        ({"mode": "window", "size": [64, 64], "prefer_mask_mean": [252, 3]}, "low, high"),
+        ({"mode": "window", "size": [64, 64], "prefer_mask_mean": [3, 252], "prefer_class": 0.5}, "one of them"),
         ({"pading": "edge"}, "did you mean 'padding'"),
     ],
 )
@@ -116,3 +130,78 @@ def test_the_caller_keeps_its_arrays() -> None:
     prepare_image(image, InputPolicy())[0][:] = 9
     pad_labels(labels, Padding(1, 0, 0, 0))[:] = 9
     assert not image.any() and not labels.any()
+
+
+@given(SIDES, SIDES, st.integers(1, 3), st.integers(1, 4), st.sampled_from([1, 8, 32]))
+@settings(max_examples=40, deadline=None)
+def test_parts_cover_the_image_exactly_once(height: int, width: int, rows: int, columns: int, multiple: int) -> None:
+    if rows == columns == 1:
+        columns = 2
+    policy = InputPolicy(mode="parts", parts=(rows, columns), multiple=multiple)
+    image = np.random.default_rng(height * 100 + width).integers(0, 256, (height, width, 3), np.uint8)
+    prepared, placement = prepare_image(image, policy)
+    windows = part_windows((height, width), policy)
+    times = np.zeros(prepared.shape[:2], int)
+    rebuilt = np.zeros_like(prepared)
+    for window in windows:
+        assert window.height % multiple == window.width % multiple == 0
+        times[window.slices] += 1
+        rebuilt[window.slices] = prepared[window.slices]
+    assert len(windows) == rows * columns and (times == 1).all()
+    assert np.array_equal(rebuilt[placement.padding.interior(placement.padded).slices], image)
+
+
+def test_halves_of_the_published_size() -> None:
+    halves = InputPolicy(mode="parts", parts=(1, 2))
+    assert part_windows((1280, 1918), halves) == [Window(0, 0, 1280, 960), Window(0, 960, 1280, 960)]
+    assert place((1280, 1918), halves).padding == Padding(0, 0, 1, 1)
+    assert halves.overlap == 0 and InputPolicy(mode="window", size=(32, 32)).overlap == 0.25
+
+
+@given(st.integers(40, 200), st.integers(2, 4), st.sampled_from([0.1, 0.25, 0.5]))
+@settings(max_examples=30, deadline=None)
+def test_overlapping_parts_share_what_was_asked(width: int, columns: int, overlap: float) -> None:
+    policy = InputPolicy(mode="parts", parts=(1, columns), multiple=1, overlap=overlap)
+    windows = part_windows((10, width), policy)
+    total = place((10, width), policy).padded[1]
+    assert windows[0].left == 0 and windows[-1].left + windows[-1].width == total
+    assert len(windows) == columns and len({window.width for window in windows}) == 1
+    for first, second in pairwise(windows):
+        shared = first.left + first.width - second.left
+        assert abs(shared - overlap * first.width) <= 2
+
+
+def test_parts_that_cannot_differ_are_one() -> None:
+    assert part_windows((20, 20), InputPolicy(mode="parts", parts=(1, 2), overlap=0.5)) == [
+        Window(0, 0, 32, 64),
+    ]
+
+
+def test_clahe_comes_before_resizing_and_padding_and_leaves_guides() -> None:
+    image = np.random.default_rng(0).integers(90, 140, (60, 50, 4), np.uint8)
+    policy = InputPolicy(mode="resize", size=(30, 25), clahe=True)
+    prepared, placement = prepare_image(image, policy, channels=3)
+    inside = prepared[placement.padding.interior(placement.padded).slices]
+    assert np.array_equal(inside[..., :3], resize_image(clahe(image[..., :3]), (30, 25)))
+    assert np.array_equal(inside[..., 3:], resize_image(image[..., 3:], (30, 25)))
+    with pytest.raises(UnfitImage, match="float32"):
+        prepare_image(image.astype(np.float32), policy)
+
+
+@given(st.integers(-30, 60), st.integers(-30, 60), st.integers(1, 50), st.integers(1, 50))
+@settings(max_examples=60, deadline=None)
+def test_cuts_beyond_the_border_mirror_images_and_ignore_labels(top: int, left: int, height: int, width: int) -> None:
+    image = np.random.default_rng(1).integers(0, 256, (23, 31, 4), np.uint8)
+    labels = np.random.default_rng(2).integers(0, 3, (23, 31), np.uint8)
+    window = Window(top, left, height, width)
+    far = 200  # a large mirrored and a large ignored plane say what lies where
+    plane = np.pad(image, [(far, far), (far, far), (0, 0)], mode="reflect")
+    marked = np.pad(labels, far, constant_values=IGNORE)
+    place_of = slice(far + top, far + top + height), slice(far + left, far + left + width)
+    assert np.array_equal(cut_image(image, window), plane[place_of])
+    assert np.array_equal(cut_labels(labels, window), marked[place_of])
+    assert np.array_equal(cut_labels(np.stack([labels, labels]), window), np.stack([marked[place_of]] * 2))
+
+
+def test_one_pixel_can_be_mirrored_too() -> None:
+    assert (cut_image(np.full((1, 1, 3), 9, np.uint8), Window(-2, -3, 6, 7)) == 9).all()

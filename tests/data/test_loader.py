@@ -41,6 +41,7 @@ def same(one: Batch, other: Batch) -> bool:
             (one.labels, other.labels),
             (one.draws.matrices, other.draws.matrices),
             (one.draws.colours, other.draws.colours),
+            (one.draws.object_greys, other.draws.object_greys),
         )
     )
 

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -191,3 +194,23 @@ def test_settings_round_trip_and_mistakes() -> None:
     ):
         with pytest.raises(UserError):
             parse(Merge, wrong)
+
+
+def test_a_remembered_node_is_made_once_and_not_changed() -> None:
+    """Also where a share of practically 1 comes before others: what is remembered must not become the sum."""
+    leaves = {"a": torch.full((1, 2, 2), 0.2), "b": torch.full((1, 2, 2), 0.6), "c": torch.full((1, 2, 2), 0.9)}
+    shared = Merge(children=("a", "b"))
+    top = Merge(children=(Merge(children=(shared, "c"), weights=(1, 1e-20)), Merge(children=(shared,), kind="vote")))
+    made: list[Merge] = []
+    memory: dict[Merge, Any] = {}
+
+    def remember(node: Merge, value: Callable[[], Any]) -> Any:
+        if node not in memory:
+            made.append(node)
+            memory[node] = value()
+        return memory[node]
+
+    found, _ = evaluate(top, leaves.__getitem__, exclusive=False, remember=remember)
+    plain, _ = evaluate(top, leaves.__getitem__, exclusive=False)
+    assert torch.equal(found, plain) and torch.allclose(found, torch.tensor((0.4 + 0.0) / 2))
+    assert made.count(shared) == 1 and torch.allclose(memory[shared][None], torch.tensor(0.4))

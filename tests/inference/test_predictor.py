@@ -220,3 +220,17 @@ def test_an_image_of_another_depth_is_refused() -> None:
     predictor = Predictor(Merge(children=("m/0",)), {"m/0": segmenter(pointwise())}, InferenceSettings(), CPU)
     with pytest.raises(UnfitImage, match="expected uint8 values as m/0 was trained on, found uint16"):
         predictor(np.zeros((32, 32, 3), np.uint16))
+
+
+def test_single_networks_are_asked_in_their_own_way() -> None:
+    image, first, second = photo(), segmenter(neighbourhood(seed=1)), segmenter(neighbourhood(seed=2))
+    settings = InferenceSettings(precision="float32", views="none")
+    own = {"b": InferenceSettings(views="flip", view_merge="logit_mean")}
+    tree = Merge(children=("a", "b"))
+    predictor = Predictor(tree, {"a": first, "b": second}, settings, CPU, own=own)
+    with_flip = Predictor(
+        Merge(children=("b",)), {"b": second}, own["b"].model_copy(update={"precision": "float32"}), CPU
+    )
+    expected = (ask(first, image, views="none").astype(float) + with_flip(image)["result"]) / 2
+    assert np.abs(predictor(image)["result"] - expected).max() <= 1
+    assert np.abs(ask(second, image, views="none").astype(int) - with_flip(image)["result"]).max() > 2

@@ -35,6 +35,16 @@ def test_bce_equals_the_formula(smoothing: float) -> None:
     assert found.item() == pytest.approx(numpy_bce(logits, labels, smoothing), rel=1e-5)
 
 
+def test_weighted_bce_equals_the_formula() -> None:
+    rng = np.random.default_rng(3)
+    logits = rng.normal(size=(2, 3, 4, 5))
+    labels = rng.choice([0, 1, IGNORE], size=logits.shape).astype(np.uint8)
+    weights = rng.random(logits.shape) * 0.01 * (labels != IGNORE)
+    losses = np.log1p(np.exp(np.where(labels == 1, -logits, logits)))
+    found = bce(torch.from_numpy(logits), torch.from_numpy(labels), weights=torch.from_numpy(weights).float())
+    assert found.item() == pytest.approx((weights * losses).sum() / weights.sum(), rel=1e-5)
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("weights", [None, (0.5, 2.0, 1.0, 0.0)])
 def test_cross_entropy_equals_torchs(smoothing: float, weights: tuple[float, ...] | None) -> None:

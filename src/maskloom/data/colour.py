@@ -1,6 +1,6 @@
-"""Colour changes of float32 batches N×C×H×W: tone (an affine map of the colours) and shifts in HSV.
+"""Colour changes of float32 batches N×C×H×W: tone (an affine map of the colours), shifts in HSV, grey areas.
 
-Both work element by element, so that a sample's result never depends on the rest of its batch. Tone comes first and
+All work element by element, so that a sample's result never depends on the rest of its batch. Tone comes first and
 the HSV shift is exact, not a rotation in YIQ: ranges given in OpenCV's 8-bit units then mean what they meant there.
 Integer images are kept inside their range.
 """
@@ -37,6 +37,16 @@ def tone(images: Tensor, means: Tensor, factors: Tensor, full: float | None) -> 
 def _luma(images: Tensor) -> Tensor:
     red, green, blue = images.unbind(dim=1)
     return red.mul(LUMA[0]).add_(green.mul(LUMA[1])).add_(blue.mul(LUMA[2]))
+
+
+def grey_where(images: Tensor, area: Tensor) -> Tensor:
+    """Returns RGB images with luma instead of colour where ``area`` (bool N×1×H×W) is true.
+
+    Images of other than three channels stay as they are.
+    """
+    if images.shape[1] != 3:
+        return images
+    return torch.where(area, _luma(images).unsqueeze(1), images)
 
 
 def mean_luma(images: Tensor) -> Tensor:

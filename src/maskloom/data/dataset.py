@@ -1,12 +1,13 @@
 """Records to samples as the network sees them: read, resized or cut to a window, with the draw of its augmentation.
 
 What a sample is depends on nothing but the dataset and its key: (seed, epoch, record, draw) decide all randomness.
-Knows nothing of batches and processes.
+Maps from elsewhere can come along as further channels (guides) or say where to look (regions); where they come from
+is the caller's matter. Knows nothing of batches and processes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -14,22 +15,28 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from maskloom.data.augment import AugmentSettings, Draw, clahe, draw
+from maskloom.data.augment import AugmentSettings, Draw, draw
+from maskloom.data.clahe import clahe
 from maskloom.data.input_policy import (
     InputPolicy,
-    content_size,
+    cut_image,
+    cut_labels,
     pad_image,
     pad_labels,
+    part_windows,
     place,
-    resize_image,
     resize_labels,
+    to_content,
 )
 from maskloom.data.mask_coding import MaskCoding
 from maskloom.data.truth import read_sample
-from maskloom.errors import BadFile, UserError
+from maskloom.errors import BadFile, UnfitImage, UserError
 from maskloom.records import IGNORE, Record, Size, Task
 from maskloom.runtime import generator
 from maskloom.windows import Window
+
+MAX_DRAWS = 50
+"""So many windows are drawn at most in search of a preferred one (Carvana, 1st place); then the last one is taken."""
 
 
 class Key(NamedTuple):
@@ -50,7 +57,9 @@ class Item:
     path: Path
     """Of the image, for messages."""
     image: np.ndarray
-    """H×W×C as stored: uint8, uint16 or float32."""
+    """H×W×C as stored: uint8, uint16 or float32; guides are its last channels."""
+    channels: int
+    """Of the image itself, without guides."""
     labels: np.ndarray
     """uint8 H×W (binary, multiclass) or C×H×W (multilabel)."""
     draw: Draw | None
@@ -59,7 +68,10 @@ class Item:
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentationDataset:
-    """The training samples of one network; ``dataset[key]`` reads, resizes and cuts one."""
+    """The training samples of one network; ``dataset[key]`` reads, resizes and cuts one.
+
+    Where loader processes are not forked, ``guides`` and ``regions`` must be picklable.
+    """
 
     records: Sequence[Record]
     task: Task
@@ -68,7 +80,14 @@ class SegmentationDataset:
     augment: AugmentSettings
     seed: int
     channels: int = 3
-    """Of the network's input; grey images are repeated to three."""
+    """Of the images, without guides; grey images are repeated to three."""
+    guides: Callable[[Record], np.ndarray] | None = None
+    """Returns a record's guides, uint8 H×W×K at the image's size: appended to the image's channels in its own range,
+    moved like the image, left alone by colour and CLAHE."""
+    regions: Callable[[Record], Sequence[Window]] | None = None
+    """Returns windows in pixels of a record's image: each sample is cut from one of them, drawn at random, which the
+    policy then treats as if it were the image. Beyond the border, images are mirrored and labels ``IGNORE``; where
+    there is no window, the whole image is the region."""
 
     def __post_init__(self) -> None:
         if not self.records:
@@ -76,18 +95,22 @@ class SegmentationDataset:
         for record in self.records:
             if record.truth is None:
                 raise UserError(f"{record.image}: expected a mask to learn from, found none; leave the image out")
-        if self.augment.transpose > 0:
-            self._check_squares()
+            if self.augment.transpose > 0 and self.regions is None:
+                self._check_square(record, record.size)
 
-    def _check_squares(self) -> None:
-        for record in self.records:
-            placement = place(record.size, self.policy)
-            height, width = self.policy.size if self.policy.mode == "window" and self.policy.size else placement.padded
-            if height != width:
-                raise UserError(
-                    f"{record.image}: augment.transpose expects square inputs, found {width}×{height} (width×height); "
-                    "set augment.transpose=0, or choose square windows or a square size"
-                )
+    def _check_square(self, record: Record, size: Size) -> None:
+        """Raises ``UserError`` unless an image (or region) of ``size`` gives the network square inputs."""
+        height, width = place(size, self.policy).padded
+        if self.policy.mode == "window" and self.policy.size:
+            height, width = self.policy.size
+        elif self.policy.mode == "parts":
+            part = part_windows(size, self.policy)[0]
+            height, width = part.height, part.width
+        if height != width:
+            raise UserError(
+                f"{record.image}: augment.transpose expects square inputs, found {width}×{height} (width×height); "
+                "set augment.transpose=0, or choose square windows or a square size"
+            )
 
     def __len__(self) -> int:
         return len(self.records)
@@ -95,33 +118,76 @@ class SegmentationDataset:
     def __getitem__(self, key: Key) -> Item:
         """Returns the sample of that key; raises ``BadFile`` or ``BadSize``."""
         record = self.records[key.record]
-        sample = read_sample(record, self.task, self.coding)
-        if sample.labels is None:
-            raise BadFile(record.image, "expected a mask to learn from, found none")
-        image = with_channels(sample.image, self.channels, record.image)
-        size = content_size(record.size, self.policy)
-        image, labels = resize_image(image, size), resize_labels(sample.labels, size)
-        if self.policy.mode == "window":
-            image, labels = self._cut(image, labels, self._generator("window", record, key))
+        try:
+            return self._item(record, key)
+        except UnfitImage as error:
+            raise BadFile(record.image, str(error)) from None
+
+    def _item(self, record: Record, key: Key) -> Item:
+        image, labels = self._read(record, key)
+        size = (image.shape[0], image.shape[1])
+        image = to_content(image, self.policy, channels=self.channels)
+        labels = resize_labels(labels, (image.shape[0], image.shape[1]))
+        if self.policy.mode in ("window", "parts"):
+            image, labels = self._cut(image, labels, size, self._generator("window", record, key))
         drawn = None
         if not self.augment.is_identity:
             drawn = draw(self.augment, self._generator("augment", record, key), (image.shape[0], image.shape[1]))
-            image = clahe(image) if drawn.clahe else image
-            _check_floats(image, drawn, record.image)
-        return Item(id=record.id, path=record.image, image=image, labels=labels, draw=drawn)
+            image = clahe(image, channels=self.channels) if drawn.clahe else image
+            _check_floats(image[..., : self.channels], drawn, record.image)
+        return Item(id=record.id, path=record.image, image=image, channels=self.channels, labels=labels, draw=drawn)
 
     def _generator(self, purpose: str, record: Record, key: Key) -> np.random.Generator:
         return generator(self.seed, purpose, key.epoch, record.id, key.draw)
 
-    def _cut(self, image: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Returns a random window of image and labels; an image smaller than that is padded, its labels by IGNORE."""
-        assert self.policy.size is not None  # the policy sees to that
-        padding = place(labels.shape[-2:], self.policy.model_copy(update={"scale": 1.0})).padding
+    def _read(self, record: Record, key: Key) -> tuple[np.ndarray, np.ndarray]:
+        """Returns image and labels as stored, with guides beside the image, cut to a region where there are some."""
+        sample = read_sample(record, self.task, self.coding)
+        if sample.labels is None:
+            raise BadFile(record.image, "expected a mask to learn from, found none")
+        image, labels = with_channels(sample.image, self.channels, record.image), sample.labels
+        if self.guides is not None:
+            image = with_guides(image, self.guides(record))
+        if self.regions is not None:
+            region = self._region(record, key)
+            image, labels = cut_image(image, region), cut_labels(labels, region)
+        return image, labels
+
+    def _region(self, record: Record, key: Key) -> Window:
+        assert self.regions is not None
+        windows = self.regions(record) or [Window(0, 0, *record.size)]
+        window = windows[int(self._generator("region", record, key).integers(len(windows)))]
+        if self.augment.transpose > 0:
+            self._check_square(record, (window.height, window.width))
+        return window
+
+    def _cut(
+        self, image: np.ndarray, labels: np.ndarray, size: Size, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns a random window or part of image and labels at their content's size; ``size`` is that before.
+
+        What the policy pads is ``IGNORE`` in the labels.
+        """
+        padding = place(size, self.policy).padding
         image, labels = pad_image(image, padding, self.policy), pad_labels(labels, padding)
+        if self.policy.mode == "parts":
+            parts = part_windows(size, self.policy)
+            window = parts[int(rng.integers(len(parts)))]
+        else:
+            window = self._draw_window(labels, rng)
+        rows, columns = window.slices
+        return image[rows, columns], labels[..., rows, columns]
+
+    def _draw_window(self, labels: np.ndarray, rng: np.random.Generator) -> Window:
+        size, window = labels.shape[-2:], self.policy.size
+        assert window is not None  # the policy sees to that
+        if self.policy.prefer_mask_mean is not None:
+            return preferred_window(
+                labels, window, rng, means=self.policy.prefer_mask_mean, keep=self.policy.keep_background
+            )
         prefers = rng.random() < self.policy.prefer_class
         centre = class_pixel(labels, self.task, rng) if prefers else None
-        rows, columns = choose_window(labels.shape[-2:], self.policy.size, rng, centre=centre).slices
-        return image[rows, columns], labels[..., rows, columns]
+        return choose_window(size, window, rng, centre=centre)
 
 
 def _check_floats(image: np.ndarray, drawn: Draw, path: Path) -> None:
@@ -149,6 +215,22 @@ def with_channels(image: np.ndarray, channels: int, path: Path) -> np.ndarray:
     )
 
 
+def with_guides(image: np.ndarray, guides: np.ndarray) -> np.ndarray:
+    """Returns the H×W×C image with uint8 guides H×W×K as further channels, in the image's own type and range.
+
+    uint8 as they are, uint16 times 257, float32 divided by 255. Raises ``ValueError`` for guides of another type or
+    size.
+    """
+    if guides.dtype != np.uint8 or guides.ndim != 3 or guides.shape[:2] != image.shape[:2]:
+        expected = f"{image.shape[0]}×{image.shape[1]}×K"
+        raise ValueError(f"expected guides as uint8 {expected} like the image, got {guides.dtype} {guides.shape}")
+    if image.dtype == np.uint16:
+        guides = guides.astype(np.uint16) * np.uint16(257)
+    elif image.dtype == np.float32:
+        guides = guides.astype(np.float32) / np.float32(255)
+    return np.concatenate([image, guides], axis=2)
+
+
 def choose_window(
     size: Size, window: Size, rng: np.random.Generator, *, centre: tuple[int, int] | None = None
 ) -> Window:
@@ -158,6 +240,39 @@ def choose_window(
         top = min(max(centre[0] - window[0] // 2, 0), size[0] - window[0])
         left = min(max(centre[1] - window[1] // 2, 0), size[1] - window[1])
     return Window(top, left, *window)
+
+
+def preferred_window(
+    labels: np.ndarray, window: Size, rng: np.random.Generator, *, means: tuple[float, float], keep: float
+) -> Window:
+    """Returns a random window whose ``mask_mean`` lies between the two ``means``, or one of the others that was kept.
+
+    Windows are drawn anywhere; one outside the range is kept with probability ``keep`` at every draw, and the last of
+    ``MAX_DRAWS`` whatever it holds. Source: Carvana, 1st place (trainer of the linknet members, which keeps pure
+    foreground like pure background).
+    """
+    size = labels.shape[-2:]
+    for _ in range(MAX_DRAWS):
+        chosen = choose_window(size, window, rng)
+        if means[0] < mask_mean(labels[(..., *chosen.slices)]) < means[1] or rng.random() < keep:
+            break
+    return chosen
+
+
+def mask_mean(labels: np.ndarray) -> float:
+    """Returns the mean of a mask, 0…255: 255 times the foreground's share of the pixels that are not ``IGNORE``.
+
+    Foreground is every label but 0, in a multilabel task (C×H×W) what any map marks. 0 where all is ignored.
+    """
+    ignored, background = labels == IGNORE, labels == 0
+    if labels.ndim == 3:
+        foreground = ~(ignored | background).all(axis=0)
+        ignored = ignored.all(axis=0)
+        num_foreground = np.count_nonzero(foreground)
+    else:
+        num_foreground = labels.size - np.count_nonzero(background) - np.count_nonzero(ignored)
+    counted = ignored.size - np.count_nonzero(ignored)
+    return 255 * int(num_foreground) / int(counted) if counted else 0.0
 
 
 def class_pixel(labels: np.ndarray, task: Task, rng: np.random.Generator) -> tuple[int, int] | None:

@@ -1,4 +1,4 @@
-"""How an image becomes the network's input: whole, resized, or in windows, and how results find the way back.
+"""How an image becomes the network's input: whole, resized, in windows or parts, and how results find the way back.
 
 One policy belongs to a network for life: what it saw in training it sees in prediction. Works on H×W×C arrays of any
 stored dtype and on label arrays; knows nothing of tensors, normalisation, augmentation or networks.
@@ -6,16 +6,18 @@ stored dtype and on label arrays; knows nothing of tensors, normalisation, augme
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 from pydantic import Field, model_validator
 
 from maskloom.config import Config
+from maskloom.data.clahe import clahe
 from maskloom.records import IGNORE, Size
-from maskloom.windows import Padding, padding_to, round_up
+from maskloom.windows import Padding, Window, padding_to, round_up
 
 _BORDERS = {"reflect": cv2.BORDER_REFLECT_101, "edge": cv2.BORDER_REPLICATE}
 
@@ -23,28 +25,48 @@ _BORDERS = {"reflect": cv2.BORDER_REFLECT_101, "edge": cv2.BORDER_REPLICATE}
 class InputPolicy(Config):
     """How images are brought to the network."""
 
-    mode: Literal["full", "resize", "window"] = "full"
+    mode: Literal["full", "resize", "window", "parts"] = "full"
     """"full": the whole image, padded; "resize": the whole image resized to ``size``, then padded; "window": windows
-    of ``size`` in training, overlapping tiles of ``size`` in prediction."""
+    of ``size`` in training, overlapping tiles of ``size`` in prediction; "parts": the image cut into ``parts``, one
+    of them in training, all in prediction."""
     size: tuple[int, int] | None = None
-    """(height, width) in pixels of the resized image or of the window; None for "full"."""
+    """(height, width) in pixels of the resized image or of the window; None for "full" and "parts"."""
+    parts: tuple[int, int] | None = None
+    """(rows, columns) of equal parts, for instance [1, 2] for left and right halves; None for the other modes."""
     multiple: int = Field(default=32, ge=1)
     """Both sides of what the network sees are multiples of this."""
     padding: Literal["reflect", "edge"] = "reflect"
     """How padding is filled: mirrored about the outermost pixel centres (reflect-101), or the outermost pixel."""
+    clahe: bool = False
+    """Equalise the histogram of luma (CLAHE, clip 2, 8×8 tiles) in training and in prediction: of the image as
+    stored, before it is resized and padded; 8- and 16-bit images only."""
     overlap: float = Field(default=0.25, ge=0, lt=1)
-    """Overlap of neighbouring tiles in prediction, as a fraction of the tile's side."""
+    """What neighbouring tiles or parts have in common, as a fraction of their side; "parts" have nothing in common
+    unless it is stated. Where they overlap, predictions are blended."""
     prefer_class: float = Field(default=0.0, ge=0, le=1)
     """Probability that a training window is centred on a random pixel of a random class present in the image (the
     foreground of a binary task)."""
+    prefer_mask_mean: tuple[float, float] | None = None
+    """Draw training windows until the mean of their mask (0…255: 255 times the share of the foreground) lies between
+    these two, or one outside is kept (``keep_background``); [3, 252] is published (Carvana, 1st place)."""
+    keep_background: float = Field(default=0.7, ge=0, le=1)
+    """Probability, at every draw, of keeping a window that ``prefer_mask_mean`` does not prefer."""
     scale: float = Field(default=1.0, gt=0, le=16)
-    """Factor by which images are resized first ("full" and "window")."""
+    """Factor by which images are resized first ("full", "window" and "parts")."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _parts_stand_apart(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("mode") == "parts":
+            return {"overlap": 0.0, **values}
+        return values
 
     @model_validator(mode="after")
     def _size_fits_the_mode(self) -> InputPolicy:
-        if self.mode == "full" and self.size is not None:
-            raise ValueError(f"mode full takes no size, found {self.size}; remove it or choose resize or window")
-        if self.mode != "full" and self.size is None:
+        takes_size = self.mode in ("resize", "window")
+        if not takes_size and self.size is not None:
+            raise ValueError(f"mode {self.mode} takes no size, found {self.size}; remove it or choose resize or window")
+        if takes_size and self.size is None:
             raise ValueError(f"mode {self.mode} needs a size of (height, width)")
         if self.size is not None and min(self.size) < 1:
             raise ValueError(f"size must be at least 1×1, found {self.size}")
@@ -55,12 +77,34 @@ class InputPolicy(Config):
             raise ValueError(f"mode resize takes no scale, found {self.scale}; state the size alone")
         return self
 
+    @model_validator(mode="after")
+    def _parts_fit_the_mode(self) -> InputPolicy:
+        if self.mode != "parts" and self.parts is not None:
+            raise ValueError(f"mode {self.mode} takes no parts, found {self.parts}; remove them or choose parts")
+        if self.mode == "parts" and (self.parts is None or min(self.parts) < 1 or self.parts == (1, 1)):
+            raise ValueError(f"mode parts needs parts of (rows, columns), two or more, found {self.parts}")
+        return self
+
+    @model_validator(mode="after")
+    def _preferences_agree(self) -> InputPolicy:
+        if self.prefer_mask_mean is None:
+            return self
+        low, high = self.prefer_mask_mean
+        if self.mode != "window":
+            raise ValueError(f"prefer_mask_mean chooses windows, mode {self.mode} has none; remove it")
+        if not 0 <= low < high <= 255:
+            raise ValueError(f"prefer_mask_mean must be (low, high) within 0…255, found {self.prefer_mask_mean}")
+        if self.prefer_class > 0:
+            raise ValueError("prefer_class and prefer_mask_mean both choose windows; state one of them")
+        return self
+
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where an image lies in the network's input; all sizes are (height, width) in pixels.
+    """Where an image lies in the prepared array; all sizes are (height, width) in pixels.
 
-    To undo it, cut ``padding.interior(placement.padded)`` out and resize that from ``content`` to ``original``.
+    To undo it, cut ``padding.interior(placement.padded)`` out and resize that from ``content`` to ``original``. What
+    the network sees of the array: all of it, windows of it, or ``part_windows``.
     """
 
     original: Size
@@ -86,11 +130,14 @@ def place(size: Size, policy: InputPolicy) -> Placement:
     """Returns where an image of ``size`` lies in the network's input.
 
     The content is centred (the odd pixel goes to bottom and right) in the smallest size that the policy allows:
-    multiples of ``policy.multiple`` for whole images, at least one window otherwise.
+    multiples of ``policy.multiple`` for whole images and for each of equal parts, at least one window otherwise.
     """
     content = content_size(size, policy)
     if policy.mode == "window" and policy.size is not None:
         target = max(content[0], policy.size[0]), max(content[1], policy.size[1])
+    elif policy.parts is not None:
+        rows, columns = (count * policy.multiple for count in policy.parts)
+        target = round_up(content, rows)[0], round_up(content, columns)[1]
     else:
         target = round_up(content, policy.multiple)
     return Placement(size, content, padding_to(content, target))
@@ -105,15 +152,49 @@ def content_size(size: Size, policy: InputPolicy) -> Size:
     return max(round(size[0] * policy.scale), 1), max(round(size[1] * policy.scale), 1)
 
 
-def prepare_image(image: np.ndarray, policy: InputPolicy) -> tuple[np.ndarray, Placement]:
-    """Returns the resized and padded image (H×W×C, same dtype) and its placement.
+def part_windows(size: Size, policy: InputPolicy) -> list[Window]:
+    """Returns the parts of an image of ``size`` (as stored), row by row, as windows of its prepared array.
 
-    For "window" the result is at least one window large; the caller cuts windows or tiles of ``policy.size`` out of it.
-    Never modifies ``image``; may return it as it is where nothing is to be done.
+    All are of one size, a multiple of ``policy.multiple``. Without overlap they cover the array exactly once; with
+    overlap they are larger and spread evenly (where the multiple leaves no room to differ, fewer come out). Only for
+    mode "parts".
+    """
+    if policy.parts is None:
+        raise ValueError(f"an image is only cut into parts by mode parts, got mode {policy.mode}")
+    (height, tops), (width, lefts) = (
+        _spread(length, count, policy) for length, count in zip(place(size, policy).padded, policy.parts, strict=True)
+    )
+    return [Window(top, left, height, width) for top in tops for left in lefts]
+
+
+def _spread(length: int, count: int, policy: InputPolicy) -> tuple[int, list[int]]:
+    """Returns the side of ``count`` parts along an axis of the prepared array, and where they start."""
+    least = math.ceil(length / (count - (count - 1) * policy.overlap))
+    side = round_up((least, least), policy.multiple)[0]
+    starts = [round(number * (length - side) / max(count - 1, 1)) for number in range(count)]
+    return side, sorted(set(starts))
+
+
+def prepare_image(
+    image: np.ndarray, policy: InputPolicy, *, channels: int | None = None
+) -> tuple[np.ndarray, Placement]:
+    """Returns the equalised, resized and padded image (H×W×C, same dtype) and its placement.
+
+    The first ``channels`` are the image's (all when None); guides follow, which are resized and padded along. For
+    "window" the result is at least one window large; the caller cuts windows or tiles of ``policy.size`` out of it,
+    for "parts" those of ``part_windows``. Never modifies ``image``; may return it as it is where nothing is to be
+    done. Raises ``UnfitImage`` for floats under ``policy.clahe``.
     """
     height, width = image.shape[:2]
     placement = place((height, width), policy)
-    return pad_image(resize_image(image, placement.content), placement.padding, policy), placement
+    return pad_image(to_content(image, policy, channels=channels), placement.padding, policy), placement
+
+
+def to_content(image: np.ndarray, policy: InputPolicy, *, channels: int | None = None) -> np.ndarray:
+    """Returns the image H×W×C as ``prepare_image`` does, before its padding."""
+    if policy.clahe:
+        image = clahe(image, channels=channels)
+    return resize_image(image, content_size((image.shape[0], image.shape[1]), policy))
 
 
 def resize_image(image: np.ndarray, size: Size) -> np.ndarray:
@@ -154,3 +235,36 @@ def pad_labels(labels: np.ndarray, padding: Padding) -> np.ndarray:
         return labels
     sides = [(0, 0)] * (labels.ndim - 2) + [(padding.top, padding.bottom), (padding.left, padding.right)]
     return np.pad(labels, sides, constant_values=IGNORE)
+
+
+def cut_image(image: np.ndarray, window: Window) -> np.ndarray:
+    """Returns the window of an H×W×C image; what lies beyond the border is mirrored content (reflect-101)."""
+    size = (image.shape[0], image.shape[1])
+    if _lies_inside(window, size):
+        return image[window.slices]
+    rows, columns = _mirrored(window.top, window.height, size[0]), _mirrored(window.left, window.width, size[1])
+    return np.asarray(image[np.ix_(rows, columns)])
+
+
+def cut_labels(labels: np.ndarray, window: Window) -> np.ndarray:
+    """Returns the window of labels (H×W or C×H×W); what lies beyond the border is ``IGNORE``."""
+    height, width = labels.shape[-2:]
+    cut = np.full((*labels.shape[:-2], window.height, window.width), IGNORE, labels.dtype)
+    top, left = max(window.top, 0), max(window.left, 0)
+    bottom, right = min(window.top + window.height, height), min(window.left + window.width, width)
+    if top < bottom and left < right:
+        inside = slice(top - window.top, bottom - window.top), slice(left - window.left, right - window.left)
+        cut[(..., *inside)] = labels[..., top:bottom, left:right]
+    return cut
+
+
+def _lies_inside(window: Window, size: Size) -> bool:
+    ends = window.top + window.height, window.left + window.width
+    return min(window.top, window.left) >= 0 and ends[0] <= size[0] and ends[1] <= size[1]
+
+
+def _mirrored(start: int, count: int, length: int) -> np.ndarray:
+    """Returns the indices in [0, length) of ``count`` pixels from ``start`` on, mirrored about the outer centres."""
+    period = max(2 * (length - 1), 1)
+    places = np.arange(start, start + count) % period
+    return np.asarray(np.minimum(places, period - places) if length > 1 else np.zeros(count, np.int64))

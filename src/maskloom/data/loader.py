@@ -33,7 +33,7 @@ class Batch:
     """What a training step starts from."""
 
     images: Tensor
-    """N×C×H×W as stored: uint8, uint16 or float32."""
+    """N×C×H×W as stored: uint8, uint16 or float32; guides are the last channels."""
     labels: Tensor
     """uint8 N×H×W, or N×C×H×W for multilabel; padding is IGNORE."""
     draws: DrawBatch | None
@@ -129,7 +129,10 @@ def collate(items: Sequence[Item], policy: InputPolicy) -> Batch:
         labels[number] = pad_labels(item.labels, padding)
     draws = [item.draw for item in items if item.draw is not None]
     return Batch(
-        torch.from_numpy(images), torch.from_numpy(labels), stack(draws) if draws else None, [item.id for item in items]
+        torch.from_numpy(images),
+        torch.from_numpy(labels),
+        stack(draws, channels=first.channels) if draws else None,
+        [item.id for item in items],
     )
 
 

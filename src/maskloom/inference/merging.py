@@ -134,14 +134,16 @@ def evaluate(
     epsilon: float = FLOAT_EPSILON,
     space_of: Callable[[str], Hashable] = lambda leaf: None,
     restore: Callable[[Hashable, Tensor], Tensor] = lambda space, values: values,
+    remember: Callable[[Merge, Callable[[], Spread]], Spread] = lambda node, value: value(),
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Returns the tree's map and the taps' by name, float32 …×C×H×W in [0, 1].
 
     ``leaf`` gives one network's probabilities float32 …×C×h×w, which are not changed; ``exclusive`` says that classes
     exclude each other (multiclass). ``space_of`` names the space of a leaf's map and ``restore`` brings a map of that
-    space to the image's size; ``restore`` must be linear.
+    space to the image's size; ``restore`` must be linear. ``remember`` gives a node's value, from ``value()`` or from
+    an earlier time that it was asked for; remembered values are not changed.
     """
-    evaluation = _Evaluation(leaf, exclusive, epsilon, space_of, restore)
+    evaluation = _Evaluation(leaf, exclusive, epsilon, space_of, restore, remember)
     value = evaluation.value(node)
     return evaluation.restored(value), evaluation.taps
 
@@ -154,15 +156,16 @@ class _Evaluation:
         epsilon: float,
         space_of: Callable[[str], Hashable],
         restore: Callable[[Hashable, Tensor], Tensor],
+        remember: Callable[[Merge, Callable[[], Spread]], Spread],
     ) -> None:
         self.taps: dict[str, Tensor] = {}
-        self._leaf, self._space_of, self._restore = leaf, space_of, restore
+        self._leaf, self._space_of, self._restore, self._remember = leaf, space_of, restore, remember
         self._exclusive, self._epsilon = exclusive, epsilon
 
     def value(self, node: Merge | str) -> Spread:
         if isinstance(node, str):
             return {self._space_of(node): self._leaf(node)}
-        value: Spread = self._mean(node) if node.kind == "mean" else {None: self._merged(node)}
+        value = self._remember(node, lambda: self._mean(node) if node.kind == "mean" else {None: self._merged(node)})
         if node.name is None:
             return value
         self.taps[node.name] = self.restored(value)
@@ -174,14 +177,16 @@ class _Evaluation:
 
     def _mean(self, node: Merge) -> Spread:
         total: Spread = {}
-        for share, child in node.shares():
+        shares = list(node.shares())
+        is_alone = sum(share > 0 for share, _ in shares) == 1
+        for share, child in shares:
             for space, part in self.value(child).items():
                 if share == 0:  # only there for its tap
                     continue
                 if space in total:
                     total[space].add_(part, alpha=share)
                 else:
-                    total[space] = part if share == 1 else part * share
+                    total[space] = part if is_alone else part * share  # a sum of its own: others may hold the part
         return total
 
     def _merged(self, node: Merge) -> Tensor:

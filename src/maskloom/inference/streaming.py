@@ -10,22 +10,25 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 
 from maskloom.errors import BadFile, UnfitImage
 from maskloom.records import Record
 
-Predict = Callable[[np.ndarray], dict[str, np.ndarray]]
-"""From an image H×W×C to 8-bit maps by name, as a ``Predictor`` does."""
+Source = TypeVar("Source")
+"""What is read of a record and predicted from: an image H×W×C, or one together with members' maps."""
+Maps = dict[str, np.ndarray]
+"""8-bit maps by name, as a ``Predictor`` gives them."""
 
 
 def predict_records(
-    predict: Predict,
+    predict: Callable[[Source], Maps],
     records: Iterable[Record],
-    consume: Callable[[Record, dict[str, np.ndarray]], object],
+    consume: Callable[[Record, Maps], object],
     *,
-    read: Callable[[Record], np.ndarray],
+    read: Callable[[Record], Source],
     skip: Callable[[Record], bool] | None = None,
     on_bad: Callable[[Record, BadFile], object] | None = None,
     on_progress: Callable[[int, int], object] | None = None,
@@ -48,7 +51,7 @@ def predict_records(
     wanted = [record for record in records if skip is None or not skip(record)]
     reader = ThreadPoolExecutor(min(read_ahead, 4), thread_name_prefix="read")
     writer = ThreadPoolExecutor(writers, thread_name_prefix="write")
-    images: deque[tuple[Record, Future[np.ndarray]]] = deque()
+    images: deque[tuple[Record, Future[Source]]] = deque()
     written: deque[Future[object]] = deque()
     waiting = iter(wanted)
     done = num_bad = 0
@@ -88,7 +91,7 @@ def predict_records(
     return done
 
 
-def _predicted(predict: Predict, record: Record, image: Future[np.ndarray]) -> dict[str, np.ndarray]:
+def _predicted(predict: Callable[[Source], Maps], record: Record, image: Future[Source]) -> Maps:
     """Returns the prediction of an image once it is read; raises ``BadFile`` for one that does not fit."""
     try:
         return predict(image.result())

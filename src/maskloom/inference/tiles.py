@@ -1,4 +1,4 @@
-"""Overlapping tiles blended into one map: a grid, Gaussian weights, and the sum of what was fed.
+"""Windows blended into one map: Gaussian weights for the tiles of a grid, linear ramps for windows set into a map.
 
 The weight of a pixel in a tile is a product of one factor per axis, and so is the sum of the weights of all tiles of
 a grid. Dividing each axis by its own sum once therefore makes the weights of every pixel add up to 1: no sum of
@@ -7,12 +7,14 @@ weights as large as the image, and no division at the end. Knows nothing about n
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from maskloom.records import Size
-from maskloom.windows import Window, tile_grid
+from maskloom.windows import Window
 
 SIGMA = 1 / 8
 """Standard deviation of the blending weight as a fraction of the tile's side (as nnU-Net's sliding window)."""
@@ -37,35 +39,55 @@ def axis_weights(starts: list[int], tile: int, length: int) -> dict[int, np.ndar
 
 
 class TileAccumulator:
-    """Sums tiles into one map …×H×W of float32 on the device: iterate ``windows``, ``feed`` each once, then ``done``.
+    """Sums the tiles of a grid into one map …×H×W of float32 on the device: ``feed`` each once, then ``done``.
 
-    The image must be at least one tile large (pad first); ``overlap`` is in pixels of the tile's shorter side.
+    ``windows`` are every combination of some starts per axis, all of one size, and cover the image of ``size``.
     """
 
-    def __init__(self, size: Size, tile: Size, overlap: int) -> None:
-        if size[0] < tile[0] or size[1] < tile[1]:
-            raise ValueError(f"the image must be at least one tile large: expected {tile} or more, got {size}")
+    def __init__(self, size: Size, windows: Sequence[Window]) -> None:
+        tops, lefts = sorted({window.top for window in windows}), sorted({window.left for window in windows})
+        tile = (windows[0].height, windows[0].width)
+        if tops[0] < 0 or lefts[0] < 0 or size[0] < tops[-1] + tile[0] or size[1] < lefts[-1] + tile[1]:
+            raise ValueError(f"expected tiles inside an image of {size}, got {list(windows)}; pad the image first")
         self.size = size
-        self.windows = tile_grid(size, tile, overlap)
-        rows = axis_weights(sorted({window.top for window in self.windows}), tile[0], size[0])
-        columns = axis_weights(sorted({window.left for window in self.windows}), tile[1], size[1])
-        self._rows = {start: torch.from_numpy(weight)[:, None] for start, weight in rows.items()}
-        self._columns = {start: torch.from_numpy(weight)[None, :] for start, weight in columns.items()}
+        self._rows = {at: torch.from_numpy(row)[:, None] for at, row in axis_weights(tops, tile[0], size[0]).items()}
+        self._columns = {at: torch.from_numpy(row) for at, row in axis_weights(lefts, tile[1], size[1]).items()}
         self._total: Tensor | None = None
 
-    def feed(self, windows: list[Window], values: Tensor) -> None:
-        """Adds the results N×…×h×w (float32) of N windows, weighted."""
+    def feed(self, window: Window, value: Tensor) -> None:
+        """Adds the result …×h×w (float32) of one window, weighted."""
         if self._total is None:
-            self._total = values.new_zeros((*values.shape[1:-2], *self.size))
-            self._rows = {start: weight.to(values.device) for start, weight in self._rows.items()}
-            self._columns = {start: weight.to(values.device) for start, weight in self._columns.items()}
-        for window, value in zip(windows, values, strict=True):
-            weight = self._rows[window.top] * self._columns[window.left]
-            rows, columns = window.slices
-            self._total[..., rows, columns].addcmul_(value, weight)
+            self._total = value.new_zeros((*value.shape[:-2], *self.size))
+            self._rows = {start: weight.to(value.device) for start, weight in self._rows.items()}
+            self._columns = {start: weight.to(value.device) for start, weight in self._columns.items()}
+        weight = self._rows[window.top] * self._columns[window.left]
+        self._total[(..., *window.slices)].addcmul_(value, weight)
 
     def done(self) -> Tensor:
         """Returns the blended map …×H×W; every window must have been fed."""
         if self._total is None:
             raise ValueError("no tile was fed")
         return self._total
+
+
+def paste(coarse: Tensor, windows: Iterable[Window], values: Iterable[Tensor]) -> Tensor:
+    """Returns the map …×H×W (float32, a new one) with the values …×h×w of windows in place of its own.
+
+    Windows may overlap in any way and reach beyond the map. Where several lie, their values are averaged with weights
+    that fall linearly from a window's middle to its edges; sums follow the windows' order.
+    """
+    size = (coarse.shape[-2], coarse.shape[-1])
+    total, weights = torch.zeros_like(coarse), coarse.new_zeros(size)
+    for window, value in zip(windows, values, strict=True):
+        seen = window.clipped(size)
+        inside = Window(seen.top - window.top, seen.left - window.left, seen.height, seen.width).slices
+        weight = (_ramp(window.height, coarse)[:, None] * _ramp(window.width, coarse))[inside]
+        total[(..., *seen.slices)].addcmul_(value[(..., *inside)], weight)
+        weights[seen.slices].add_(weight)
+    return torch.where(weights > 0, total / weights, coarse)
+
+
+def _ramp(length: int, like: Tensor) -> Tensor:
+    """Returns weights in (0, 1] along one side of a window: 1 in the middle, falling linearly to both ends."""
+    places = torch.arange(length, dtype=like.dtype, device=like.device)
+    return torch.minimum(places + 1, length - places) / ((length + 1) // 2)

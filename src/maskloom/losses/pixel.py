@@ -17,18 +17,20 @@ from torch.nn import functional
 from maskloom.records import IGNORE
 
 
-def bce(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+def bce(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0, weights: Tensor | None = None) -> Tensor:
     """Returns the mean of -y·log σ(x) - (1 - y)·log(1 - σ(x)) over the labels that count, a scalar.
 
     ``logits`` and ``labels`` (0, 1, IGNORE) are N×K×H×W; ``label_smoothing`` s in [0, 1) replaces the targets 0 and 1
-    by s/2 and 1 - s/2.
+    by s/2 and 1 - s/2. With ``weights`` (N×K×H×W float32, at least 0, and 0 where the label is IGNORE) it is the
+    weighted mean Σ w·bce / Σ w over the whole batch, not per image.
     """
-    valid = (labels != IGNORE).to(torch.float32)
+    counted = (labels != IGNORE).to(torch.float32) if weights is None else weights
     targets = (labels == 1).to(torch.float32)
     if label_smoothing:
         targets = targets * (1 - label_smoothing) + label_smoothing / 2
-    losses = functional.binary_cross_entropy_with_logits(logits.float(), targets, weight=valid, reduction="sum")
-    return losses / valid.sum().clamp(min=1)
+    losses = functional.binary_cross_entropy_with_logits(logits.float(), targets, weight=counted, reduction="sum")
+    count = counted.sum()
+    return losses / count.where(count > 0, torch.inf)
 
 
 def cross_entropy(

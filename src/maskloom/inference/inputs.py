@@ -1,0 +1,96 @@
+"""Images as one input policy prepares them, on the device, and how a network is asked about them.
+
+Whole images, tiles and parts go the same way: what the network sees is cut from the prepared arrays, and its answers
+are blended where they overlap. Knows nothing about ensembles and where the images come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from maskloom.data.input_policy import InputPolicy, Placement, part_windows, prepare_image
+from maskloom.inference.tiles import TileAccumulator
+from maskloom.inference.view_merging import Seen, ViewMerger
+from maskloom.inference.views import View
+from maskloom.models.segmenter import Segmenter
+from maskloom.records import Size
+from maskloom.windows import Window, tile_grid
+
+
+class Input:
+    """Images of one size as one input policy prepares them, on the device."""
+
+    def __init__(self, images: Tensor, placement: Placement, policy: InputPolicy) -> None:
+        self.images, self.placement, self.policy = images, placement, policy
+        self._seen: dict[tuple[tuple[View, ...], int], list[Seen]] = {}
+        self._seen_within = 0
+
+    @classmethod
+    def prepare(
+        cls, images: Sequence[np.ndarray], policy: InputPolicy, device: torch.device, *, channels: int
+    ) -> Input:
+        """Returns the prepared images; values stay as stored (uint8), or become float32 of the same value.
+
+        ``images`` are H×W×C, all of one shape; the first ``channels`` are the image's own, guides follow.
+        """
+        prepared = [prepare_image(image, policy, channels=channels) for image in images]
+        arrays = [array if array.dtype == np.uint8 else array.astype(np.float32) for array, _ in prepared]
+        array = arrays[0][None] if len(arrays) == 1 else np.stack(arrays)
+        tensor = torch.from_numpy(np.require(array, requirements=["C", "W"])).to(device)
+        return cls(tensor.permute(0, 3, 1, 2), prepared[0][1], policy)  # channels-last without a copy
+
+    def predict(self, segmenter: Segmenter, views: ViewMerger, overlap: float | None) -> Tensor:
+        """Returns the network's probabilities N×…×C×h×w of the contents (padding cut off), views merged.
+
+        ``overlap`` of neighbouring tiles is a fraction of their shorter side; None: as the policy says.
+        """
+        if self.policy.mode == "window" and self.policy.size is not None:
+            tile, share = self.policy.size, self.policy.overlap if overlap is None else overlap
+            values = self._cut(segmenter, views, tile_grid(self.placement.padded, tile, int(share * min(tile))))
+        elif self.policy.mode == "parts":
+            values = self._cut(segmenter, views, part_windows(self.placement.original, self.policy))
+        else:
+            values = self._whole(segmenter, views)
+        rows, columns = self.placement.padding.interior(self.placement.padded).slices
+        return values[..., rows, columns]
+
+    def _whole(self, segmenter: Segmenter, views: ViewMerger) -> Tensor:
+        def see(chunk: slice) -> list[Seen]:
+            if self._seen_within != views.batch_pixels:
+                self._seen, self._seen_within = {}, views.batch_pixels
+            key = (views.views, chunk.start)
+            if key not in self._seen:  # networks that are asked in the same way share an image's views
+                self._seen[key] = list(views.see(self.images[chunk]))
+            return self._seen[key]
+
+        chunks = views.in_chunks(segmenter, len(self.images), self.placement.padded, see)
+        found = [values for _, values in chunks]
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    def _cut(self, segmenter: Segmenter, views: ViewMerger, windows: list[Window]) -> Tensor:
+        blends = [TileAccumulator(self.placement.padded, windows) for _ in self.images]
+        cuts = [(number, window) for number in range(len(self.images)) for window in windows]
+
+        def cut(chunk: slice) -> Tensor:
+            return torch.stack([self.images[(number, ..., *window.slices)] for number, window in cuts[chunk]])
+
+        size = (windows[0].height, windows[0].width)
+        for chunk, values in views.in_chunks(segmenter, len(cuts), size, lambda chunk: views.see(cut(chunk))):
+            for (number, window), value in zip(cuts[chunk], values, strict=True):
+                blends[number].feed(window, value)
+        return blends[0].done().unsqueeze(0) if len(blends) == 1 else torch.stack([blend.done() for blend in blends])
+
+
+def resized(maps: Tensor, size: Size) -> Tensor:
+    """Returns maps …×C×h×w at ``size``: bilinear, pixel centres kept, antialiased where they shrink."""
+    if maps.shape[-2:] == size:
+        return maps
+    shrinks = maps.shape[-2] > size[0] or maps.shape[-1] > size[1]
+    flat = maps.reshape(-1, *maps.shape[-3:])
+    values = functional.interpolate(flat, size, mode="bilinear", align_corners=False, antialias=shrinks)
+    return values.reshape(*maps.shape[:-2], *size)
