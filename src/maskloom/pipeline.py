@@ -14,13 +14,15 @@ from maskloom.config import to_yaml
 from maskloom.data.folds import FoldSettings
 from maskloom.files import checksum, fingerprint, remove_partial, write_json, write_text
 from maskloom.outputs.tables import SubmissionFormat
-from maskloom.recipe import MemberSettings
+from maskloom.recipe import MemberSettings, OutsideMember
 from maskloom.stages import data as data_stages
 from maskloom.stages.context import Context
 from maskloom.stages.ensemble import check_tree, fit_ensemble
 from maskloom.stages.fold_tables import FoldTables
+from maskloom.stages.guides import check_guidance
 from maskloom.stages.oof import predict_out_of_fold
 from maskloom.stages.outside import map_files, take_in
+from maskloom.stages.postprocess import check_postprocess, fit_postprocess
 from maskloom.stages.prediction import predict_unlabelled, write_submission
 from maskloom.stages.reporting import write_report
 from maskloom.stages.train import train_fold, weights_mark
@@ -43,21 +45,24 @@ def run_pipeline(context: Context, submission: SubmissionFormat | None) -> None:
 
     tables = _folds(context, data_mark)
     check_tree(recipe, tables)
+    check_guidance(recipe, tables)
+    check_postprocess(recipe, context.source.task)
     members = _Members(context, data_mark, tables)
+    for outside in recipe.outside:
+        members.take_in(outside)
     for member in recipe.members:
         members.train(member)
         members.predict_out_of_fold(member)
-    for outside in recipe.outside:
-        files = map_files(outside, context.source.records, context.source.task)
-        mark = fingerprint(data_mark, [(str(path), checksum(path)) for path in files])
-        _stage(context, f"oof/{outside.name}", mark, lambda o=outside, k=mark: take_in(context, o, fingerprint=k))  # type: ignore[misc]
-        members.oof_marks[outside.name] = mark
 
     ensemble_mark = fingerprint(members.oof_marks, recipe.metric, recipe.ensemble.model_dump(mode="json"))
     _stage(context, "ensemble", ensemble_mark, lambda: fit_ensemble(context))
+    decided_mark = ensemble_mark
+    if recipe.postprocess.steps:
+        decided_mark = fingerprint(ensemble_mark, recipe.postprocess.model_dump(mode="json"))
+        _stage(context, "postprocess", decided_mark, lambda: fit_postprocess(context))
     if context.source.unlabelled:
         unlabelled = data_stages.unlabelled_fingerprint(context.source)
-        predict_mark = fingerprint(ensemble_mark, unlabelled, recipe.delivery.masks)
+        predict_mark = fingerprint(decided_mark, unlabelled, recipe.delivery.masks)
         _stage(context, "predict", predict_mark, lambda: predict_unlabelled(context, fingerprint=predict_mark))
         if submission is not None and recipe.delivery.submission:
             submit_mark = fingerprint(predict_mark, _checksum(context.source.sample_submission))
@@ -89,6 +94,18 @@ class _Members:
         self._training_marks: dict[str, list[str]] = {}
         self.oof_marks: dict[str, str] = {}
 
+    def take_in(self, outside: OutsideMember) -> None:
+        """Checks and stores the maps of a member from outside."""
+        context = self._context
+        files = map_files(outside, context.source.records, context.source.task)
+        mark = fingerprint(self._data_mark, [(str(path), checksum(path)) for path in files])
+        _stage(context, f"oof/{outside.name}", mark, lambda: take_in(context, outside, fingerprint=mark))
+        self.oof_marks[outside.name] = mark
+
+    def _guides(self, member: MemberSettings) -> list[str]:
+        """Returns the marks of the maps that guide a member."""
+        return [self.oof_marks[name] for name in member.guidance.needed] if member.guidance else []
+
     def train(self, member: MemberSettings) -> None:
         """Trains the network of every fold."""
         context = self._context
@@ -98,7 +115,7 @@ class _Members:
         marks = []
         for fold in range(self._tables.of(member.name).num_folds):
             first = [] if member.start is None else [self._training_marks[member.start][fold]]
-            mark = fingerprint(self._data_mark, table_mark, fold, trained, *first)
+            mark = fingerprint(self._data_mark, table_mark, fold, trained, *first, *self._guides(member))
             name = f"train/{member.name}/fold{fold}"
             _stage(context, name, mark, lambda f=fold, k=mark: train_fold(context, member, f, fingerprint=k))  # type: ignore[misc]
             marks.append(mark)
@@ -107,8 +124,8 @@ class _Members:
     def predict_out_of_fold(self, member: MemberSettings) -> None:
         """Predicts every labelled record by the network that never saw its group."""
         context = self._context
-        settings = context.recipe.inference.model_dump(mode="json")
-        mark = fingerprint(self._training_marks[member.name], member.keep, settings)
+        settings = member.views_of(context.recipe.inference).model_dump(mode="json")
+        mark = fingerprint(self._training_marks[member.name], member.keep, settings, *self._guides(member))
         _stage(context, f"oof/{member.name}", mark, lambda: predict_out_of_fold(context, member, fingerprint=mark))
         self.oof_marks[member.name] = mark
 
@@ -129,7 +146,13 @@ def _training_part(member: MemberSettings) -> dict[str, object]:
     """Returns what decides a trained network: everything but what is read only afterwards."""
     return member.model_dump(
         mode="json",
-        exclude={"keep": True, "in_ensemble": True, "training": {"checkpoint_seconds", "tensorboard"}},
+        exclude={
+            "keep": True,
+            "in_ensemble": True,
+            "views": True,
+            "view_merge": True,
+            "training": {"checkpoint_seconds", "tensorboard"},
+        },
     )
 
 

@@ -16,9 +16,12 @@ from maskloom.data.augment import PRESETS, AugmentSettings
 from maskloom.data.folds import FoldSettings
 from maskloom.data.input_policy import InputPolicy
 from maskloom.data.sources.base import DataSettings
+from maskloom.ensembling.postprocess import PostprocessSettings
 from maskloom.errors import UserError, closest
+from maskloom.inference.guidance import GuidanceSettings
 from maskloom.inference.merging import Merge
 from maskloom.inference.predictor import InferenceSettings
+from maskloom.inference.views import find_views
 from maskloom.losses.terms import LossSettings
 from maskloom.models.encoders import NetworkSettings
 from maskloom.training.engine import TrainingSettings
@@ -50,6 +53,12 @@ class MemberSettings(Config):
     """Folds of this member's own; None: the recipe's."""
     start: str | None = None
     """An earlier member with the same network and folds, whose network of the same fold gives the first weights."""
+    guidance: GuidanceSettings | None = None
+    """What it is given besides the image: maps of members listed before it (or from outside), or where to look."""
+    views: str | tuple[str, ...] | None = None
+    """Test-time views of this member's own; None: as ``inference.views`` says."""
+    view_merge: Literal["mean", "logit_mean", "geometric"] | None = None
+    """How its views are merged; None: as ``inference.view_merge`` says."""
     in_ensemble: bool = True
     """Whether the standard tree holds it; one that only serves others (by maps, labels or weights) need not."""
 
@@ -61,6 +70,18 @@ class MemberSettings(Config):
         if value not in PRESETS:
             raise ValueError(f"expected settings or the name of a preset; {closest(value, PRESETS)}")
         return PRESETS[value]
+
+    @field_validator("views")
+    @classmethod
+    def _views_exist(cls, value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        if value is not None:
+            find_views(value)
+        return value
+
+    def views_of(self, inference: InferenceSettings) -> InferenceSettings:
+        """Returns how the member's networks are asked: the recipe's way, with its own views where it states some."""
+        own = {"views": self.views, "view_merge": self.view_merge}
+        return inference.model_copy(update={name: value for name, value in own.items() if value is not None})
 
 
 class OutsideMember(Config):
@@ -125,6 +146,8 @@ class Recipe(Config):
     """Maps from elsewhere."""
     inference: InferenceSettings = InferenceSettings()
     ensemble: EnsembleSettings = EnsembleSettings()
+    postprocess: PostprocessSettings = PostprocessSettings()
+    """What may change the ensemble's masks; nothing without steps."""
     delivery: DeliverySettings = DeliverySettings()
 
     @model_validator(mode="after")
@@ -149,6 +172,13 @@ class Recipe(Config):
                     raise ValueError(
                         f"{member.name}.start: expected the network and folds of {first.name}, found others; "
                         "weights fit no other network, and other folds would leak"
+                    )
+            known = [*earlier, *(outside.name for outside in self.outside)]
+            for name in member.guidance.needed if member.guidance else ():
+                if name not in known:
+                    raise ValueError(
+                        f"{member.name}.guidance: expected members listed before it or from outside "
+                        f"({', '.join(known) or 'none are'}), found {name}"
                     )
             earlier[member.name] = member
         if not any(member.in_ensemble for member in self.members):

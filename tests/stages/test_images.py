@@ -48,8 +48,8 @@ class Bright:
         self.asked += 1
         return {RESULT: image[None, :, :, 0]}
 
-    def labels(self, values: np.ndarray) -> np.ndarray:
-        return (values[0] > 127).astype(np.uint8)
+    def labels(self, maps: dict[str, np.ndarray]) -> np.ndarray:
+        return (maps["result"][0] > 127).astype(np.uint8)
 
 
 def predicted(images: Path, out: Path, to: str, *, skip_bad: bool = False) -> tuple[Prediction, int]:

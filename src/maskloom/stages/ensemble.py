@@ -10,7 +10,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +34,7 @@ from maskloom.run_directory import RunDirectory
 from maskloom.runtime import derive_seed
 from maskloom.stages.context import Context
 from maskloom.stages.fold_tables import FoldTables, leaf_parts
+from maskloom.stages.guides import by_leaf, guiding_trees, networks_of, own_inference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,8 @@ class Ensemble:
     """Score at every 8-bit threshold per class; empty for multiclass."""
     weights: dict[str, float]
     """Per member."""
+    guiding: dict[str, Merge] = field(default_factory=dict)
+    """Of members whose maps guide others: how these maps are made, over leaves."""
 
     def evaluation(self) -> dict[str, Any]:
         """Returns what ``maskloom evaluate --json`` prints."""
@@ -61,17 +64,26 @@ class Ensemble:
 def load_ensemble(run: RunDirectory) -> Ensemble:
     """Returns what the stage left in the run."""
     values = read_json(run.ensemble)
-    return Ensemble(**(values | {"tree": Merge.model_validate(values["tree"])}))
+    guiding = {name: Merge.model_validate(tree) for name, tree in values["guiding"].items()}
+    return Ensemble(**(values | {"tree": Merge.model_validate(values["tree"]), "guiding": guiding}))
 
 
 def open_predictor(run: RunDirectory, ensemble: Ensemble, recipe: Recipe, device: torch.device) -> Predictor:
     """Returns the one-pass predictor over every network of the ensemble."""
     segmenters = {}
-    for leaf in ensemble.tree.leaves():
+    for leaf in networks_of(ensemble.tree, ensemble.guiding):
         member, fold = leaf_parts(leaf)
-        if fold is not None:
-            segmenters[leaf] = load_bundle(run.bundle(member, fold, recipe.member(member).keep))
-    return Predictor(ensemble.tree, segmenters, recipe.inference, device)
+        assert fold is not None, "networks have one"
+        segmenters[leaf] = load_bundle(run.bundle(member, fold, recipe.member(member).keep))
+    return Predictor(
+        ensemble.tree,
+        segmenters,
+        recipe.inference,
+        device,
+        guidance=by_leaf(recipe, segmenters),
+        members=ensemble.guiding,
+        own=own_inference(recipe, segmenters),
+    )
 
 
 def fit_ensemble(context: Context) -> list[Path]:
@@ -101,7 +113,7 @@ def fit_ensemble(context: Context) -> list[Path]:
         curves = curve(fitting.histograms(records, weights), recipe.metric, task)
 
     def summarise(counts: Mapping[str, Counts]) -> dict[str, Any]:
-        return _summary(records, fold_of, recipe.metric, task, counts)
+        return summary(records, fold_of, recipe.metric, task, counts)
 
     scores = {
         "oof": summarise(counts),
@@ -109,9 +121,13 @@ def fit_ensemble(context: Context) -> list[Path]:
         "half": summarise(half),
         "members": {name: _member_scores(context, name) for name in recipe.names},
     }
+    tables = context.fold_tables()
+    tree = ensemble_tree(context, tables, weights)
+    guiding = guiding_trees(recipe, tables, tree)
     result = {
         "metric": recipe.metric,
-        "tree": ensemble_tree(context, context.fold_tables(), weights).model_dump(mode="json"),
+        "tree": tree.model_dump(mode="json"),
+        "guiding": {name: node.model_dump(mode="json") for name, node in guiding.items()},
         "thresholds": thresholds,
         "scores": scores,
         "curve": curves.round(6).tolist(),
@@ -266,7 +282,7 @@ def out_of_fold_maps(
     return merge_stored(honest, stored, exclusive=task.kind == "multiclass")
 
 
-def _summary(
+def summary(
     records: Sequence[Record], fold_of: Mapping[str, int], metric: Metric, task: Task, counts: Mapping[str, Counts]
 ) -> dict[str, Any]:
     """Returns mean and standard deviation over folds, each fold, all images together, and every class."""
@@ -292,7 +308,7 @@ def _member_scores(context: Context, member: str) -> dict[str, Any]:
     fold_of = {record_id: tables.fold(member, record_id) for record_id in tables.validated([member])}
     records = context.records(set(fold_of))
     with_views, plain = (
-        _summary(records, fold_of, recipe.metric, task, _stored_counts(context, member, kind))
+        summary(records, fold_of, recipe.metric, task, _stored_counts(context, member, kind))
         for kind in ("views", "plain")
     )
     return with_views | {"without_views": plain}

@@ -18,7 +18,6 @@ from maskloom.data.image_io import IMAGE_SUFFIXES
 from maskloom.data.sources.base import first_problem, measure
 from maskloom.data.sources.folder import image_files
 from maskloom.encodings.rle import decode_runs
-from maskloom.ensembling.thresholds import decide
 from maskloom.errors import BadFile, UserError
 from maskloom.files import checksum, fingerprint, read_json, write_json
 from maskloom.inference.merging import RESULT
@@ -32,6 +31,7 @@ from maskloom.records import ClassMap, ProbabilityMap, Record, Task
 from maskloom.run_directory import RunDirectory
 from maskloom.runtime import choose_device
 from maskloom.stages.ensemble import Ensemble, load_ensemble, open_predictor
+from maskloom.stages.prediction import decider
 from maskloom.stages.rows import read_rows, write_rows
 from maskloom.stages.scoring import image_reader
 
@@ -57,27 +57,33 @@ class Opened:
     ensemble: Ensemble
     predictor: Predictor
     task: Task
+    labels: Callable[[dict[str, np.ndarray]], np.ndarray]
+    """Decides masks from 8-bit maps C×H×W by name."""
 
     @property
     def channels(self) -> int:
         """Channels of the networks' input."""
         return max(member.network.channels for member in self.recipe.members)
 
-    def labels(self, values: np.ndarray) -> np.ndarray:
-        """Returns labels from 8-bit maps C×H×W."""
-        return decide(values, self.ensemble.thresholds, self.task)
-
     def predict(self, image: np.ndarray) -> np.ndarray:
         """Returns the labels of one image H×W×C as stored."""
-        return self.labels(self.predictor(image)[RESULT])
+        return self.labels(self.predictor(image))
 
 
 def open_for_prediction(run: RunDirectory, device: str | None) -> Opened:
     """Returns the run with its networks loaded on the device."""
     recipe = parse(Recipe, load_yaml(run.recipe), origin=str(run.recipe))
+    if recipe.outside:
+        names = ", ".join(outside.name for outside in recipe.outside)
+        raise UserError(
+            f"{run.root}: expected an ensemble of networks, found maps from outside in it ({names}), which new images "
+            "have not; add the images to the data as images without masks and `fit` again"
+        )
     ensemble = load_ensemble(run)
     predictor = open_predictor(run, ensemble, recipe, choose_device(device))
-    return Opened(recipe=recipe, ensemble=ensemble, predictor=predictor, task=predictor.task)
+    task = predictor.task
+    labels = decider(run, recipe, ensemble, task)
+    return Opened(recipe=recipe, ensemble=ensemble, predictor=predictor, task=task, labels=labels)
 
 
 def predict_images(
@@ -192,7 +198,7 @@ def _write_maps(opened: Opened, records: Sequence[Record], out: Path, to: str, c
 
     def consume(record: Record, maps: dict[str, np.ndarray]) -> None:
         if to == "png":
-            write_mask(out, ClassMap(id=record.id, labels=opened.labels(maps[RESULT])), opened.task)
+            write_mask(out, ClassMap(id=record.id, labels=opened.labels(maps)), opened.task)
         else:
             write_probabilities(out, ProbabilityMap(id=record.id, values=maps[RESULT]), opened.task)
 

@@ -22,7 +22,8 @@ from maskloom.recipe import MemberSettings
 from maskloom.records import Record
 from maskloom.stages.context import Context
 from maskloom.stages.fold_tables import leaf_name
-from maskloom.stages.scoring import decided, image_reader
+from maskloom.stages.guides import given_out_of_fold
+from maskloom.stages.scoring import decided, reader_with_maps
 
 
 def predict_out_of_fold(context: Context, member: MemberSettings, *, fingerprint: str) -> list[Path]:
@@ -52,7 +53,12 @@ def _predict_fold(
     leaf = leaf_name(member.name, fold)
     segmenter = load_bundle(context.run.bundle(member.name, fold, member.keep))
     predictor = Predictor(
-        Merge(children=(leaf,)), {leaf: segmenter}, context.recipe.inference, context.device, plain=True
+        Merge(children=(leaf,)),
+        {leaf: segmenter},
+        member.views_of(context.recipe.inference),
+        context.device,
+        plain=True,
+        guidance={leaf: member.guidance} if member.guidance else None,
     )
     context.say(predictor.notes)
 
@@ -69,10 +75,10 @@ def _predict_fold(
         return _counts_path(folder, record).is_file() and context.run.oof_map(member.name, record.id).is_file()
 
     predict_records(
-        predictor,
+        lambda seen: predictor(*seen),
         records,
         consume,
-        read=image_reader(member.network.channels),
+        read=reader_with_maps(member.network.channels, given_out_of_fold(context.run, member)),
         skip=is_finished,
         on_progress=lambda count, _: context.progress.advance(done + count, total, f"fold {fold}"),
     )

@@ -5,11 +5,15 @@ Images that turn out damaged are left out where the recipe says so, and remember
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+
+import numpy as np
 
 from maskloom.ensembling.thresholds import decide
 from maskloom.errors import BadFile, UserError
 from maskloom.files import read_json, write_json
+from maskloom.inference.merging import RESULT
 from maskloom.outputs.maps import mask_paths, write_mask
 from maskloom.outputs.tables import (
     SubmissionFormat,
@@ -18,12 +22,15 @@ from maskloom.outputs.tables import (
     read_names,
     validate_submission,
 )
+from maskloom.recipe import Recipe
 from maskloom.records import ClassMap, Record, Task
 from maskloom.run_directory import RunDirectory
 from maskloom.stages.context import Context
-from maskloom.stages.ensemble import load_ensemble, open_predictor
+from maskloom.stages.ensemble import Ensemble, load_ensemble, open_predictor
+from maskloom.stages.outside import reader_of_outside_maps
+from maskloom.stages.postprocess import load_postprocessor
 from maskloom.stages.rows import read_rows, write_rows
-from maskloom.stages.scoring import image_reader
+from maskloom.stages.scoring import reader_with_maps
 
 
 def predict_unlabelled(context: Context, *, fingerprint: str) -> list[Path]:
@@ -45,12 +52,12 @@ def predict_unlabelled(context: Context, *, fingerprint: str) -> list[Path]:
         _remember(run, record, problem, context.source.root)
 
     files = write_rows(
-        predictor,
+        lambda seen: predictor(*seen),
         unlabelled,
         rows,
         task,
-        decide=lambda values: decide(values, ensemble.thresholds, task),
-        read=image_reader(context.num_channels()),
+        decide=decider(run, context.recipe, ensemble, task),
+        read=reader_with_maps(context.num_channels(), reader_of_outside_maps(context.recipe, task)),
         also=write if context.recipe.delivery.masks else None,
         on_bad=leave_out if context.recipe.data.skip_bad else None,
         on_progress=context.progress.advance,
@@ -64,6 +71,19 @@ def predict_unlabelled(context: Context, *, fingerprint: str) -> list[Path]:
     if context.recipe.delivery.masks:
         files += [path for record_id in written for path in mask_paths(masks, record_id, task)]
     return files
+
+
+def decider(
+    run: RunDirectory, recipe: Recipe, ensemble: Ensemble, task: Task
+) -> Callable[[dict[str, np.ndarray]], np.ndarray]:
+    """Returns the function from an image's 8-bit maps by name to its labels: thresholds, then what was chosen after."""
+    after = load_postprocessor(run, task) if recipe.postprocess.steps else None
+
+    def labels(maps: dict[str, np.ndarray]) -> np.ndarray:
+        found: np.ndarray = decide(maps[RESULT], ensemble.thresholds, task)
+        return found if after is None else after(found, maps)
+
+    return labels
 
 
 def left_out(run: RunDirectory, root: Path) -> dict[str, BadFile]:

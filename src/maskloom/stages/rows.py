@@ -18,8 +18,7 @@ import numpy as np
 from maskloom.encodings.rle import encode_runs
 from maskloom.errors import BadFile
 from maskloom.files import write_text
-from maskloom.inference.merging import RESULT
-from maskloom.inference.streaming import predict_records
+from maskloom.inference.streaming import Source, predict_records
 from maskloom.records import ClassMap, Record, Size, Task
 
 CHUNK = 64
@@ -39,20 +38,21 @@ class Row:
 
 
 def write_rows(
-    predict: Callable[[np.ndarray], dict[str, np.ndarray]],
+    predict: Callable[[Source], dict[str, np.ndarray]],
     records: Sequence[Record],
     folder: Path,
     task: Task,
     *,
-    decide: Callable[[np.ndarray], np.ndarray],
-    read: Callable[[Record], np.ndarray],
+    decide: Callable[[dict[str, np.ndarray]], np.ndarray],
+    read: Callable[[Record], Source],
     also: Callable[[ClassMap], None] | None = None,
     on_bad: Callable[[Record, BadFile], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
     """Returns the files of rows below ``folder``, in the records' order; files of an earlier attempt are kept.
 
-    ``decide`` turns 8-bit maps C×H×W into labels; ``also`` is given every decided mask, from several threads.
+    ``decide`` turns 8-bit maps C×H×W by name (the result and taps) into labels; ``also`` is given every decided mask,
+    from several threads.
     """
     files = []
     for number, chunk in enumerate(_chunks(records)):
@@ -63,7 +63,7 @@ def write_rows(
         rows: dict[str, list[Row]] = {}
 
         def consume(record: Record, maps: dict[str, np.ndarray], rows: dict[str, list[Row]] = rows) -> None:
-            labels = decide(maps[RESULT])
+            labels = decide(maps)
             if also is not None:
                 also(ClassMap(id=record.id, labels=labels))
             rows[record.id] = rows_of(record.id, labels, task)

@@ -21,6 +21,14 @@ def image_reader(channels: int) -> Callable[[Record], np.ndarray]:
     return read
 
 
+def reader_with_maps(
+    channels: int, maps: Callable[[Record], dict[str, np.ndarray]]
+) -> Callable[[Record], tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """Returns a function from record to its image H×W×``channels`` and to the maps that are given with it."""
+    image = image_reader(channels)
+    return lambda record: (image(record), maps(record))
+
+
 def decided(values: np.ndarray, task: Task) -> np.ndarray:
     """Returns labels from 8-bit maps C×H×W at one half (binary, multilabel) or by the largest (multiclass)."""
     return decide(values, [HALF] * task.num_maps, task)

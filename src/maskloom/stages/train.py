@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +28,14 @@ from maskloom.runtime import derive_seed
 from maskloom.stages.context import Context
 from maskloom.stages.data import load_survey
 from maskloom.stages.fold_tables import leaf_name
-from maskloom.stages.scoring import decided, image_reader
+from maskloom.stages.guides import (
+    given_out_of_fold,
+    network_settings,
+    num_guides,
+    training_guides,
+    training_regions,
+)
+from maskloom.stages.scoring import decided, reader_with_maps
 from maskloom.training.engine import TrainingJob, train
 from maskloom.training.tracking import TrainingProgress
 
@@ -44,12 +52,14 @@ def train_fold(context: Context, member: MemberSettings, fold: int, *, fingerpri
         augment=member.augment,
         seed=seed,
         channels=member.network.channels,
+        guides=training_guides(context.run, member),
+        regions=training_regions(context.run, member),
     )
     validation = evenly_spread(context.records(set(validation_ids)), member.validation_images)
     job = TrainingJob(
         segmenter=first_segmenter(context, member, fold, seed, set(training_ids)),
         dataset=dataset,
-        loss=build_loss(member.loss, context.source.task),
+        loss=build_loss(member.loss, context.source.task, image_height=image_height(context, member)),
         optimiser=member.optimiser,
         schedule=member.schedule,
         training=member.training,
@@ -92,10 +102,12 @@ def first_segmenter(
     """
     torch.manual_seed(seed)
     segmenter = build_segmenter(
-        member.network,
+        network_settings(member, context.source.task),
         task=context.source.task,
         policy=member.input,
-        normalisation=normalisation(load_survey(context), member, training_ids),
+        normalisation=with_guides(
+            normalisation(load_survey(context), member, training_ids), num_guides(member, context.source.task)
+        ),
     )
     if member.start is not None:
         first = context.recipe.member(member.start)
@@ -121,6 +133,23 @@ def normalisation(found: Survey, member: MemberSettings, training_ids: set[str])
     return Normalisation(mean=mean, std=tuple(max(value, 1e-6) for value in std), scale=1, dtype=dtype)
 
 
+def with_guides(image: Normalisation, count: int) -> Normalisation:
+    """Returns the normalisation of images with so many guides behind their channels: centred, like the image's own."""
+    if count == 0:
+        return image
+    half = 257 * 127.5 if image.dtype == "uint16" else 0.5
+    guides = (half,) * count
+    return image.model_copy(update={"mean": image.mean + guides, "std": image.std + guides})
+
+
+def image_height(context: Context, member: MemberSettings) -> int:
+    """Returns the rows of a whole image at the scale in which the member's networks see it, the most frequent ones."""
+    if member.input.mode == "resize" and member.input.size is not None:
+        return member.input.size[0]
+    (rows, _), *_ = Counter(record.size[0] for record in context.source.records).most_common(1)
+    return max(round(rows * member.input.scale), 1)
+
+
 def evenly_spread(records: list[Record], count: int | None) -> list[Record]:
     """Returns at most ``count`` records at even distances, always the same ones."""
     if count is None or count >= len(records):
@@ -135,7 +164,8 @@ def validation_score(context: Context, member: MemberSettings, segmenter: Segmen
     """
     leaf = leaf_name(member.name, 0)
     settings = InferenceSettings(views="none")
-    predictor = Predictor(Merge(children=(leaf,)), {leaf: segmenter}, settings, context.device)
+    guidance = {leaf: member.guidance} if member.guidance else None
+    predictor = Predictor(Merge(children=(leaf,)), {leaf: segmenter}, settings, context.device, guidance=guidance)
     task = context.source.task
     counts: dict[str, Counts] = {}
 
@@ -143,5 +173,6 @@ def validation_score(context: Context, member: MemberSettings, segmenter: Segmen
         truth = read_truth(record, task, context.source.coding)
         counts[record.id] = from_labels(decided(maps[RESULT], task), truth, task)
 
-    predict_records(predictor, records, consume, read=image_reader(member.network.channels))
+    read = reader_with_maps(member.network.channels, given_out_of_fold(context.run, member))
+    predict_records(lambda seen: predictor(*seen), records, consume, read=read)
     return score_records([counts[record.id] for record in records], context.recipe.metric)

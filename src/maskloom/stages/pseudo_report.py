@@ -1,0 +1,87 @@
+"""What a report shows of a round of pseudo-labels: what became of the images in each fold, and some that were taken."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from maskloom.data.image_io import read_image
+from maskloom.data.sources.base import DataSource
+from maskloom.data.truth import read_truth
+from maskloom.errors import BadFile
+from maskloom.run_directory import RunDirectory
+from maskloom.stages.pseudo import read_choices, with_labels
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FoldSummary:
+    """What one fold learns from: how many images it was offered, and what became of them."""
+
+    folds_of: str
+    fold: int
+    offered: int
+    reasons: dict[str, int]
+    """Images by reason; under "chosen" those it learns from."""
+    least_confidence: float
+    """Of the chosen ones."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class LabelledExample:
+    """A chosen image H×W×C as stored, and its labels with the unsure pixels ignored, for the first fold it serves."""
+
+    id: str
+    fold: int
+    why: str
+    confidence: float
+    agreement: float
+    image: np.ndarray
+    labels: np.ndarray
+
+
+def summaries(rows: Iterable[dict[str, str]]) -> list[FoldSummary]:
+    """Returns a summary of each fold, from the rows of ``choices.csv``."""
+    of_fold: dict[tuple[str, int], list[dict[str, str]]] = {}
+    for row in rows:
+        of_fold.setdefault((row["folds_of"], int(row["fold"])), []).append(row)
+    return [
+        FoldSummary(
+            folds_of=pupil,
+            fold=fold,
+            offered=len(inside),
+            reasons=dict(Counter(row["reason"] for row in inside)),
+            least_confidence=min(float(row["confidence"]) for row in inside if row["chosen"] == "yes"),
+        )
+        for (pupil, fold), inside in of_fold.items()
+    ]
+
+
+def labelled_examples(run: RunDirectory, source: DataSource, number: int, count: int) -> list[LabelledExample]:
+    """Returns some chosen images with their labels, the least sure first; those whose file is gone are left out."""
+    chosen: dict[str, dict[str, str]] = {}
+    for row in read_choices(run, number):
+        if row["chosen"] == "yes":
+            chosen.setdefault(row["id"], row)
+    records = {record.id: record for record in source.unlabelled}
+    found: list[LabelledExample] = []
+    for row in sorted(chosen.values(), key=lambda row: (float(row["confidence"]), row["id"]))[:count]:
+        try:
+            record = with_labels(run, number, records[row["id"]], row)
+            image, labels = read_image(record.image), read_truth(record, source.task, source.coding)
+        except (BadFile, FileNotFoundError):
+            continue
+        found.append(
+            LabelledExample(
+                id=record.id,
+                fold=int(row["fold"]),
+                why=row["why"],
+                confidence=float(row["confidence"]),
+                agreement=float(row["agreement"]),
+                image=image,
+                labels=labels,
+            )
+        )
+    return found
