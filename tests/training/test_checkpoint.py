@@ -13,6 +13,7 @@ from torch.amp.grad_scaler import GradScaler
 
 from maskloom.errors import BadFile
 from maskloom.training.checkpoint import Position, interrupt_waits, read_position, restore, save_checkpoint
+from maskloom.training.mining import HardNegatives
 from maskloom.training.optimisers import MovingAverage, OptimiserSettings, build_optimiser
 from maskloom.training.updates import Updater
 
@@ -43,7 +44,7 @@ def step(updater: Updater, number: int) -> None:
     updater.check()
 
 
-@pytest.mark.parametrize("kind", ["adamw", "adam", "sgd", "rmsprop"])
+@pytest.mark.parametrize("kind", ["adamw", "adam", "nadam", "sgd", "rmsprop"])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_a_restored_training_goes_on_exactly(tmp_path: Path, kind: str, channels_last: bool) -> None:
     path = tmp_path / "checkpoint.safetensors"
@@ -63,6 +64,19 @@ def test_a_restored_training_goes_on_exactly(tmp_path: Path, kind: str, channels
         modules = [getattr(module, "network", module) for module in (one, other)]
         states: list[dict[str, Any]] = [module.state_dict() for module in modules]
         assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_remembered_losses_come_back_whatever_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    updater, cpu = updater_for("sgd", seed=1, channels_last=False), torch.device("cpu")
+    mining, other = (HardNegatives(5, every=3, device=cpu) for _ in range(2))
+    mining.remember(0, torch.tensor(0.1))
+    mining.remember(1, torch.tensor(torch.nan))
+    save_checkpoint(path, Position(fingerprint="a", batch_size=4), updater, mining)
+    restore(path, updater, other)
+    assert other.losses.tolist() == [torch.tensor(0.1).item(), -torch.inf, -torch.inf]
+    with pytest.raises(BadFile, match="delete it to train anew"):
+        restore(path, updater, HardNegatives(5, every=2, device=cpu))
 
 
 def test_no_file_is_no_position(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_job import bce, score_of_weights, tiny_job, tiny_network, write_images
+from tiny_job import bce, score_of_weights, tiny_job, tiny_network
 from torch import Tensor, nn
 
 import maskloom
@@ -21,25 +21,12 @@ from maskloom.files import checksum
 from maskloom.models.bundle import read_extra
 from maskloom.models.segmenter import Segmenter
 from maskloom.records import Record
-from maskloom.training import engine
+from maskloom.training import gradients
 from maskloom.training.checkpoint import read_position
 from maskloom.training.engine import TrainingSettings, train
 from maskloom.training.optimisers import OptimiserSettings
 from maskloom.training.schedules import ScheduleSettings
 from maskloom.training.tracking import TrainingProgress, read_log
-
-
-@pytest.fixture(scope="module")
-def records(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
-    return write_images(tmp_path_factory.mktemp("images"))
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def weights(path: Path) -> Tensor:
@@ -182,7 +169,7 @@ def test_the_batch_size_is_found_once(tmp_path: Path, records: list[Record], mon
         attempt(2)
         return 2
 
-    monkeypatch.setattr(engine, "fitting_pieces", pieces)
+    monkeypatch.setattr(gradients, "fitting_pieces", pieces)
     settings: dict[str, Any] = {"batch_size": "auto", "auto_batch_size": 4, "accumulation": 1}
 
     def stop(segmenter: Segmenter) -> float:
@@ -335,7 +322,11 @@ def test_settings_that_make_no_sense_are_refused(values: dict[str, object]) -> N
 
 
 def test_killed_at_any_moment_a_training_ends_with_the_same_bytes(tmp_path: Path) -> None:
-    """kill -9 with workers, average, accumulation and dropout: at random times, and around the renaming of files."""
+    """kill -9 at random times, and around the renaming of files.
+
+    With workers, average, accumulation, dropout, phases, a fresh optimiser each epoch, frozen parameters, hard
+    negative mining and a bundle of every epoch.
+    """
     source = str(Path(maskloom.__file__).parents[1])
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("tiny_job.py")), str(tmp_path)],
@@ -349,7 +340,7 @@ def test_killed_at_any_moment_a_training_ends_with_the_same_bytes(tmp_path: Path
     undisturbed, *killed = [json.loads(line) for line in done.stdout.splitlines()]
     assert [training["name"] for training in killed] == ["times", "renames"]
     assert sum(training["kills"] for training in killed) >= 6
-    assert any(step % 11 for training in killed for step in training["resumed"])  # 11 steps make an epoch
+    assert any(step % 13 for training in killed for step in training["resumed"])  # 11 steps and 2 repeats an epoch
+    assert len(undisturbed["bundles"]) == 2 + 5
     for training in killed:
-        assert training["best"] == undisturbed["best"]
-        assert training["last"] == undisturbed["last"]
+        assert training["bundles"] == undisturbed["bundles"]

@@ -78,6 +78,7 @@ def steps_of(optimiser: torch.optim.Optimizer, network: nn.Module) -> list[torch
             {"kind": "rmsprop", "smoothing": 0.99},
             lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.9, weight_decay=0.1, foreach=False),
         ),
+        ({"kind": "nadam"}, lambda p: torch.optim.NAdam(p, lr=0.01, weight_decay=0.1, foreach=False)),
     ],
 )
 def test_every_kind_moves_weights_as_torchs_plain_form_also_in_channels_last(
@@ -89,11 +90,47 @@ def test_every_kind_moves_weights_as_torchs_plain_form_also_in_channels_last(
     network.to(memory_format=torch.channels_last)
     settings = parse(OptimiserSettings, {**values, "lr": 0.01, "weight_decay": 0.1, "decay_norm_and_bias": True})
     optimiser = build_optimiser(settings, network)
-    assert is_fused(optimiser) == (settings.kind != "rmsprop")
+    assert is_fused(optimiser) == (settings.kind not in ("rmsprop", "nadam"))
     found = steps_of(optimiser, network)
     expected = steps_of(reference(plain.parameters()), plain)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_the_first_step_of_nadam_by_hand() -> None:
+    """Dozat (2016), with mu_t = beta1 · (1 - 0.5 · 0.96^(0.004 t)); after one step exp_avg = (1 - beta1) · gradient."""
+    network = nn.Linear(1, 1, bias=False)
+    before = network.weight.item()
+    optimiser = build_optimiser(OptimiserSettings(kind="nadam", lr=0.1, weight_decay=0.0), network)
+    set_learning_rates(optimiser, 1.0)
+    network.weight.grad = torch.full((1, 1), 3.0)
+    optimiser.step()
+    first, second = (0.9 * (1 - 0.5 * 0.96 ** (0.004 * step)) for step in (1, 2))
+    gradient_part = (1 - first) * 3.0 / (1 - first)
+    momentum_part = second * 0.1 * 3.0 / (1 - first * second)
+    assert network.weight.item() == pytest.approx(before - 0.1 * (gradient_part + momentum_part) / 3.0)
+
+
+def test_the_encoder_is_known_by_the_names_it_is_given() -> None:
+    settings = OptimiserSettings(lr=1.0, encoder_lr_factor=0.1)
+    groups = parameter_groups(settings, Network(), encoder=("head.weight", "head.b"))
+    assert {group["base_lr"]: len(group["params"]) for group in groups if group["base_lr"] == 0.1} == {0.1: 1}
+    assert sum(len(group["params"]) for group in groups if group["base_lr"] == 0.1) == 2
+
+
+def test_an_encoder_that_is_not_there_cannot_be_slower() -> None:
+    settings = OptimiserSettings(encoder_lr_factor=0.1)
+    with pytest.raises(UserError, match="encoder_lr_factor: expected a network with an encoder"):
+        parameter_groups(settings, Network(), encoder=())
+    assert parameter_groups(OptimiserSettings(), Network(), encoder=())
+
+
+def test_parameters_that_do_not_learn_are_in_no_group() -> None:
+    network = Network()
+    network.encoder.requires_grad_(False)
+    groups = parameter_groups(OptimiserSettings(encoder_lr_factor=0.1), network)
+    found = [parameter for group in groups for parameter in group["params"]]
+    assert {id(parameter) for parameter in found} == {id(network.head.weight), id(network.head.bias)}
 
 
 def test_a_skipped_first_step_leaves_sgd_sound() -> None:

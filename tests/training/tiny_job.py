@@ -14,6 +14,7 @@ import random
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from maskloom.models.segmenter import Normalisation, Segmenter
 from maskloom.records import MaskFile, Record, Task
 from maskloom.training.engine import TrainingJob, TrainingSettings, train
 from maskloom.training.optimisers import OptimiserSettings
+from maskloom.training.phases import Phase
 from maskloom.training.schedules import ScheduleSettings
 
 SIDE = 32
@@ -115,16 +117,35 @@ def tiny_job(
     return TrainingJob(**(values | changes))
 
 
-def long_job(folder: Path, records: list[Record], *, checkpoint_seconds: float) -> TrainingJob:
-    return tiny_job(
-        folder, records, num_workers=2, images_per_epoch=44, epochs=5, checkpoint_seconds=checkpoint_seconds
+def many_phases(**changes: Any) -> dict[str, Any]:
+    """Returns settings of 5 epochs in which everything changes: optimiser, schedule, augmentation, what is frozen."""
+    phases = (
+        Phase(epochs=2, fresh_optimiser="epoch"),
+        Phase(
+            epochs=2,
+            optimiser=OptimiserSettings(kind="nadam", lr=0.01, frozen=("0.", "1.")),
+            schedule=ScheduleSettings(kind="cycles"),
+            augment=AugmentSettings(vertical_flip=0.5),
+        ),
+        Phase(epochs=1, optimiser=OptimiserSettings(kind="sgd", lr=0.02)),
     )
+    return {"phases": phases, "epochs": 5, "hard_negative_every": 4, "keep_epochs": True, **changes}
+
+
+def long_job(folder: Path, records: list[Record], *, checkpoint_seconds: float) -> TrainingJob:
+    changes = many_phases(num_workers=2, images_per_epoch=44, checkpoint_seconds=checkpoint_seconds)
+    return tiny_job(folder, records, **changes)
 
 
 def in_child(work: Any, *, kill_after: float | None = None) -> bool:
-    """Returns whether ``work``, done in a forked process, ended by itself; it is killed after so many seconds."""
+    """Returns whether ``work``, done in a forked process, ended by itself; it is killed after so many seconds.
+
+    Loader processes of a killed one end by themselves, but not at once, and torch's not at all if they had only just
+    begun; they would keep this program's output open.
+    """
     child = os.fork()
     if child == 0:
+        os.setpgid(0, 0)
         status = 1
         faulthandler.dump_traceback_later(STUCK_SECONDS, exit=True)
         try:
@@ -136,6 +157,8 @@ def in_child(work: Any, *, kill_after: float | None = None) -> bool:
         time.sleep(kill_after)
         os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
+    with suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)
     if os.WIFSIGNALED(status):
         return False
     assert os.WEXITSTATUS(status) == 0, "the training failed"
@@ -165,10 +188,11 @@ def main(folder: Path) -> None:
     train(tiny_job(folder / "warm", records, epochs=1))  # loads what torch loads late, once for all children
 
     def report(name: str, kills: int) -> None:
-        found = {which: checksum(folder / name / f"{which}.safetensors") for which in ("best", "last")}
+        bundles = [path for path in sorted((folder / name).rglob("*.safetensors")) if path.stem != "checkpoint"]
+        found = {str(path.relative_to(folder / name)): checksum(path) for path in bundles}
         events = [json.loads(line) for line in (folder / name / "log.jsonl").read_text().splitlines()]
         resumed = [event["step"] for event in events if event["event"] == "resume"]
-        print(json.dumps({"name": name, "kills": kills, "resumed": resumed, **found}), flush=True)
+        print(json.dumps({"name": name, "kills": kills, "resumed": resumed, "bundles": found}), flush=True)
 
     started = time.monotonic()
     in_child(lambda: train(long_job(folder / "undisturbed", records, checkpoint_seconds=60)))

@@ -81,7 +81,8 @@ def load_bundle(path: Path | str) -> Segmenter:
         raise BadFile(
             path, f"the normalisation has {len(normalisation.mean)} channels, the network {settings.channels}"
         )
-    network = _build(path, settings.model_copy(update={"weights": "none"}), task.num_maps, claims)
+    plain = settings.model_copy(update={"weights": "none", "bundle": None})
+    network = _build(path, plain, task.num_maps, claims)
     network.load_state_dict(_read_tensors(path))
     return Segmenter(
         network=network.eval(), normalisation=normalisation, policy=policy, task=task, network_settings=settings
@@ -92,6 +93,43 @@ def read_extra(path: Path | str) -> dict[str, Any]:
     """Returns what ``save_bundle`` was given as ``extra``; reads the header only. Raises ``BadFile``."""
     extra = _read_header(Path(path))[0].get("extra")
     return extra if isinstance(extra, dict) else {}
+
+
+def read_normalisation(path: Path | str) -> Normalisation:
+    """Returns how the bundle's network is fed; reads the header only. Raises ``BadFile``."""
+    path = Path(path)
+    normalisation: Normalisation = _parse_part(path, _read_header(path)[0], "normalisation", Normalisation)
+    return normalisation
+
+
+def start_from_bundle(network: nn.Module, path: Path, settings: NetworkSettings, num_maps: int) -> None:
+    """Fills a fresh network of these settings with the bundle's weights, all of them.
+
+    Raises ``BadFile`` (a ``UserError``) when the bundle holds another network or another number of maps, and whatever
+    ``load_bundle`` raises for a file that is no bundle.
+    """
+    config, claims = _read_header(path)
+    theirs = _parse_part(path, config, "network", NetworkSettings)
+    task = _parse_task(path, config.get("task"))
+    found = f"{theirs.architecture} over {theirs.encoder}"
+    if (theirs.architecture, theirs.encoder) != (settings.architecture, settings.encoder):
+        raise BadFile(
+            path,
+            f"its network is {found}, expected {settings.architecture} over {settings.encoder}; "
+            "build that network, or start from another bundle",
+        )
+    if (task.num_maps, theirs.auxiliary_maps) != (num_maps, settings.auxiliary_maps):
+        raise BadFile(
+            path,
+            f"its head gives {_maps(task.num_maps, theirs.auxiliary_maps)} ({', '.join(task.classes)}), expected "
+            f"{_maps(num_maps, settings.auxiliary_maps)}; start from a bundle with as many",
+        )
+    _check_claims(path, network, claims)
+    network.load_state_dict(_read_tensors(path))
+
+
+def _maps(num_maps: int, auxiliary: int) -> str:
+    return f"{num_maps} map(s)" + (f" and {auxiliary} auxiliary" if auxiliary else "")
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], Claims]:
@@ -169,14 +207,17 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _build(path: Path, settings: NetworkSettings, num_maps: int, claims: Claims) -> nn.Module:
-    """Returns the network of these settings, with random weights, after checking that the file's would fill it.
+    """Returns the network of these settings, with any weights, after checking that the file's would fill it.
 
     The check is made on a network without memory where its encoder allows that, so that a small file that names a
     giant network costs nothing.
     """
     try:
         with torch.device("meta"):
-            _check_claims(path, build_network(settings, num_maps), claims)
+            network = build_network(settings, num_maps)
+        _check_claims(path, network, claims)
+        if _is_filled_by_its_state(network):  # drawing first weights takes seconds for large networks
+            return network.to_empty(device="cpu")
     except BadFile:
         raise
     except UserError:  # some encoders compute with their own values while they are built
@@ -188,6 +229,12 @@ def _build(path: Path, settings: NetworkSettings, num_maps: int, claims: Claims)
             raise BadFile(path, f"its network cannot be built: {error}") from error
     _check_claims(path, network, claims)
     return network
+
+
+def _is_filled_by_its_state(network: nn.Module) -> bool:
+    """Returns whether the network holds no tensors beside those of its state dict; only known layers are trusted."""
+    known = all(type(module).__module__.startswith(("torch.nn.", "maskloom.")) for module in network.modules())
+    return known and {name for name, _ in network.named_buffers()} <= network.state_dict().keys()
 
 
 def _check_claims(path: Path, network: nn.Module, claims: Claims) -> None:

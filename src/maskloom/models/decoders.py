@@ -1,15 +1,19 @@
-"""The published decoders over any encoder, through segmentation-models-pytorch, as plain modules.
+"""Every network by its settings: the usual decoders over any encoder, and the published networks as they are.
 
-A network maps N×C×H×W float32 (normalised; H and W multiples of ``MULTIPLE``) to N×maps×H×W logits. Knows nothing
-about normalisation, tasks or files.
+A network maps N×C×H×W float32 (normalised; H and W multiples of ``multiple_of(settings)``) to logits of N×maps×H×W:
+the task's maps, then the auxiliary ones. The decoders come from segmentation-models-pytorch, as plain modules; the
+published networks from ``classic``. Knows nothing about normalisation, tasks or files.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maskloom.errors import UserError
+from maskloom.models.classic.table import CLASSIC
+from maskloom.models.classic.traits import NO_ENCODER
 from maskloom.models.encoders import MULTIPLE, Architecture, NetworkSettings, resolve
 
 if TYPE_CHECKING:
@@ -23,20 +27,24 @@ class Decoder:
     """What segmentation-models-pytorch calls our options; "" where this decoder has no such option."""
 
     channels: str = ""
-    num_channels: int = 1
+    widths: tuple[int, ...] = ()
+    """The decoder's usual widths."""
+    divisor: int = 1
+    """Divides every width."""
     attention: str = ""
     dropout: str = ""
 
 
 ARCHITECTURES: dict[Architecture, Decoder] = {
-    "unet": Decoder(channels="decoder_channels", num_channels=5, attention="decoder_attention_type"),
+    "unet": Decoder(channels="decoder_channels", widths=(256, 128, 64, 32, 16), attention="decoder_attention_type"),
     "linknet": Decoder(),
-    "fpn": Decoder(channels="decoder_segmentation_channels", dropout="decoder_dropout"),
-    "pspnet": Decoder(channels="psp_out_channels", dropout="psp_dropout"),
-    "deeplabv3plus": Decoder(channels="decoder_channels", dropout="decoder_aspp_dropout"),
-    "upernet": Decoder(channels="decoder_channels"),
-    "segformer": Decoder(channels="decoder_segmentation_channels"),
+    "fpn": Decoder(channels="decoder_segmentation_channels", widths=(128,), divisor=32, dropout="decoder_dropout"),
+    "pspnet": Decoder(channels="psp_out_channels", widths=(512,), dropout="psp_dropout"),
+    "deeplabv3plus": Decoder(channels="decoder_channels", widths=(256,), dropout="decoder_aspp_dropout"),
+    "upernet": Decoder(channels="decoder_channels", widths=(256,)),
+    "segformer": Decoder(channels="decoder_segmentation_channels", widths=(256,)),
 }
+"""The decoders that go with any encoder; ``CLASSIC`` has the others."""
 
 
 SCSE_REDUCTION = 16
@@ -46,30 +54,57 @@ SCSE_REDUCTION = 16
 def build_network(settings: NetworkSettings, num_maps: int) -> nn.Module:
     """Returns the network in training mode on the CPU; its random part follows torch's global seed.
 
-    Raises ``UserError`` for an unknown encoder, an option this decoder does not have, a pair of encoder and decoder
-    that do not fit, and weights that cannot be had; warns when "auto" found no weights.
+    It gives ``num_maps`` maps and then ``settings.auxiliary_maps`` more. Raises ``UserError`` for an unknown encoder,
+    an option this network does not have, a pair of encoder and decoder that do not fit, and weights that cannot be had
+    or do not fit; warns when "auto" found no weights.
     """
+    if num_maps < 1:
+        raise ValueError(f"a network gives at least one map, got {num_maps}")
+    if settings.bundle is None:
+        return _build(settings, num_maps)
+    from maskloom.models.bundle import start_from_bundle
+
+    network = _build(settings.model_copy(update={"weights": "none"}), num_maps)
+    start_from_bundle(network, Path(settings.bundle), settings, num_maps)
+    return network
+
+
+def _build(settings: NetworkSettings, num_maps: int) -> nn.Module:
+    """Returns the network with its encoder's weights."""
     from maskloom.models import pretrained, torchvision_guard
 
     torchvision_guard.ensure()
+    source = pretrained.Source(kind="none") if settings.encoder == NO_ENCODER else pretrained.choose(settings)
+    total = num_maps + settings.auxiliary_maps
+    if settings.traits is None:
+        network = _over_any_encoder(settings, total)
+        pretrained.load(network.encoder, resolve(settings.encoder), source, settings.channels)
+        return network  # type: ignore[no-any-return]
+    classic = CLASSIC[settings.architecture](settings, total)
+    pretrained.load_classic(classic, settings, source)
+    return classic
+
+
+def _over_any_encoder(settings: NetworkSettings, num_maps: int) -> Any:
     import segmentation_models_pytorch as smp
 
-    if num_maps < 1:
-        raise ValueError(f"a network gives at least one map, got {num_maps}")
     options = _decoder_options(settings)
-    name = resolve(settings.encoder)
-    source = pretrained.choose(settings)
     try:
-        network: Any = smp.create_model(
-            settings.architecture, name, None, in_channels=settings.channels, classes=num_maps, **options
+        return smp.create_model(
+            settings.architecture,
+            resolve(settings.encoder),
+            None,
+            in_channels=settings.channels,
+            classes=num_maps,
+            **options,
         )
+    except UserError:
+        raise
     except Exception as error:  # what a pair that does not fit raises depends on the encoder
         raise UserError(
             f"network: the decoder {settings.architecture!r} cannot be built over the encoder {settings.encoder!r} "
             f"({' '.join(str(error).split())[:200]}); choose another encoder or architecture"
         ) from error
-    pretrained.load(network.encoder, name, source, settings.channels)
-    return network  # type: ignore[no-any-return]
 
 
 def _decoder_options(settings: NetworkSettings) -> dict[str, Any]:
@@ -77,33 +112,44 @@ def _decoder_options(settings: NetworkSettings) -> dict[str, Any]:
     decoder = ARCHITECTURES[settings.architecture]
     given = {
         "decoder_channels": (settings.decoder_channels, decoder.channels),
+        "width": (None if settings.width == 1 else settings.width, decoder.channels),
         "attention": (settings.attention, decoder.attention),
         "dropout": (settings.dropout, decoder.dropout),
     }
-    options: dict[str, Any] = {}
     for option, (value, keyword) in given.items():
-        if value is None:
-            continue
-        if not keyword:
+        if value is not None and not keyword:
             raise UserError(
                 f"network.{option}: the {settings.architecture} decoder has no such option; leave it out, or use "
-                + " or ".join(_having(option))
+                + " or ".join(_having("decoder_channels" if option == "width" else option))
             )
-        options[keyword] = value
-    if settings.decoder_channels is not None:
-        widths = settings.decoder_channels
-        if len(widths) != decoder.num_channels or not all(1 <= width <= 4096 for width in widths):
-            raise UserError(
-                f"network.decoder_channels: expected {decoder.num_channels} number(s) from 1 to 4096 for the "
-                f"{settings.architecture} decoder, found {list(widths)}"
-            )
-        if settings.attention and min(widths) < SCSE_REDUCTION:
-            raise UserError(
-                f"network.decoder_channels: scse attention needs at least {SCSE_REDUCTION} channels everywhere, "
-                f"found {list(widths)}"
-            )
-        options[decoder.channels] = widths if decoder.num_channels > 1 else widths[0]
+    options: dict[str, Any] = {}
+    if settings.attention is not None:
+        options[decoder.attention] = settings.attention
+    if settings.dropout is not None:
+        options[decoder.dropout] = settings.dropout
+    if settings.decoder_channels is not None or settings.width != 1:
+        widths = _widths(settings, decoder)
+        options[decoder.channels] = widths if len(widths) > 1 else widths[0]
     return options
+
+
+def _widths(settings: NetworkSettings, decoder: Decoder) -> tuple[int, ...]:
+    """Returns the decoder's widths, stated or usual, times ``settings.width`` as far as its layers allow."""
+    widths = settings.decoder_channels if settings.decoder_channels is not None else decoder.widths
+    if len(widths) != len(decoder.widths) or not all(1 <= width <= 4096 for width in widths):
+        raise UserError(
+            f"network.decoder_channels: expected {len(decoder.widths)} number(s) from 1 to 4096 for the "
+            f"{settings.architecture} decoder, found {list(widths)}"
+        )
+    if settings.attention and min(widths) < SCSE_REDUCTION:
+        raise UserError(
+            f"network.decoder_channels: scse attention needs at least {SCSE_REDUCTION} channels everywhere, "
+            f"found {list(widths)}"
+        )
+    if settings.width == 1:
+        return widths
+    least = SCSE_REDUCTION if settings.attention else decoder.divisor
+    return tuple(max(round(settings.scaled(width) / decoder.divisor) * decoder.divisor, least) for width in widths)
 
 
 def _having(option: str) -> list[str]:

@@ -9,41 +9,115 @@ recipes are read with these settings.
 from __future__ import annotations
 
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from maskloom.config import Config
 from maskloom.errors import UserError, closest
+from maskloom.models.classic.traits import CLASSIC_TRAITS, DECODER_OPTIONS, NO_ENCODER, OPTIONS, Traits
 
-Architecture = Literal["unet", "linknet", "fpn", "pspnet", "deeplabv3plus", "upernet", "segformer"]
+Architecture = Literal[
+    "unet", "linknet", "fpn", "pspnet", "deeplabv3plus", "upernet", "segformer",
+    "unet_scratch", "unet_vgg11", "ternausnet", "linknet_deconv", "unet_dilated", "unet_resnet",
+    "unet_plain", "unet_resnet50_4th", "unet_vgg_4th", "unet_inception_resnet_4th", "unet_mobilenet_4th",
+    "incnet", "dinknet",
+]  # fmt: skip
+"""First the decoders that go with any encoder; the others are published networks as they are (``classic``)."""
 
 MULTIPLE = 32
-"""Sides of a network's input are multiples of this many pixels."""
+"""Sides of the input are multiples of this many pixels, for the decoders that go with any encoder."""
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 TIMM_PREFIX = "tu-"
 """How segmentation-models-pytorch marks an encoder that timm builds."""
 
+FEWEST_FILTERS = 4
+"""No layer becomes narrower than this, however small ``width`` is."""
+
 
 class NetworkSettings(Config):
     """One network: decoder, encoder, where the encoder's weights come from, and the input's channels."""
 
     architecture: Architecture = "unet"
-    """The decoder: U-Net, LinkNet, FPN, PSPNet, DeepLabV3+, UPerNet or SegFormer's."""
+    """The decoder (U-Net, LinkNet, FPN, PSPNet, DeepLabV3+, UPerNet, SegFormer's), or a published network as a whole:
+    "unet_scratch" (depth 6, without an encoder), "unet_vgg11", "ternausnet" (over vgg11 or vgg16), "linknet_deconv"
+    (over resnet34 or resnet18), "unet_dilated", "unet_resnet", and others: see ``classic``."""
     encoder: str = Field(default="tf_efficientnet_lite0", min_length=1, max_length=200)
-    """Name in timm or segmentation-models-pytorch."""
+    """Name in timm or segmentation-models-pytorch. A published network has its own, which is taken when none is
+    stated; "none" for those that are of one piece."""
     weights: str = "auto"
     """"auto" (installed package, else none and said aloud), "none", "installed", "hub", or the path of a file."""
+    bundle: str | None = None
+    """Path of a bundle whose weights the whole network starts from, instead of the encoder's ``weights``; it must hold
+    the same network with the same number of maps."""
     channels: int = Field(default=3, ge=1, le=1024)
     """Channels of the input image."""
+    width: float = Field(default=1.0, gt=0, le=4)
+    """Multiplies the filters of the decoder, and in published networks over VGG and ResNet (or of one piece) those of
+    every layer, which then fits no pretrained weights unless it is 1."""
+    auxiliary_maps: int = Field(default=0, ge=0, le=64)
+    """Further output maps after the task's own, which only training looks at (a signed distance, for instance)."""
     decoder_channels: tuple[int, ...] | None = None
     """Width of the decoder: five numbers, deepest first, for the U-Net, one for the others; None for the usual."""
     attention: Literal["scse"] | None = None
     """Attention in the U-Net's decoder (scSE, https://arxiv.org/abs/1808.08127)."""
     dropout: float | None = Field(default=None, ge=0, lt=1)
-    """Dropout before the last layer, where the decoder has one (FPN, PSPNet, DeepLabV3+)."""
+    """Dropout before the last layer, where the decoder has one (FPN, PSPNet, DeepLabV3+); None for the usual."""
+    upsampling: Literal["nearest", "deconv"] | None = None
+    """How "unet_resnet" doubles sides: the nearest pixel before two convolutions (the usual), or a transposed
+    convolution after one."""
+    bottleneck: Literal["cascade", "parallel"] | None = None
+    """How the six dilated convolutions of "unet_dilated" stand: each after the last (the usual), or side by side."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_encoder(cls, values: Any) -> Any:
+        """A published network brings its encoder along."""
+        if not isinstance(values, dict) or "encoder" in values:
+            return values
+        architecture = values.get("architecture")
+        traits = CLASSIC_TRAITS.get(architecture) if isinstance(architecture, str) else None
+        return values if traits is None else {**values, "encoder": traits.encoders[0]}
+
+    @model_validator(mode="after")
+    def _options_fit(self) -> NetworkSettings:
+        traits = CLASSIC_TRAITS.get(self.architecture)
+        if traits is not None and self.encoder not in traits.encoders:
+            raise ValueError(
+                f"encoder: expected {' or '.join(traits.encoders)} for {self.architecture}, found {self.encoder!r}"
+            )
+        if self.encoder == NO_ENCODER and self.weights not in ("auto", "none"):
+            raise ValueError(f"weights: {self.architecture} has no encoder to fill, found {self.weights!r}; use none")
+        known = DECODER_OPTIONS if traits is None else traits.options
+        for option in OPTIONS:
+            if getattr(self, option) is not None and option not in known:
+                having = [name for name, other in CLASSIC_TRAITS.items() if option in other.options]
+                raise ValueError(
+                    f"{option}: {self.architecture} has no such option; leave it out"
+                    + (f", or use {' or '.join(having)}" if having else "")
+                )
+        return self
+
+    @property
+    def traits(self) -> Traits | None:
+        """What is known of this network when it is a published one, else None."""
+        return CLASSIC_TRAITS.get(self.architecture)
+
+    def scaled(self, filters: int) -> int:
+        """Returns so many filters times ``width``, at least ``FEWEST_FILTERS``."""
+        return max(round(filters * self.width), min(filters, FEWEST_FILTERS))
+
+
+def multiple_of(settings: NetworkSettings) -> int:
+    """Returns how many pixels divide both sides of this network's input."""
+    return settings.traits.multiple if settings.traits else MULTIPLE
+
+
+def encoder_prefixes(settings: NetworkSettings) -> tuple[str, ...]:
+    """Returns how the names of the encoder's parameters begin; () for a network of one piece."""
+    return settings.traits.encoder_prefixes if settings.traits else ("encoder.",)
 
 
 @cache
@@ -63,8 +137,11 @@ def encoder_names() -> tuple[frozenset[str], frozenset[str]]:
 def resolve(encoder: str) -> str:
     """Returns the name under which segmentation-models-pytorch builds this encoder: its own, or timm's with "tu-".
 
-    Raises ``UserError`` with the closest name for one that neither knows.
+    "none", the encoder of networks of one piece, stays as it is. Raises ``UserError`` with the closest name for one
+    that neither knows.
     """
+    if encoder == NO_ENCODER:
+        return encoder
     own, timm_names = encoder_names()
     if encoder in own:
         return encoder
@@ -81,9 +158,12 @@ def resolve(encoder: str) -> str:
 def encoder_normalisation(settings: NetworkSettings) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Returns mean and standard deviation per input channel that the encoder's weights expect, on the scale 0…1.
 
-    Those of ImageNet where the encoder states none. One channel takes the average of the three; more than three
-    repeat them in turn, as the stem's weights do (see ``pretrained``).
+    Those of ImageNet where the encoder states none, and 0 and 1 for published networks that take pixels as they are.
+    One channel takes the average of the three; more than three repeat them in turn, as the stem's weights do (see
+    ``pretrained``).
     """
+    if settings.traits and not settings.traits.imagenet_input:
+        return (0.0,) * settings.channels, (1.0,) * settings.channels
     name = resolve(settings.encoder)
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD

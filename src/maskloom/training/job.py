@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from maskloom.config import Config
 from maskloom.data.dataset import SegmentationDataset
 from maskloom.models.segmenter import Segmenter
 from maskloom.training.optimisers import OptimiserSettings
+from maskloom.training.phases import EpochPlan, Phase, plan_epochs
 from maskloom.training.schedules import ScheduleSettings
 
 
@@ -22,6 +23,9 @@ class TrainingSettings(Config):
     """How long and in what portions a network learns."""
 
     epochs: int = Field(default=10, ge=1)
+    """How many; with ``phases`` their sum, which need not be stated."""
+    phases: tuple[Phase, ...] = ()
+    """Parts with an optimiser, schedule or augmentation of their own; none: one phase of ``epochs`` epochs."""
     images_per_epoch: int | None = Field(default=None, ge=1)
     """How many draws make an epoch; None: every image once."""
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 8
@@ -30,6 +34,8 @@ class TrainingSettings(Config):
     auto_batch_size: int = Field(default=16, ge=1)
     accumulation: int = Field(default=1, ge=1)
     """Batches per step: the gradient is the mean over all their images."""
+    hard_negative_every: int | None = Field(default=None, ge=1)
+    """Within each so many steps of an epoch, the one with the highest loss is made once more, as a step of its own."""
     clip_norm: float | None = Field(default=None, gt=0)
     """Upper bound of the norm of all gradients together."""
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
@@ -42,15 +48,31 @@ class TrainingSettings(Config):
     compile: bool = False
     """Compile the network, which takes a minute at each start and pays on long trainings."""
     early_stopping: int | None = Field(default=None, ge=1)
-    """End after so many validations in a row without a new best score."""
+    """End after so many validations in a row without a new best score, whatever the phase."""
+    early_stopping_delta: float = Field(default=0.0, ge=0)
+    """Early stopping counts only a score above the best one by more than this as a new best one."""
     validate_every: int = Field(default=1, ge=1)
     """Epochs between validations; the last epoch is always validated."""
     validate_from: float = Field(default=0.0, ge=0, le=1)
     """The fraction of the epochs before which nothing is validated."""
+    keep_epochs: bool = False
+    """Keep the bundle of every epoch, with its score, in the folder ``epochs``."""
     checkpoint_seconds: float = Field(default=60.0, ge=0)
     """Inside an epoch the state is saved so often; it is also saved at the end of every epoch."""
     tensorboard: bool = False
     """Also write curves for TensorBoard, into the folder ``tensorboard``."""
+
+    @model_validator(mode="after")
+    def _epochs_are_those_of_the_phases(self) -> TrainingSettings:
+        total = sum(phase.epochs for phase in self.phases)
+        if self.phases and "epochs" not in self.model_fields_set:
+            object.__setattr__(self, "epochs", total)  # the class is frozen for everyone else
+        if self.phases and self.epochs != total:
+            raise ValueError(
+                f"epochs: expected {total}, which the {len(self.phases)} phases add up to, found {self.epochs}; "
+                "leave it out, or change the epochs of the phases (phases.N.epochs)"
+            )
+        return self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +82,13 @@ class TrainingJob:
     segmenter: Segmenter
     """Fresh, the same for the same seed; it is trained in place."""
     dataset: SegmentationDataset
+    """With the augmentation that holds until a phase states another."""
     loss: Callable[[Tensor, Tensor], Tensor]
     """Maps logits float32 N×maps×H×W and uint8 labels to a scalar."""
     optimiser: OptimiserSettings
+    """Until a phase states another."""
     schedule: ScheduleSettings
+    """Until a phase states another."""
     training: TrainingSettings
     validate: Callable[[Segmenter], float] | None
     """Scores a segmenter, higher is better; None: nothing is validated, and best is last."""
@@ -76,6 +101,16 @@ class TrainingJob:
     """Of all inputs; what another job left in the folder is not continued but replaced."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """JSON kept in the bundles beside "epoch" and "score"."""
+
+    def plan(self) -> tuple[EpochPlan, ...]:
+        """Returns what holds in each epoch."""
+        return plan_epochs(
+            self.training.phases,
+            epochs=self.training.epochs,
+            optimiser=self.optimiser,
+            schedule=self.schedule,
+            augment=self.dataset.augment,
+        )
 
     @property
     def checkpoint(self) -> Path:
@@ -91,6 +126,14 @@ class TrainingJob:
     def last(self) -> Path:
         """The bundle after the last epoch."""
         return self.folder / "last.safetensors"
+
+    def epoch_bundle(self, epoch: int) -> Path:
+        """Returns where the bundle of that epoch, counted from 1, is kept if ``training.keep_epochs`` says so."""
+        return self.folder / "epochs" / f"{epoch:04d}.safetensors"
+
+    def epoch_bundles(self) -> list[Path]:
+        """Returns the kept bundles of epochs, in order."""
+        return sorted((self.folder / "epochs").glob("[0-9]*.safetensors"))
 
     @property
     def log(self) -> Path:

@@ -6,7 +6,7 @@ Knows nothing about losses, data or how the learning rate changes over time.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -14,30 +14,35 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from maskloom.config import Config
+from maskloom.errors import UserError
 
-ENCODER = "encoder."
-"""Parameters whose names begin so belong to the (usually pretrained) encoder."""
+ON_CPU = ("step", "mu_product")
+"""Single numbers of an optimiser's state per parameter, which torch keeps on the CPU unless the optimiser is fused."""
 
 
 class OptimiserSettings(Config):
     """Which optimiser, and the learning rate that the schedule multiplies."""
 
-    kind: Literal["adamw", "adam", "sgd", "rmsprop"] = "adamw"
+    kind: Literal["adamw", "adam", "nadam", "sgd", "rmsprop"] = "adamw"
     lr: float = Field(default=1e-3, gt=0)
     """The highest learning rate; the schedule's factor lies in [0, 1]."""
     weight_decay: float = Field(default=1e-2, ge=0)
     """Decoupled for adamw, added to the gradient for the others."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
-    """Of sgd and rmsprop; the first beta of adam and adamw."""
+    """Of sgd and rmsprop; the first beta of adam, adamw and nadam."""
     nesterov: bool = False
     """Nesterov's momentum (sgd only)."""
     smoothing: float = Field(default=0.999, gt=0, lt=1)
-    """How slowly squared gradients are forgotten: the second beta of adam and adamw, alpha of rmsprop."""
+    """How slowly squared gradients are forgotten: the second beta of adam, adamw and nadam, alpha of
+    rmsprop."""
     epsilon: float = Field(default=1e-8, gt=0)
     encoder_lr_factor: float = Field(default=1.0, gt=0)
     """Multiplies the learning rate of the encoder; below 1 where pretrained weights should move slowly."""
     decay_norm_and_bias: bool = False
     """Whether weight decay also acts on biases and normalisation layers (all parameters with one axis)."""
+    frozen: tuple[str, ...] = ()
+    """How the names of parameters begin that do not learn, such as "encoder."; a batch norm whose parameters are all
+    frozen keeps its statistics too."""
 
     @model_validator(mode="after")
     def _nesterov_belongs_to_sgd(self) -> OptimiserSettings:
@@ -46,13 +51,25 @@ class OptimiserSettings(Config):
         return self
 
 
-def parameter_groups(settings: OptimiserSettings, network: nn.Module) -> list[dict[str, Any]]:
-    """Returns up to four groups (encoder or not, decayed or not) with ``params``, ``base_lr`` and ``weight_decay``."""
+def parameter_groups(
+    settings: OptimiserSettings, network: nn.Module, *, encoder: Sequence[str] = ("encoder.",)
+) -> list[dict[str, Any]]:
+    """Returns up to four groups (encoder or not, decayed or not) with ``params``, ``base_lr`` and ``weight_decay``.
+
+    ``encoder`` are the beginnings of the names of the encoder's parameters. Raises ``UserError`` when the encoder is to
+    learn at a rate of its own and there is none.
+    """
+    prefixes = tuple(encoder)
+    if settings.encoder_lr_factor != 1 and not any(name.startswith(prefixes) for name, _ in network.named_parameters()):
+        raise UserError(
+            f"optimiser.encoder_lr_factor: expected a network with an encoder, found one of one piece and the factor "
+            f"{settings.encoder_lr_factor:g}; set it to 1"
+        )
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
             decayed = settings.decay_norm_and_bias or parameter.ndim > 1
-            groups.setdefault((name.startswith(ENCODER), decayed), []).append(parameter)
+            groups.setdefault((name.startswith(prefixes), decayed), []).append(parameter)
     return [
         {
             "params": parameters,
@@ -63,19 +80,24 @@ def parameter_groups(settings: OptimiserSettings, network: nn.Module) -> list[di
     ]
 
 
-def build_optimiser(settings: OptimiserSettings, network: nn.Module) -> torch.optim.Optimizer:
+def build_optimiser(
+    settings: OptimiserSettings, network: nn.Module, *, encoder: Sequence[str] = ("encoder.",)
+) -> torch.optim.Optimizer:
     """Returns the optimiser over the network's trainable parameters, which must lie on their device already.
 
-    adamw, adam and sgd run fused (one kernel per device, and able to skip a step by themselves); rmsprop has no fused
-    form and runs over lists of tensors on CUDA.
+    adamw, adam and sgd run fused (one kernel per device, and able to skip a step by themselves); nadam (Dozat,
+    "Incorporating Nesterov Momentum into Adam", 2016) and rmsprop have no fused form and run over lists of tensors on
+    CUDA. ``encoder`` and what is raised: see ``parameter_groups``.
     """
-    groups = parameter_groups(settings, network)
+    groups = parameter_groups(settings, network, encoder=encoder)
     lr, betas = settings.lr, (settings.momentum, settings.smoothing)
     match settings.kind:
         case "adamw":
             return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=settings.epsilon, fused=True)
         case "adam":
             return torch.optim.Adam(groups, lr=lr, betas=betas, eps=settings.epsilon, fused=True)
+        case "nadam":
+            return torch.optim.NAdam(groups, lr=lr, betas=betas, eps=settings.epsilon)
         case "sgd":
             sgd = torch.optim.SGD(groups, lr=lr, momentum=settings.momentum, nesterov=settings.nesterov, fused=True)
             _begin_momentum_at_zero(sgd)

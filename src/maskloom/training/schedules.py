@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -16,11 +16,15 @@ from maskloom.config import Config
 
 
 class ScheduleSettings(Config):
-    """Which schedule; lengths are fractions of the whole training, so they hold for any number of epochs."""
+    """Which schedule. Lengths of cycles, decay and triangular are epochs, those of the others fractions of the whole.
 
-    kind: Literal["one_cycle", "cosine", "step", "plateau", "constant"] = "one_cycle"
+    A training (or those of its phases that share the schedule) with fewer epochs than one cycle squeezes the cycle:
+    all its parts shrink in proportion until it fits exactly. Decay in at most ``every`` epochs falls once, half-way.
+    """
+
+    kind: Literal["one_cycle", "cosine", "step", "plateau", "constant", "cycles", "decay", "triangular"] = "one_cycle"
     warmup: float = Field(default=0.0, ge=0, lt=1)
-    """All but one_cycle: the fraction of the steps over which the factor first rises linearly to 1."""
+    """All but one_cycle and triangular: the fraction of the steps over which the factor first rises linearly to 1."""
     peak: float = Field(default=0.3, gt=0, lt=1)
     """one_cycle: the fraction of the steps after which the factor is 1."""
     start: float = Field(default=0.04, gt=0, le=1)
@@ -30,27 +34,44 @@ class ScheduleSettings(Config):
     milestones: tuple[float, ...] = (0.6, 0.85)
     """step: fractions of the training after which the factor is multiplied by ``gamma``."""
     gamma: float = Field(default=0.1, gt=0, lt=1)
-    """step and plateau: the multiplier."""
+    """step, plateau and decay: the multiplier; triangular's exp_range: what an epoch leaves of the height."""
     patience: int = Field(default=3, ge=0)
     """plateau: so many validations in a row may bring no better score before the factor is multiplied."""
+    min_delta: float = Field(default=0.0, ge=0)
+    """plateau: only a score above the best one by more than this is a better one."""
     minimum: float = Field(default=1e-4, ge=0, le=1)
     """plateau: the factor never falls below."""
+    cycle: tuple[tuple[Annotated[int, Field(ge=1)], Annotated[float, Field(ge=0, le=1)]], ...] = Field(
+        default=((10, 1.0), (5, 0.1), (5, 0.01)), min_length=1
+    )
+    """cycles: pairs of a number of epochs and their factor, repeated in turn to the end."""
+    every: int = Field(default=12, ge=1)
+    """decay: the factor is multiplied by ``gamma`` after each so many epochs."""
+    base: float = Field(default=0.1, ge=0, lt=1)
+    """triangular: the lowest factor; the highest is 1, so that the optimiser's learning rate is the cycle's highest."""
+    half_cycle: float = Field(default=2.0, gt=0)
+    """triangular: so many epochs does the factor rise, and so many it falls again."""
+    mode: Literal["triangular", "triangular2", "exp_range"] = "triangular"
+    """triangular: the height above ``base`` stays, is halved with each cycle, or falls by ``gamma`` with each epoch."""
 
     @model_validator(mode="after")
     def _consistent(self) -> ScheduleSettings:
         if self.kind == "one_cycle" and self.warmup:
             raise ValueError("one_cycle has its own rise: set `peak` instead of `warmup`")
+        if self.kind == "triangular" and self.warmup:
+            raise ValueError("triangular has its own rise: set `half_cycle` instead of `warmup`")
         if not all(0 < milestone < 1 for milestone in self.milestones):
             raise ValueError(f"milestones must be fractions between 0 and 1, found {list(self.milestones)}")
         return self
 
 
 def learning_rate_factor(
-    settings: ScheduleSettings, step: int, num_steps: int, *, scores: Sequence[float] = ()
+    settings: ScheduleSettings, step: int, num_steps: int, *, steps_per_epoch: int, scores: Sequence[float] = ()
 ) -> float:
     """Returns the factor of the learning rate for ``step`` in 0 … num_steps-1.
 
-    ``scores`` are the validation scores so far, oldest first, higher is better; only plateau looks at them.
+    ``num_steps`` are those of all epochs over which this schedule runs, ``steps_per_epoch`` those of each.
+    ``scores`` are the validation scores since it began, oldest first, higher is better; only plateau looks at them.
     """
     if settings.kind == "one_cycle":
         return one_cycle(step, num_steps, peak=settings.peak, start=settings.start, end=settings.end)
@@ -65,7 +86,23 @@ def learning_rate_factor(
             passed = sum(step >= milestone * num_steps for milestone in settings.milestones)
             return float(settings.gamma**passed)
         case "plateau":
-            return plateau(scores, patience=settings.patience, gamma=settings.gamma, minimum=settings.minimum)
+            return plateau(
+                scores,
+                patience=settings.patience,
+                gamma=settings.gamma,
+                minimum=settings.minimum,
+                min_delta=settings.min_delta,
+            )
+        case "cycles":
+            return cycles(step, num_steps, cycle=settings.cycle, steps_per_epoch=steps_per_epoch)
+        case "decay":
+            period = settings.every * steps_per_epoch
+            passed = step // period if num_steps > period else int(2 * step >= num_steps)
+            return float(settings.gamma**passed)
+        case "triangular":
+            half = min(settings.half_cycle * steps_per_epoch, num_steps / 2)
+            height = _height(settings, step, half, steps_per_epoch)
+            return settings.base + (1 - settings.base) * height * triangle(step, half)
         case "constant":
             return 1.0
 
@@ -87,22 +124,64 @@ def _cosine_between(first: float, second: float, progress: float) -> float:
     return second + (first - second) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def plateau(scores: Sequence[float], *, patience: int, gamma: float, minimum: float) -> float:
+def cycles(step: int, num_steps: int, *, cycle: Sequence[tuple[int, float]], steps_per_epoch: int) -> float:
+    """Returns the factor of the part of the repeated ``cycle`` of (epochs, factor) that holds at ``step``."""
+    epochs = sum(part for part, _ in cycle)
+    length = min(epochs * steps_per_epoch, num_steps)
+    place = step % length
+    end = 0
+    for part, factor in cycle[:-1]:
+        end += part
+        if place * epochs < end * length:
+            return factor
+    return cycle[-1][1]
+
+
+def triangle(step: int, half: float) -> float:
+    """Returns the height, 0…1, of a triangular wave that rises for ``half`` steps from 0 and falls as long.
+
+    Smith, "Cyclical Learning Rates for Training Neural Networks" (2017): 1 - abs(step / half - 2 cycle + 1).
+    """
+    number = math.floor(1 + step / (2 * half))
+    return max(0.0, 1 - abs(step / half - 2 * number + 1))
+
+
+def _height(settings: ScheduleSettings, step: int, half: float, steps_per_epoch: int) -> float:
+    """Returns what Smith's variants multiply the triangle by.
+
+    Smith lets exp_range fall by gamma with every iteration; here it is the same fall stated per epoch, so that it
+    holds for any number of images.
+    """
+    match settings.mode:
+        case "triangular":
+            return 1.0
+        case "triangular2":
+            return float(0.5 ** math.floor(step / (2 * half)))
+        case "exp_range":
+            return float(settings.gamma ** (step / steps_per_epoch))
+
+
+def plateau(scores: Sequence[float], *, patience: int, gamma: float, minimum: float, min_delta: float = 0.0) -> float:
     """Returns the factor after these validation scores: multiplied by ``gamma`` whenever they stopped rising.
 
-    As torch's ``ReduceLROnPlateau`` with mode "max" and threshold 0: after more than ``patience`` scores in a row
-    that are not above the best one, the factor is multiplied and the counting begins again.
+    As torch's ``ReduceLROnPlateau`` with mode "max" and an absolute threshold: after more than ``patience`` scores in
+    a row that are not above the best one by more than ``min_delta``, the factor is multiplied and the counting begins
+    again.
     """
     factor, best, since_best = 1.0, -math.inf, 0
     for score in scores:
-        best, since_best = (score, 0) if score > best else (best, since_best + 1)
+        best, since_best = (score, 0) if score > best + min_delta else (best, since_best + 1)
         if since_best > patience:
             factor, since_best = max(factor * gamma, minimum), 0
     return factor
 
 
-def num_without_gain(scores: Sequence[float]) -> int:
-    """Returns how many of the latest scores brought no new best one."""
-    if not scores:
-        return 0
-    return len(scores) - 1 - scores.index(max(scores))
+def num_without_gain(scores: Sequence[float], *, min_delta: float = 0.0) -> int:
+    """Returns how many of the latest scores brought no new best one, which is above the old by more than ``min_delta``.
+
+    Small gains add up: they are measured from the last score that counted as best.
+    """
+    best, since_best = -math.inf, 0
+    for score in scores:
+        best, since_best = (score, 0) if score > best + min_delta else (best, since_best + 1)
+    return since_best

@@ -53,6 +53,11 @@ class Updater:
         self._fused = is_fused(optimiser)
         self._sound_buffers = [buffer.detach().clone() for buffer in network.buffers()]
 
+    def renew(self, optimiser: torch.optim.Optimizer) -> None:
+        """Goes on with another optimiser; average and counters stay."""
+        self.optimiser = optimiser
+        self._fused = is_fused(optimiser)
+
     def apply(self, loss: Tensor, *, learning_rate_factor: float, number: int) -> None:
         """Moves the weights by the gradients that lie in the network; ``number`` counts updates from 1.
 

@@ -1,0 +1,87 @@
+"""The U-Net over ResNet of the 22nd place in Signate's AI Edge contest, in the way of TernausNet.
+
+The centre stands on the pooled last stage; every block doubles the sides, and its maps are joined with the encoder's
+of that size, the decoder's first, except at the two finest sizes, which have no skip.
+Source: https://github.com/EvgenyKashin/signate_segmentation.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from maskloom.models.classic.layers import Block, ConvRelu, check_sides, he_normal, joined
+from maskloom.models.classic.resnet import ResNet
+from maskloom.models.encoders import NetworkSettings, multiple_of
+
+WIDTHS = ((512, 256), (512, 256), (512, 256), (256, 64), (128, 128), (128, 32))
+"""Filters (in the middle, of the result) of the blocks center, dec5 … dec1."""
+LAST_WIDTH = 32
+
+
+class ResNetUnet(nn.Module):
+    """U-Net over ResNet18, 34, 50, 101 or 152; sides are multiples of 64."""
+
+    def __init__(self, settings: NetworkSettings, num_maps: int) -> None:
+        super().__init__()
+        self.multiple = multiple_of(settings)
+        self.resnet = ResNet(settings)
+        skips = self.resnet.widths
+        block = transposed_block if settings.upsampling == "deconv" else NearestBlock
+        widths = [(settings.scaled(middle), settings.scaled(filters)) for middle, filters in WIDTHS]
+        self.center = block(skips[3], *widths[0])
+        self.dec5 = block(widths[0][1] + skips[3], *widths[1])
+        self.dec4 = block(widths[1][1] + skips[2], *widths[2])
+        self.dec3 = block(widths[2][1] + skips[1], *widths[3])
+        self.dec2 = block(widths[3][1] + skips[0], *widths[4])
+        self.dec1 = block(widths[4][1], *widths[5])
+        last_width = settings.scaled(LAST_WIDTH)
+        self.dec0 = ConvRelu(widths[5][1], last_width)
+        he_normal(self)
+        self.final = nn.Conv2d(last_width, num_maps, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Returns logits N×maps×H×W."""
+        check_sides(images, self.multiple)
+        skips = self.encode(images)
+        maps = self.center(functional.max_pool2d(skips[-1], 2))
+        maps = self.decode(maps, skips)
+        logits: Tensor = self.final(maps)
+        return logits
+
+    def encode(self, images: Tensor) -> list[Tensor]:
+        """Returns the maps of the four residual stages, finest first."""
+        resnet = self.resnet
+        maps = resnet.maxpool(resnet.relu(resnet.bn1(resnet.conv1(images))))
+        first = resnet.layer1(maps)
+        second = resnet.layer2(first)
+        third = resnet.layer3(second)
+        return [first, second, third, resnet.layer4(third)]
+
+    def decode(self, maps: Tensor, skips: list[Tensor]) -> Tensor:
+        """Returns maps at the size of the input."""
+        maps = self.dec5(joined(maps, skips[3]))
+        maps = self.dec4(joined(maps, skips[2]))
+        maps = self.dec3(joined(maps, skips[1]))
+        maps = self.dec2(joined(maps, skips[0]))
+        result: Tensor = self.dec0(self.dec1(maps))
+        return result
+
+
+class NearestBlock(nn.Module):
+    """The nearest pixel twice in both directions, then two convolutions with ReLU."""
+
+    def __init__(self, channels: int, middle: int, filters: int) -> None:
+        super().__init__()
+        self.block = nn.Sequential(ConvRelu(channels, middle), ConvRelu(middle, filters))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Returns N×filters×2H×2W."""
+        result: Tensor = self.block(functional.interpolate(maps, scale_factor=2, mode="nearest"))
+        return result
+
+
+def transposed_block(channels: int, middle: int, filters: int) -> nn.Module:
+    """Returns a convolution with ReLU, then a transposed convolution 4×4 that doubles the sides, and ReLU."""
+    doubling = nn.ConvTranspose2d(middle, filters, 4, stride=2, padding=1)
+    return Block(ConvRelu(channels, middle), doubling, nn.ReLU(inplace=True))

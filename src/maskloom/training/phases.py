@@ -1,0 +1,118 @@
+"""The phases of a training: what changes at which epoch, as data; resolved into what holds in each single epoch.
+
+Everything here follows from the settings and the epoch's number, so that a training taken up anywhere knows where it
+stands. Knows nothing about steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from maskloom.config import Config
+from maskloom.data.augment import PRESETS, AugmentSettings
+from maskloom.errors import closest
+from maskloom.training.optimisers import OptimiserSettings
+from maskloom.training.schedules import ScheduleSettings
+
+
+class Phase(Config):
+    """So many epochs of a training, and what begins with them; what is left out goes on from the phase before.
+
+    The first phase goes on from the member's own settings. So a phase that states only ``augment`` keeps the
+    optimiser's memory of gradients and its place in the schedule.
+    """
+
+    epochs: int = Field(ge=1)
+    """How many."""
+    optimiser: OptimiserSettings | None = None
+    """Begins anew here, without memory of gradients; left out: the one so far goes on."""
+    schedule: ScheduleSettings | None = None
+    """Begins here, and runs over this phase and those after it that state none; left out: the one so far goes on."""
+    augment: AugmentSettings | None = None
+    """Settings, or the name of a preset; left out: those so far."""
+    fresh_optimiser: Literal["start", "epoch"] | None = None
+    """"start": the optimiser forgets its gradients here even if it is not stated anew; "epoch": at the start of each
+    epoch of this phase; left out: only where ``optimiser`` is stated."""
+
+    @field_validator("augment", mode="before")
+    @classmethod
+    def _preset(cls, value: Any) -> Any:
+        return augment_preset(value)
+
+
+def augment_preset(value: Any) -> Any:
+    """Returns the settings of that name where ``value`` is a text, else ``value``; for pydantic's "before" validators.
+
+    Raises ``ValueError`` with the closest name.
+    """
+    if not isinstance(value, str):
+        return value
+    if value not in PRESETS:
+        raise ValueError(f"expected settings or the name of a preset; {closest(value, PRESETS)}")
+    return PRESETS[value]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EpochPlan:
+    """What holds in one epoch."""
+
+    phase: int
+    """Counted from 1."""
+    optimiser: OptimiserSettings
+    is_fresh: bool
+    """Whether the optimiser begins anew with this epoch."""
+    schedule: ScheduleSettings
+    span: range
+    """The epochs, counted from 0, over which the schedule runs."""
+    augment: AugmentSettings
+
+
+def plan_epochs(
+    phases: Sequence[Phase],
+    *,
+    epochs: int,
+    optimiser: OptimiserSettings,
+    schedule: ScheduleSettings,
+    augment: AugmentSettings,
+) -> tuple[EpochPlan, ...]:
+    """Returns the plan of each of ``epochs`` epochs; without phases they are one phase of the given settings.
+
+    With phases, ``epochs`` must be their sum (the settings see to that).
+    """
+    phases = phases or (Phase(epochs=epochs),)
+    plans: list[EpochPlan] = []
+    for number, (phase, span) in enumerate(zip(phases, _spans(phases), strict=True), start=1):
+        optimiser, schedule = phase.optimiser or optimiser, phase.schedule or schedule
+        augment = phase.augment or augment
+        begins = not plans or phase.optimiser is not None or phase.fresh_optimiser is not None
+        plans.extend(
+            EpochPlan(
+                phase=number,
+                optimiser=optimiser,
+                is_fresh=begins if epoch == 0 else phase.fresh_optimiser == "epoch",
+                schedule=schedule,
+                span=span,
+                augment=augment,
+            )
+            for epoch in range(phase.epochs)
+        )
+    return tuple(plans)
+
+
+def _spans(phases: Sequence[Phase]) -> list[range]:
+    """Returns for each phase the epochs over which its schedule runs."""
+    shared: list[list[int]] = []
+    """For each schedule, the epochs of the phases that share it."""
+    for number, phase in enumerate(phases):
+        if number == 0 or phase.schedule is not None:
+            shared.append([])
+        shared[-1].append(phase.epochs)
+    spans, first = [], 0
+    for lengths in shared:
+        spans += [range(first, first + sum(lengths))] * len(lengths)
+        first += sum(lengths)
+    return spans

@@ -1,0 +1,107 @@
+"""A training under way in this process: where it stands, what it works with, what it tells. Makes no step itself."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field, replace
+
+from maskloom.data.dataset import SegmentationDataset
+from maskloom.runtime import Precision
+from maskloom.training.checkpoint import Position, save_checkpoint
+from maskloom.training.job import TrainingJob
+from maskloom.training.mining import HardNegatives
+from maskloom.training.phases import EpochPlan
+from maskloom.training.schedules import learning_rate_factor
+from maskloom.training.tracking import Log, OnProgress, Pace, TrainingProgress
+from maskloom.training.updates import Updater
+
+
+@dataclass(kw_only=True)
+class Session:
+    """One training from its start, or from its checkpoint, on."""
+
+    job: TrainingJob
+    plans: tuple[EpochPlan, ...]
+    """What holds in each epoch."""
+    learnable: frozenset[str]
+    """Names of the parameters that the network itself lets learn."""
+    position: Position
+    updater: Updater
+    mining: HardNegatives
+    log: Log
+    precision: Precision
+    on_progress: OnProgress | None
+    pace: Pace = field(default_factory=Pace)
+    saved: float = field(default_factory=time.monotonic)
+    reported: float = -math.inf
+    clocked: float = field(default_factory=time.monotonic)
+
+    @property
+    def plan(self) -> EpochPlan:
+        """What holds in the present epoch."""
+        return self.plans[self.position.epoch]
+
+    @property
+    def dataset(self) -> SegmentationDataset:
+        """The samples of the present epoch."""
+        return replace(self.job.dataset, augment=self.plan.augment)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Those that repeat hard batches included."""
+        return self.mining.num_updates
+
+    @property
+    def num_steps(self) -> int:
+        """Of the whole training."""
+        return self.job.training.epochs * self.steps_per_epoch
+
+    def factor(self, step: int) -> float:
+        """Returns the learning rate's factor for a step of the present epoch, counted from the training's start."""
+        plan, per_epoch = self.plan, self.steps_per_epoch
+        since = [event for event in self.position.epochs_done if event["epoch"] > plan.span.start]
+        return learning_rate_factor(
+            plan.schedule,
+            step - plan.span.start * per_epoch,
+            len(plan.span) * per_epoch,
+            steps_per_epoch=per_epoch,
+            scores=[event["score"] for event in since if event["score"] is not None],
+        )
+
+    def save(self) -> None:
+        """Writes the checkpoint; a finished training keeps only where it stands."""
+        self.clock()
+        finished = self.position.finished
+        if not finished:
+            self.updater.check()
+        save_checkpoint(self.job.checkpoint, self.position, None if finished else self.updater, self.mining)
+        self.saved = time.monotonic()
+
+    def clock(self) -> None:
+        """Adds the time since the last call to the position's."""
+        now = time.monotonic()
+        self.position.seconds += now - self.clocked
+        self.clocked = now
+
+    def progress(self, *, note: str = "") -> TrainingProgress:
+        """Returns how far the training is; waits for the device."""
+        position, scores = self.position, self.position.scores
+        return TrainingProgress(
+            epoch=position.epoch + 1,
+            epochs=self.job.training.epochs,
+            step=position.step,
+            steps=self.num_steps,
+            loss=self.updater.mean_loss(),
+            rate=self.pace.rate,
+            eta=self.pace.seconds_for(self.num_steps - position.step),
+            score=scores[-1] if scores else None,
+            best=max(scores, default=None),
+            note=note,
+        )
+
+    def report(self, progress: TrainingProgress) -> None:
+        """Tells whoever waits."""
+        if self.on_progress is not None:
+            self.on_progress(progress)
+        self.reported = time.monotonic()
