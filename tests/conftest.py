@@ -12,17 +12,10 @@ import pytest
 from hypothesis import settings
 
 from maskloom.data.studio import write_studio
+from small import SMALL
 
 settings.register_profile("shared machines", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("shared machines")
-
-SMALL = [
-    "scale=smoke",
-    "members.0.network.weights=none",
-    "members.0.training.epochs=1",
-    "members.0.training.images_per_epoch=8",
-]
-"""Settings that keep every stage of the default recipe and take seconds."""
 
 
 @pytest.fixture(scope="session")

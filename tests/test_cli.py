@@ -18,8 +18,8 @@ import pytest
 import tifffile
 from typer.testing import CliRunner
 
-from conftest import SMALL
 from maskloom.cli import app, main
+from small import SMALL
 
 
 def run(*arguments: str | Path, monkeypatch: pytest.MonkeyPatch) -> int:

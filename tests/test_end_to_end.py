@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 import maskloom
-from conftest import SMALL
 from maskloom.encodings.rle import decode_runs
 from maskloom.errors import UserError
+from small import SMALL
 
 
 class Heard:

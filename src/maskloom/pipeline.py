@@ -24,6 +24,8 @@ from maskloom.stages.oof import predict_out_of_fold
 from maskloom.stages.outside import map_files, take_in
 from maskloom.stages.postprocess import check_postprocess, fit_postprocess
 from maskloom.stages.prediction import predict_unlabelled, write_submission
+from maskloom.stages.pseudo import choose_pseudo_labels
+from maskloom.stages.pseudo_views import check_pseudo, round_of, teachers_of
 from maskloom.stages.reporting import write_report
 from maskloom.stages.train import train_fold, weights_mark
 
@@ -47,10 +49,12 @@ def run_pipeline(context: Context, submission: SubmissionFormat | None) -> None:
     check_tree(recipe, tables)
     check_guidance(recipe, tables)
     check_postprocess(recipe, context.source.task)
+    check_pseudo(context)
     members = _Members(context, data_mark, tables)
     for outside in recipe.outside:
         members.take_in(outside)
     for member in recipe.members:
+        members.label_for(member)
         members.train(member)
         members.predict_out_of_fold(member)
 
@@ -92,6 +96,7 @@ class _Members:
         self._context, self._data_mark, self._tables = context, data_mark, tables
         self._weights = {member.name: weights_mark(member.network) for member in context.recipe.members}
         self._training_marks: dict[str, list[str]] = {}
+        self._pseudo_marks: dict[int, str] = {}
         self.oof_marks: dict[str, str] = {}
 
     def take_in(self, outside: OutsideMember) -> None:
@@ -106,16 +111,48 @@ class _Members:
         """Returns the marks of the maps that guide a member."""
         return [self.oof_marks[name] for name in member.guidance.needed] if member.guidance else []
 
+    def label_for(self, member: MemberSettings) -> None:
+        """Labels images without truth before the first member that learns from them."""
+        context, recipe = self._context, self._context.recipe
+        number = round_of(recipe, member.name)
+        if number is None or number in self._pseudo_marks:
+            return
+        settings = recipe.pseudo[number]
+        teachers = [recipe.member(name) for name in teachers_of(recipe, number)]
+        mark = fingerprint(
+            self._data_mark,
+            settings.model_dump(mode="json"),
+            recipe.data.skip_bad,
+            data_stages.unlabelled_fingerprint(context.source),
+            [self._table_mark(recipe.member(name)) for name in settings.members],
+            [
+                [self._training_marks[teacher.name], teacher.keep, self._asked(teacher), self._table_mark(teacher)]
+                for teacher in teachers
+            ],
+        )
+        name = f"pseudo/{number}"
+        _stage(context, name, mark, lambda: choose_pseudo_labels(context, number, fingerprint=mark))
+        self._pseudo_marks[number] = mark
+
+    def _table_mark(self, member: MemberSettings) -> str:
+        run = self._context.run
+        return checksum(run.folds if member.folds is None else run.member_folds(member.name))
+
+    def _asked(self, member: MemberSettings) -> dict[str, object]:
+        """Returns how a member's networks are asked."""
+        return member.views_of(self._context.recipe.inference).model_dump(mode="json")
+
     def train(self, member: MemberSettings) -> None:
         """Trains the network of every fold."""
         context = self._context
         trained = [context.recipe.seed, context.recipe.metric, _training_part(member), self._weights[member.name]]
-        path = context.run.folds if member.folds is None else context.run.member_folds(member.name)
-        table_mark = checksum(path)
+        table_mark = self._table_mark(member)
+        number = round_of(context.recipe, member.name)
+        taught = [] if number is None else [self._pseudo_marks[number]]
         marks = []
         for fold in range(self._tables.of(member.name).num_folds):
             first = [] if member.start is None else [self._training_marks[member.start][fold]]
-            mark = fingerprint(self._data_mark, table_mark, fold, trained, *first, *self._guides(member))
+            mark = fingerprint(self._data_mark, table_mark, fold, trained, *first, *self._guides(member), *taught)
             name = f"train/{member.name}/fold{fold}"
             _stage(context, name, mark, lambda f=fold, k=mark: train_fold(context, member, f, fingerprint=k))  # type: ignore[misc]
             marks.append(mark)
@@ -124,8 +161,8 @@ class _Members:
     def predict_out_of_fold(self, member: MemberSettings) -> None:
         """Predicts every labelled record by the network that never saw its group."""
         context = self._context
-        settings = member.views_of(context.recipe.inference).model_dump(mode="json")
-        mark = fingerprint(self._training_marks[member.name], member.keep, settings, *self._guides(member))
+        marks = self._training_marks[member.name]
+        mark = fingerprint(marks, member.keep, self._asked(member), *self._guides(member))
         _stage(context, f"oof/{member.name}", mark, lambda: predict_out_of_fold(context, member, fingerprint=mark))
         self.oof_marks[member.name] = mark
 

@@ -12,20 +12,22 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from maskloom.config import Config, load_yaml, parse
-from maskloom.data.augment import PRESETS, AugmentSettings
+from maskloom.data.augment import AugmentSettings
 from maskloom.data.folds import FoldSettings
 from maskloom.data.input_policy import InputPolicy
 from maskloom.data.sources.base import DataSettings
 from maskloom.ensembling.postprocess import PostprocessSettings
+from maskloom.ensembling.pseudo_labels import PseudoLabelSettings
 from maskloom.errors import UserError, closest
 from maskloom.inference.guidance import GuidanceSettings
 from maskloom.inference.merging import Merge
 from maskloom.inference.predictor import InferenceSettings
 from maskloom.inference.views import find_views
 from maskloom.losses.terms import LossSettings
-from maskloom.models.encoders import NetworkSettings
+from maskloom.models.encoders import NetworkSettings, multiple_of
 from maskloom.training.engine import TrainingSettings
 from maskloom.training.optimisers import OptimiserSettings
+from maskloom.training.phases import augment_preset
 from maskloom.training.schedules import ScheduleSettings
 
 Scale = Literal["full", "smoke"]
@@ -65,11 +67,17 @@ class MemberSettings(Config):
     @field_validator("augment", mode="before")
     @classmethod
     def _preset(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        if value not in PRESETS:
-            raise ValueError(f"expected settings or the name of a preset; {closest(value, PRESETS)}")
-        return PRESETS[value]
+        return augment_preset(value)
+
+    @model_validator(mode="after")
+    def _sides_fit_the_network(self) -> MemberSettings:
+        multiple = multiple_of(self.network)
+        if self.input.multiple % multiple:
+            raise ValueError(
+                f"input.multiple: {self.network.architecture} takes sides that are multiples of {multiple}, "
+                f"found {self.input.multiple}; state {multiple}"
+            )
+        return self
 
     @field_validator("views")
     @classmethod
@@ -148,6 +156,8 @@ class Recipe(Config):
     ensemble: EnsembleSettings = EnsembleSettings()
     postprocess: PostprocessSettings = PostprocessSettings()
     """What may change the ensemble's masks; nothing without steps."""
+    pseudo: tuple[PseudoLabelSettings, ...] = ()
+    """Rounds in which members learn from labels that earlier members gave to images without truth, counted from 0."""
     delivery: DeliverySettings = DeliverySettings()
 
     @model_validator(mode="after")

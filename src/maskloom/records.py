@@ -54,9 +54,14 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MaskFile:
-    """Truth as an image file of values, palette indices or colours."""
+    """Truth as an image file of values, palette indices or colours.
+
+    ``coded`` says what the stored values mean: "source" what the data's mask coding says; "labels" the labels
+    themselves, 0…n-1 and IGNORE, in a multilabel task the maps of 0, 1 and IGNORE below each other (C·H×W).
+    """
 
     path: Path
+    coded: Literal["source", "labels"] = "source"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

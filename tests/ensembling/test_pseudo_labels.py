@@ -192,16 +192,18 @@ def test_copies_and_look_alikes_are_kin() -> None:
     assert found["copy"] == {"l0": "it is a copy of l0"}
     assert list(found["alike"]) == ["l1"] and found["alike"]["l1"].startswith("it looks like l1 (0.9")
     assert kin([], images[:1]) == {}
+    labelled.append(facts("twin of l0", noisy(picture(0), 2, 12)))
+    assert kin(labelled, images)["copy"].keys() == {"l0", "twin of l0"}
 
 
 def test_a_chain_of_look_alikes_counts_as_one() -> None:
-    first = picture(3)
-    middle = noisy(first, 1, 55)
-    last = noisy(middle, 2, 55)
+    first = 70 + picture(3) // 2  # away from the ends, so that noise is not cut off
+    middle = noisy(first, 101, 18)
+    last = noisy(middle, 102, 18)
     others = [facts(f"l{index}", picture(30 + index)) for index in range(40)]
     found = kin([facts("first", first), facts("last", last), *others], [unlabelled("middle", middle)])
     assert found["middle"].keys() == {"first", "last"}
-    further = noisy(last, 3, 55)
+    further = noisy(last, 103, 18)
     found = kin([facts("first", first), facts("last", last), *others], [
         unlabelled("middle", middle), unlabelled("further", further),
     ])  # fmt: skip

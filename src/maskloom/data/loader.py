@@ -6,12 +6,14 @@ worker arrives as the same one line as without workers. Knows nothing of network
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import cv2
@@ -198,7 +200,7 @@ def _start_workers(
                 sampler=groups,
                 num_workers=num_workers,
                 collate_fn=_unchanged,
-                worker_init_fn=_prepare_worker,
+                worker_init_fn=partial(_prepare_worker, parent=os.getpid()),
                 multiprocessing_context="fork" if sys.platform == "linux" else None,
                 generator=torch.Generator(),  # or torch's global generator would be advanced
             )
@@ -222,6 +224,8 @@ def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def _prepare_worker(number: int) -> None:
+def _prepare_worker(number: int, *, parent: int) -> None:
+    if os.getppid() != parent:  # killed already: torch's own watch starts later, over whoever took the orphan in
+        os._exit(1)
     torch.set_num_threads(1)
     cv2.setNumThreads(0)

@@ -38,6 +38,8 @@ def read_truth(record: Record, task: Task, coding: MaskCoding) -> np.ndarray:
 
 
 def _read_mask_file(record: Record, truth: MaskFile, task: Task, coding: MaskCoding) -> np.ndarray:
+    if truth.coded == "labels":
+        return _read_labels(record, truth, task)
     stored = read_mask_values(truth.path, colours=coding.kind == "colours")
     if stored.shape[:2] != record.size:
         raise BadSize(record.id, record.size, (stored.shape[0], stored.shape[1]))
@@ -47,6 +49,17 @@ def _read_mask_file(record: Record, truth: MaskFile, task: Task, coding: MaskCod
     maps = np.stack([labels == label for label in range(task.num_maps)]).astype(np.uint8)
     maps[:, labels == IGNORE] = IGNORE
     return maps
+
+
+def _read_labels(record: Record, truth: MaskFile, task: Task) -> np.ndarray:
+    """Returns labels that are stored as they are."""
+    labels = read_mask_values(truth.path)
+    num_maps, num_labels = (task.num_maps, 2) if task.kind == "multilabel" else (1, max(task.num_maps, 2))
+    if labels.ndim != 2 or labels.shape != (num_maps * record.size[0], record.size[1]):
+        raise BadSize(record.id, record.size, (labels.shape[0] // num_maps, labels.shape[1]))
+    if labels.dtype != np.uint8 or np.any((labels >= num_labels) & (labels != IGNORE)):
+        raise BadFile(truth.path, f"expected the labels 0 to {num_labels - 1} and {IGNORE}, found others")
+    return labels.reshape(num_maps, *record.size) if task.kind == "multilabel" else labels
 
 
 def pieces(record: Record, size: Size) -> Iterable[tuple[int, np.ndarray]]:

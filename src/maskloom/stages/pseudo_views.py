@@ -50,6 +50,27 @@ def check_pseudo(context: Context) -> None:
                 f"pseudo.{number}: expected images without masks beside the labelled ones, found none; remove the round"
             )
         views_of(context, number)
+        for name in settings.members:
+            _check_start(context.recipe, number, name)
+
+
+def _check_start(recipe: Recipe, number: int, pupil: str) -> None:
+    train, start = recipe.pseudo[number].train, recipe.member(pupil).start
+    if train == "from_weights" and start is None:
+        raise UserError(
+            f"pseudo.{number}.train: from_weights expects {pupil}.start to name the member whose weights it begins "
+            f"with, found none; name one, or use --set pseudo.{number}.train=scratch"
+        )
+    if train == "scratch" and start is not None:
+        raise UserError(
+            f"pseudo.{number}.train: scratch expects no {pupil}.start, found {start}; remove it, or use --set "
+            f"pseudo.{number}.train=from_weights"
+        )
+
+
+def round_of(recipe: Recipe, member: str) -> int | None:
+    """Returns the round in which a member learns from pseudo-labels, or None."""
+    return next((number for number, each in enumerate(recipe.pseudo) if member in each.members), None)
 
 
 def teachers_of(recipe: Recipe, number: int) -> tuple[str, ...]:

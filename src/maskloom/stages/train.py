@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from maskloom.data.dataset import SegmentationDataset
 from maskloom.data.statistics import Survey
 from maskloom.data.truth import read_truth
+from maskloom.errors import UserError
 from maskloom.files import checksum
 from maskloom.inference.merging import RESULT, Merge
 from maskloom.inference.predictor import InferenceSettings, Predictor
@@ -19,6 +20,7 @@ from maskloom.inference.streaming import predict_records
 from maskloom.losses.terms import build_loss
 from maskloom.metrics import Counts, from_labels, score_records
 from maskloom.models.bundle import load_bundle
+from maskloom.models.classic.traits import NO_ENCODER
 from maskloom.models.encoders import TIMM_PREFIX, NetworkSettings, encoder_normalisation, resolve
 from maskloom.models.pretrained import choose, installed_file
 from maskloom.models.segmenter import Normalisation, Segmenter, build_segmenter
@@ -35,8 +37,10 @@ from maskloom.stages.guides import (
     training_guides,
     training_regions,
 )
+from maskloom.stages.pseudo import pseudo_records
+from maskloom.stages.pseudo_views import round_of
 from maskloom.stages.scoring import decided, reader_with_maps
-from maskloom.training.engine import TrainingJob, train
+from maskloom.training.engine import TrainingJob, TrainingResult, train
 from maskloom.training.tracking import TrainingProgress
 
 
@@ -44,8 +48,56 @@ def train_fold(context: Context, member: MemberSettings, fold: int, *, fingerpri
     """Returns the bundles of one fold, the best and the last; continues from the fold's checkpoint."""
     training_ids, validation_ids = context.fold_tables().of(member.name).split(fold)
     seed = derive_seed(context.recipe.seed, member.name, fold)
-    dataset = SegmentationDataset(
-        records=context.records(set(training_ids)),
+    validation = evenly_spread(context.records(set(validation_ids)), member.validation_images)
+    segmenter = first_segmenter(context, member, fold, seed, set(training_ids))
+    labelled = context.records(set(training_ids))
+    last: TrainingResult | None = None
+    for lesson in _lessons(context, member, fold, labelled):
+        if last is not None:
+            segmenter.network.load_state_dict(load_bundle(last.last).network.state_dict())
+        job = TrainingJob(
+            segmenter=segmenter,
+            dataset=training_samples(context, member, lesson.records, seed),
+            loss=build_loss(member.loss, context.source.task, image_height=image_height(context, member)),
+            optimiser=member.optimiser,
+            schedule=member.schedule,
+            training=member.training,
+            validate=lambda network: validation_score(context, member, network, validation),
+            folder=lesson.folder,
+            seed=seed,
+            device=context.device,
+            num_workers=context.workers,
+            fingerprint=fingerprint,
+        )
+        last = train(job, on_progress=lambda progress: show(context, progress))
+    assert last is not None, "there is at least one lesson"
+    return [last.best, last.last]
+
+
+@dataclass(frozen=True, slots=True)
+class _Lesson:
+    """What is learnt in one go, and where it leaves its files."""
+
+    folder: Path
+    records: list[Record]
+
+
+def _lessons(context: Context, member: MemberSettings, fold: int, labelled: list[Record]) -> list[_Lesson]:
+    """Returns what a fold learns from: true labels, with pseudo-labels beside or before them where a round says so."""
+    folder = context.run.fold(member.name, fold)
+    number = round_of(context.recipe, member.name)
+    if number is None:
+        return [_Lesson(folder, labelled)]
+    pseudo = pseudo_records(context, number, member.name, fold)
+    if context.recipe.pseudo[number].train == "pretrain_then_refine":
+        return [_Lesson(folder / "pretraining", pseudo), _Lesson(folder, labelled)]
+    return [_Lesson(folder, labelled + pseudo)]
+
+
+def training_samples(context: Context, member: MemberSettings, records: list[Record], seed: int) -> SegmentationDataset:
+    """Returns the samples that a member learns from, drawn from these records."""
+    return SegmentationDataset(
+        records=records,
         task=context.source.task,
         coding=context.source.coding,
         policy=member.input,
@@ -55,30 +107,20 @@ def train_fold(context: Context, member: MemberSettings, fold: int, *, fingerpri
         guides=training_guides(context.run, member),
         regions=training_regions(context.run, member),
     )
-    validation = evenly_spread(context.records(set(validation_ids)), member.validation_images)
-    job = TrainingJob(
-        segmenter=first_segmenter(context, member, fold, seed, set(training_ids)),
-        dataset=dataset,
-        loss=build_loss(member.loss, context.source.task, image_height=image_height(context, member)),
-        optimiser=member.optimiser,
-        schedule=member.schedule,
-        training=member.training,
-        validate=lambda segmenter: validation_score(context, member, segmenter, validation),
-        folder=context.run.fold(member.name, fold),
-        seed=seed,
-        device=context.device,
-        num_workers=context.workers,
-        fingerprint=fingerprint,
-    )
-    result = train(job, on_progress=lambda progress: show(context, progress))
-    return [result.best, result.last]
 
 
 def weights_mark(network: NetworkSettings) -> str:
-    """Returns the checksum of the file that the encoder's first weights are read from, else "none" or "hub".
+    """Returns the checksum of the file that the first weights are read from, else "none" or "hub".
 
     Raises ``UserError`` when weights that were asked for are not there.
     """
+    if network.bundle is not None:
+        bundle = Path(network.bundle)
+        if not bundle.is_file():
+            raise UserError(f"network.bundle: expected the path of a bundle, found no file {network.bundle!r}")
+        return checksum(bundle)
+    if network.encoder == NO_ENCODER:
+        return "none"
     if network.weights == "auto":  # asked without the warning, which belongs to where the network is built
         path = installed_file(resolve(network.encoder).removeprefix(TIMM_PREFIX))
         return "none" if path is None else checksum(path)
