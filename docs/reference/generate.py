@@ -4,6 +4,7 @@
     python docs/reference/generate.py --check    exit code 1 when recipe.md is not what the code says
 
 The meaning is the docstring below the field. Fields whose name says it all have none there; ``PLAIN`` words them here.
+Settings that occur at several places have one table, where they occur first.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from maskloom.config import Config
 from maskloom.data.augment import PRESETS, AugmentSettings
 from maskloom.inference.merging import Merge
 from maskloom.inference.views import VIEW_SETS, VIEWS
+from maskloom.models.classic.traits import CLASSIC_TRAITS
+from maskloom.models.encoders import NetworkSettings
 from maskloom.recipe import Recipe
 
 PAGE = Path(__file__).with_name("recipe.md")
@@ -35,7 +38,6 @@ PLAIN = {
     "Recipe.seed": "Of everything random but the folds, which have their own.",
     "Recipe.data": "How the data folder is read.",
     "Recipe.folds": "How the records are divided.",
-    "Recipe.members": "One entry per network.",
     "Recipe.inference": "How trained networks are asked.",
     "Recipe.ensemble": "How the networks' maps become masks.",
     "Recipe.delivery": "What is written for images without truth.",
@@ -49,23 +51,39 @@ PLAIN = {
     "OptimiserSettings.kind": "Which optimiser.",
     "OptimiserSettings.epsilon": "Added to the denominator of adamw, adam and rmsprop.",
     "ScheduleSettings.kind": "How the learning rate changes over the training.",
-    "TrainingSettings.epochs": "How many.",
+    "HullStep.low": "The lower end of what is unsure, see `high`.",
     "TrainingSettings.auto_batch_size": 'Images per batch where `batch_size` is "auto".',
-    "TrainingSettings.precision": 'What networks compute in; "auto": the fastest that the device computes natively.',
-    "TrainingSettings.channels_last": "Keep weights and images in channels-last order in memory (usually faster).",
-    "TrainingSettings.compile": "Compile the network with torch.compile before training.",
+}
+NETWORKS = {
+    "unet_scratch": "U-Net of depth 6, trained from nothing (Carvana, 1st)",
+    "unet_vgg11": "U-Net over VGG11, 64 filters in the decoder (Carvana, 1st)",
+    "ternausnet": "TernausNet (Carvana, 1st)",
+    "linknet_deconv": "LinkNet with transposed convolutions in the head (Carvana, 1st and 6th)",
+    "unet_dilated": "U-Net with a bottleneck of dilated convolutions (Carvana, 3rd)",
+    "unet_resnet": "U-Net over a ResNet (SIGNATE AI Edge 2018, 22nd)",
+    "unet_plain": "plain U-Net of three poolings (Carvana, 4th)",
+    "unet_resnet50_4th": "U-Net whose last stage sees the image and VGG16's frozen first stage (Carvana, 4th)",
+    "unet_vgg_4th": "U-Net of seven stages (Carvana, 4th)",
+    "unet_inception_resnet_4th": "U-Net over Inception-ResNet v2 (Carvana, 4th)",
+    "unet_mobilenet_4th": "U-Net over MobileNet (Carvana, 4th)",
+    "incnet": "LinkNet over Inception v3 (Carvana, 6th)",
+    "dinknet": "LinkNet over DenseNet (Carvana, 6th)",
 }
 BOUNDS = {Ge: ("≥", "ge"), Gt: (">", "gt"), Le: ("≤", "le"), Lt: ("<", "lt")}
 
 
 def meanings(kind: type[Config]) -> dict[str, str]:
-    """Returns the docstring below each field of a settings class."""
+    """Returns the docstring below each field of a settings class and of those that it inherits from."""
+    found: dict[str, str] = {}
+    for base in kind.__bases__:
+        if issubclass(base, Config) and base is not Config:
+            found |= meanings(base)
     (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     assert isinstance(body, ast.ClassDef)
-    found = {}
     for field, after in zip(body.body, body.body[1:], strict=False):
-        is_text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and is_text:
+        if not (isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)):
+            continue
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
             found[field.target.id] = " ".join(str(after.value.value).split()).replace("``", "`")
     return found
 
@@ -84,7 +102,8 @@ def type_text(annotation: Any) -> str:
     if origin is Annotated:
         return type_text(arguments[0])
     if origin in (Union, types.UnionType):
-        return " or ".join("none" if part is types.NoneType else type_text(part) for part in arguments)
+        texts = ("none" if part is types.NoneType else type_text(part) for part in arguments)
+        return " or ".join(dict.fromkeys(texts))  # each of several settings classes is told apart by its kind
     if origin is Literal:
         return ", ".join(f"`{value}`" for value in arguments)
     if origin is list or (origin is tuple and arguments[-1] is Ellipsis):
@@ -121,37 +140,79 @@ def default_text(field: FieldInfo) -> str:
         return "see below"
     if isinstance(value, tuple) and value and isinstance(value[0], Config):
         return "bce + dice"
+    return f"`{plain_text(value)}`"
+
+
+def plain_text(value: Any) -> str:
+    """Returns a plain value as YAML would write it, numbers of many digits shortened."""
     if value is None:
-        return "`null`"
+        return "null"
     if isinstance(value, bool):
-        return f"`{str(value).lower()}`"
+        return str(value).lower()
     if isinstance(value, tuple):
-        return f"`{list(value)}`"
-    return f"`{value}`"
+        return "[" + ", ".join(map(plain_text, value)) + "]"
+    return f"{value:.4g}" if isinstance(value, float) and len(str(value)) > 8 else str(value)
 
 
-def section(kind: type[Config], path: str, level: int = 2) -> Iterator[str]:
-    """Yields the lines of one settings class, then those of the classes inside it."""
-    words = {f"{kind.__name__}.{name}": text for name, text in meanings(kind).items()} | PLAIN
-    heading = f"`{path}`" if path else "Top level"
-    yield from (f"{'#' * level} {heading}", "", " ".join((kind.__doc__ or "").split()).replace("``", "`"), "")
+def only_kind(kind: type[Config]) -> str | None:
+    """Returns the one value that the field ``kind`` of a settings class may have, None where it has a choice."""
+    field = kind.model_fields.get("kind")
+    choices = get_args(field.annotation) if field is not None and get_origin(field.annotation) is Literal else ()
+    return str(choices[0]) if len(choices) == 1 else None
+
+
+def section(kind: type[Config], path: str, places: dict[type[Config], str]) -> Iterator[str]:
+    """Yields the lines of one settings class, then those of the classes inside it that have no place yet."""
+    words = {f"{kind.__name__}.{name}": text for name, text in meanings(kind).items()}
+    if hidden := words.keys() & PLAIN.keys():
+        raise ValueError(f"PLAIN words {sorted(hidden)}, which have docstrings of their own; remove them there")
+    words |= PLAIN
+    yield from (heading(kind, path), "", " ".join((kind.__doc__ or "").split()).replace("``", "`"), "")
     yield from ("| key | default | values | meaning |", "|---|---|---|---|")
-    inner = []
+    inner: list[tuple[type[Config], str]] = []
     for name, field in kind.model_fields.items():
-        meaning = words[f"{kind.__name__}.{name}"]
+        if name == "kind" and only_kind(kind):
+            continue  # the heading says it
         values = type_text(field.annotation) + (f" ({limits})" if (limits := bounds(field)) else "")
         if kind is Merge and name == "children":
             values = "list of nodes or names"
-        cells = [f"`{name}`", default_text(field), values, meaning]
+        below = f"{path}.{name}".lstrip(".") + (".N" if "list of settings" in values else "")
+        for one in models(field.annotation):
+            if one in places:
+                values += "" if one is kind else f", as `{places[one]}`"
+            else:
+                places[one] = below
+                inner.append((one, below))
+        cells = [f"`{name}`", default_text(field), values, words[f"{kind.__name__}.{name}"]]
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-        is_list = "list of settings" in type_text(field.annotation)
-        below = f"{path}.{name}".lstrip(".") + (".N" if is_list else "")
-        inner += [(one, below) for one in models(field.annotation) if one is not kind]
     yield ""
     if kind is AugmentSettings:
         yield from presets()
+    if kind is NetworkSettings:
+        yield from networks()
     for one, below in inner:
-        yield from section(one, below, 3 if below.startswith("members.N.") else 2)
+        yield from section(one, below, places)
+
+
+def heading(kind: type[Config], path: str) -> str:
+    """Returns the heading of a section: its path, and its kind where others have the same path."""
+    if not path:
+        return "## Top level"
+    level = 2 if len(path.removesuffix(".N").split(".")) == 1 else 3
+    return f"{'#' * level} `{path}`" + (f" of kind `{only}`" if (only := only_kind(kind)) else "")
+
+
+def networks() -> Iterator[str]:
+    """Yields the table of published networks."""
+    yield from ("Published networks as a whole (`width: 1`), with all that they can be built over:", "")
+    yield from (
+        "| architecture | what it is | encoder | sides are multiples of | own options |",
+        "|---|---|---|---|---|",
+    )
+    for name, traits in CLASSIC_TRAITS.items():
+        encoders, options = (", ".join(f"`{one}`" for one in words) for words in (traits.encoders, traits.options))
+        yield f"| `{name}` | {NETWORKS[name]} | {encoders} | {traits.multiple} | {options} |"
+    yield ""
 
 
 def presets() -> Iterator[str]:
@@ -175,7 +236,7 @@ def page(text: str) -> str:
     """Returns the page with its generated part made anew."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    return "\n".join([before + BEGIN, "", *section(Recipe, ""), *views(), END + after])
+    return "\n".join([before + BEGIN, "", *section(Recipe, "", {Recipe: ""}), *views(), END + after])
 
 
 def main() -> int:

@@ -14,8 +14,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from maskloom.errors import UserError, closest
-from maskloom.files import TEMPORARY_PREFIX, exclusive, write_json
+from maskloom.errors import BadFile, UserError, closest
+from maskloom.files import TEMPORARY_PREFIX, checksum, exclusive, write_json
 from maskloom.progress import Progress, Silent
 from maskloom.run_directory import FORMAT, RunDirectory
 
@@ -34,16 +34,27 @@ RecipeBuilder = Callable[..., "Recipe"]
 
 def builders() -> dict[str, RecipeBuilder]:
     """Returns the recipes by name: functions of a source, a device and a scale."""
+    from maskloom.contests.carvana.eleventh import carvana_11th
+    from maskloom.contests.carvana.fifteenth import carvana_15th
+    from maskloom.contests.carvana.first import carvana_1st
+    from maskloom.contests.carvana.fourth import carvana_4th
+    from maskloom.contests.carvana.seventh import carvana_7th
+    from maskloom.contests.carvana.sixth import carvana_6th
+    from maskloom.contests.carvana.tenth import carvana_10th
+    from maskloom.contests.carvana.third import carvana_3rd
     from maskloom.recipes.default import default
 
-    return {"default": default}
+    carvana = (
+        carvana_1st, carvana_3rd, carvana_4th, carvana_6th, carvana_7th, carvana_10th, carvana_11th, carvana_15th,
+    )  # fmt: skip
+    return {"default": default} | {build.__name__: build for build in carvana}
 
 
 def recipes() -> dict[str, str]:
     """Returns the recipes' names with a line on each."""
     return {
         name: (sys.modules[build.__module__].__doc__ or "").strip().splitlines()[0]
-        for name, build in sorted(builders().items())
+        for name, build in builders().items()
     }
 
 
@@ -235,10 +246,13 @@ class Run:
     device: str | None = None
 
     def evaluate(self) -> dict[str, Any]:
-        """Returns the out-of-fold scores: ``metric``, ``oof`` (mean, std, folds; cross-fitted) and ``members``."""
-        from maskloom.stages.ensemble import load_ensemble
+        """Returns the out-of-fold scores: ``metric``, ``oof`` (mean, std, folds; cross-fitted) and ``members``.
 
-        return load_ensemble(self.folder).evaluation()
+        With post-processing also ``postprocess``: the ``steps`` taken, ``scores`` without and with, and their ``gain``.
+        """
+        from maskloom.stages.reporting import evaluation
+
+        return evaluation(self.folder)
 
     def summary(self) -> str:
         """Returns the scores as lines for a terminal, and where the report is."""
@@ -298,6 +312,48 @@ def load_bundle(path: Path | str) -> Segmenter:
     from maskloom.models.bundle import load_bundle as load
 
     return load(Path(path))
+
+
+def import_weights(file: Path | str, *, name: str, out: Path | str) -> Path:
+    """Returns the path of a bundle made of a published network's checkpoint; nothing in the file is ever executed.
+
+    ``name`` is a key of ``maskloom.models.published.PUBLISHED``. An earlier import at ``out`` is replaced.
+
+    Raises ``UserError`` for an unknown name, a file that is no checkpoint or one of another network (its unknown and
+    missing tensors are listed), and when ``out`` holds anything else.
+    """
+    from maskloom.models.bundle import save_bundle
+    from maskloom.models.foreign import read_foreign
+    from maskloom.models.published import PUBLISHED, load_published
+
+    source, target = Path(file), Path(out)
+    if name not in PUBLISHED:
+        hint = closest(name, PUBLISHED)
+        known = "" if hint.startswith("known") else f" known: {', '.join(sorted(PUBLISHED))}"
+        raise UserError(f"no published network is called {name!r}; {hint}{known}")
+    if target.exists() and not _was_imported(target):
+        raise UserError(f"{target}: expected a new file or an earlier import, found another; choose another name")
+    try:
+        segmenter = load_published(name, read_foreign(source))
+    except BadFile:
+        raise
+    except UserError as error:
+        raise BadFile(source, str(error)) from error
+    save_bundle(target, segmenter, {IMPORTED: {"name": name, "sha256": checksum(source)}})
+    return target
+
+
+IMPORTED = "imported"
+"""The key under which a bundle says which published checkpoint it was made of."""
+
+
+def _was_imported(path: Path) -> bool:
+    from maskloom.models.bundle import read_extra
+
+    try:
+        return IMPORTED in read_extra(path)
+    except BadFile:
+        return False
 
 
 def score(

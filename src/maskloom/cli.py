@@ -147,6 +147,18 @@ def inspect(
     print(f"page with pictures: {page}")
 
 
+@app.command(name="import-weights")
+def import_weights(
+    file: Annotated[Path, typer.Argument(help="A checkpoint: safetensors, or any file of torch.save.")],
+    name: Annotated[str, typer.Option("--as", help="The published network, for instance ternaus-unet11.")],
+    out: Annotated[Path, typer.Option("--out", help="Write the bundle here.")],
+) -> None:
+    """Make a bundle of a published network's checkpoint; nothing in the file is executed."""
+    from maskloom import api
+
+    print(api.import_weights(file, name=name, out=out))
+
+
 @app.command()
 def report(run: Run) -> None:
     """Write a run's report page again and print where it is."""

@@ -58,7 +58,9 @@ def run_pipeline(context: Context, submission: SubmissionFormat | None) -> None:
         members.train(member)
         members.predict_out_of_fold(member)
 
-    ensemble_mark = fingerprint(members.oof_marks, recipe.metric, recipe.ensemble.model_dump(mode="json"))
+    ensemble_mark = fingerprint(
+        members.oof_marks, recipe.metric, recipe.ensemble.model_dump(mode="json"), recipe.ensemble_names
+    )
     _stage(context, "ensemble", ensemble_mark, lambda: fit_ensemble(context))
     decided_mark = ensemble_mark
     if recipe.postprocess.steps:

@@ -49,7 +49,7 @@ class PseudoLabelSettings(Config):
     """At most so many pseudo-labels for each true one that the fold trains on (Carvana, 1st place: there should be
     more of them than of labels, and 19 times as many images were at hand)."""
     minimum_confidence: float = Field(default=0.5, ge=0, le=1)
-    """Images below are never taken; see ``confidence``."""
+    """Images below are never taken: 1 where every pixel near the predicted boundary is decided, 0 where none is."""
     minimum_agreement: float = Field(default=0.0, ge=0, le=1)
     """Images whose folds agree less (mean Dice of all pairs) are never taken. Above 0, networks that saw what a fold
     validates have a say in which images it learns from, though never in what their labels are."""

@@ -40,7 +40,7 @@ class Merge(Config):
     weights: tuple[float, ...] | None = None
     """One per child, at least 0, of any sum above 0; equal when None."""
     children: tuple[Merge | str, ...] = Field(min_length=1)
-    """Nodes, or names of networks."""
+    """Nodes, or names of networks ("member/fold0"); in a recipe a member's name stands for the mean of its folds."""
     name: str | None = None
     """Makes the node a tap: its own map is returned under this name beside the result."""
 

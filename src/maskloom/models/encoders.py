@@ -43,7 +43,7 @@ class NetworkSettings(Config):
     architecture: Architecture = "unet"
     """The decoder (U-Net, LinkNet, FPN, PSPNet, DeepLabV3+, UPerNet, SegFormer's), or a published network as a whole:
     "unet_scratch" (depth 6, without an encoder), "unet_vgg11", "ternausnet" (over vgg11 or vgg16), "linknet_deconv"
-    (over resnet34 or resnet18), "unet_dilated", "unet_resnet", and others: see ``classic``."""
+    (over resnet34 or resnet18), "unet_dilated", "unet_resnet", and others, all in the table below."""
     encoder: str = Field(default="tf_efficientnet_lite0", min_length=1, max_length=200)
     """Name in timm or segmentation-models-pytorch. A published network has its own, which is taken when none is
     stated; "none" for those that are of one piece."""
