@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 
-.PHONY: demo test check format bench clean
+.PHONY: demo test check format bench systems clean
 
 demo: $(INSTALLED)
 	$(BIN)/maskloom demo --out demo
@@ -26,6 +26,10 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/ensemble_prediction.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/startup.py
+
+# Every published system at smoke scale, into runs/systems/; DATA=DIR takes photos from there, else they are generated.
+systems: $(INSTALLED)
+	$(BIN)/python benchmarks/systems.py $(if $(DATA),--data "$(DATA)")
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

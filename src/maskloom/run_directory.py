@@ -1,8 +1,9 @@
 """A run on disk: where every artefact lies, and which stages are finished.
 
 Layout: ``recipe.yaml``, ``run.json``, ``data/`` (source and survey), ``folds.csv``, ``members/<member>/fold<k>/``
-(checkpoint, bundles, log; ``folds.csv`` beside them where a member has its own), ``oof/<member>/`` (maps and scores), ``ensemble/``, ``predictions/``,
-``submission.csv.gz``, ``report.html``, and ``stages/`` with one marker per finished stage.
+(checkpoint, bundles, log; ``folds.csv`` beside them where a member has its own), ``oof/<member>/`` (maps and scores),
+``ensemble/``, ``predictions/``, ``submission.csv.gz``, ``report.html``, and ``stages/`` with one marker per finished
+stage.
 
 A stage is finished when its marker carries the fingerprint of what it came from and the files it names are there.
 The marker is written last, so a stage killed at any moment counts as not done. Paths inside a run are relative: a

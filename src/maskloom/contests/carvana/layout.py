@@ -1,4 +1,4 @@
-"""The Carvana Image Masking Challenge: its layout on disk and the columns of its submission.
+"""The Carvana Image Masking Challenge on disk: photos, masks and tables become records.
 
 Source: kaggle.com/c/carvana-image-masking-challenge, "Data": ``train/``, ``train_hq/``, ``test/``, ``test_hq/`` hold
 ``<car>_<view>.jpg`` with 16 views of each car, ``train_masks/`` holds ``<car>_<view>_mask.gif`` (palette 0/1),
@@ -12,16 +12,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from maskloom.contests.carvana.submission import SUBMISSION
 from maskloom.data.mask_coding import MaskCoding
 from maskloom.data.sources.base import DataSettings, DataSource, finish, measure, relabel
 from maskloom.data.sources.classes import notes_on_unused_yaml
 from maskloom.data.sources.folder import image_files
 from maskloom.errors import BadFile, UserError
-from maskloom.outputs.tables import SubmissionFormat, open_table
+from maskloom.outputs.tables import open_table
 from maskloom.records import BadSize, MaskFile, Record, RunLengths, Size, Task, Truth
-
-SUBMISSION = SubmissionFormat(columns=("img", "rle_mask"), name_suffix=".jpg", order="row", base=1)
-"""``img,rle_mask``; the image with its suffix; row-major run lengths from 1."""
 
 _NAME = re.compile(r"(?P<car>.+)_(?P<view>[0-9]{2})")
 _MASK_ENDING = "_mask"
