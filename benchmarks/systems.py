@@ -13,6 +13,7 @@ import argparse
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from maskloom import api
@@ -25,8 +26,8 @@ CARS = 8
 STUDIO = {"objects": CARS, "test_objects": 2, "views": 16, "size": (192, 288), "seed": 3}
 
 
-def main() -> int:
-    arguments = parsed()
+def main(words: Sequence[str] | None = None) -> int:
+    arguments = parsed(words)
     data = arguments.data or generated(arguments.out / "data")
     names = arguments.names or [name for name in api.builders() if name != "default"]
     began = time.monotonic()
@@ -35,13 +36,13 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def parsed() -> argparse.Namespace:
+def parsed(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="systems; all when none is named")
     parser.add_argument("--data", type=Path, help="a folder in the Carvana layout; generated when left out")
     parser.add_argument("--out", type=Path, default=Path("runs/systems"), help="folder of the runs")
     parser.add_argument("--cars", type=int, default=CARS, help="take the first so many cars")
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 def generated(folder: Path) -> Path:

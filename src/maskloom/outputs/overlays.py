@@ -29,6 +29,8 @@ WRONG: Colour = (230, 97, 0)
 """Pixels given to another class."""
 BOTH: Colour = (204, 121, 167)
 """Multilabel pixels with one class missed and another too many: reddish purple."""
+UNSURE: Colour = (204, 121, 167)
+"""Pixels that a pseudo-label leaves out: reddish purple too, in pictures that show no errors."""
 UNJUDGED: Colour = (128, 128, 128)
 """Pixels whose truth is not known."""
 BACKGROUND: Colour = (60, 60, 66)
@@ -97,6 +99,24 @@ def mask_overlay(
     ``labels`` is uint8 H×W (binary, multiclass) or C×H×W (multilabel; where classes overlap, colours mix).
     """
     picture = shrunk(displayed(image), max_side=max_side).astype(np.float32)
+    return _finished(_hatched(_tinted(picture, labels, colours, kind), labels))
+
+
+def pseudo_overlay(
+    image: np.ndarray, labels: np.ndarray, colours: Sequence[Colour], kind: TaskKind, *, max_side: int = MAX_SIDE
+) -> np.ndarray:
+    """Returns the image with each class's colour laid over it and ``UNSURE`` where a pixel or class is ``IGNORE``.
+
+    Unsure pixels lie in thin bands along boundaries; they are shown wider than they are, so that they can be seen.
+    """
+    picture = shrunk(displayed(image), max_side=max_side).astype(np.float32)
+    ignored = (labels == IGNORE) if labels.ndim == 2 else (labels == IGNORE).any(axis=0)
+    opacity = np.minimum(_share(ignored, picture.shape[:2]) * _EMPHASIS, 1)[..., None]
+    tinted = _tinted(picture, labels, colours, kind)
+    return _finished(tinted * (1 - opacity) + np.asarray(UNSURE, np.float32) * opacity)
+
+
+def _tinted(picture: np.ndarray, labels: np.ndarray, colours: Sequence[Colour], kind: TaskKind) -> np.ndarray:
     grey = _grey(picture)
     painted, covered = np.zeros_like(picture), np.zeros(picture.shape[:2], np.float32)
     for index, colour in enumerate(colours):
@@ -107,7 +127,8 @@ def mask_overlay(
     opacity = (_TINT * np.minimum(covered, 1))[..., None]
     # Colours lie over a grey picture where there are many of them, over the photo itself where there is one.
     ground = picture if kind == "binary" else 0.5 * picture + 0.5 * grey
-    return _finished(_hatched(ground * (1 - opacity) + tint * opacity, labels))
+    tinted: np.ndarray = ground * (1 - opacity) + tint * opacity
+    return tinted
 
 
 def error_overlay(

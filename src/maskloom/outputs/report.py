@@ -1,7 +1,8 @@
 """The report of a run: one page that leads with the number that matters and shows what it rests on.
 
 The page is one file, needs no network and no script; every text in it is escaped. Where words, rows and pictures come
-from is said in ``report_words``, ``report_tables`` and ``overlays``. Knows nothing about run directories.
+from is said in ``report_words``, ``report_tables`` and ``report_pictures``; what later stages decided is shown by
+``report_systems``. Knows nothing about run directories.
 """
 
 from __future__ import annotations
@@ -14,23 +15,10 @@ from markupsafe import Markup
 
 from maskloom.files import write_text
 from maskloom.outputs import page as html
-from maskloom.outputs.overlays import (
-    BOTH,
-    EXTRA,
-    MISSED,
-    UNJUDGED,
-    WRONG,
-    class_colours,
-    densest_window,
-    displayed,
-    error_overlay,
-    mask_overlay,
-    shrunk,
-    to_jpeg,
-    wrong_pixels,
-)
 from maskloom.outputs.report_charts import learning_charts, score_histogram, threshold_chart
 from maskloom.outputs.report_input import Example, LookAlikes, ReportInput
+from maskloom.outputs.report_pictures import best_and_worst, look_alike_pair
+from maskloom.outputs.report_systems import postprocessing, pseudo_labels
 from maskloom.outputs.report_tables import (
     MAX_LISTED,
     class_rows,
@@ -42,15 +30,10 @@ from maskloom.outputs.report_tables import (
     score_rows,
     stage_times,
 )
-from maskloom.outputs.report_words import Finding, duration, findings, headline, plural, trust
-from maskloom.records import IGNORE
+from maskloom.outputs.report_words import Finding, chosen_steps, duration, findings, headline, plural, trust
 
 __all__ = ["Example", "LookAlikes", "ReportInput", "render_report", "report_page"]
 
-_PICTURE_BYTES = 36_000
-"""Of a JPEG in the galleries; eight examples of five pictures then stay below 2 MB of page."""
-_PAIR_SIDE, _PAIR_BYTES = 200, 8_000
-"""Of a picture of a pair of look-alikes."""
 HALF = 128
 """The 8-bit value of probability 0.5."""
 
@@ -67,9 +50,11 @@ def report_page(page: ReportInput) -> str:
         _stands_out(findings(page)),
         _scores(page),
         _learning(page),
+        pseudo_labels(page),
         _image_by_image(page),
         _thresholds(page),
-        *_examples(page),
+        postprocessing(page),
+        *best_and_worst(page),
         _classes(page),
         _data(page),
         _look_alikes(page),
@@ -86,12 +71,13 @@ def report_page(page: ReportInput) -> str:
 
 def _result(page: ReportInput) -> html.Section:
     oof = page.evaluation["oof"]
-    spread = f" ± {_score(oof['std'])} over {len(oof['folds'])} folds" if len(oof["folds"]) > 1 else ""
+    spread = f" ± {page.score_text(oof['std'])} over {len(oof['folds'])} folds" if len(oof["folds"]) > 1 else ""
     hero = Markup(
         '<div class="hero"><div><span class="score">{}</span><span class="unit">{}{}</span></div>'
         '<div><p class="lead">{}</p><p class="quiet">{}</p></div></div>'
-    ).format(_score(oof["mean"]), page.metric_name, spread, headline(page), trust(page))
+    ).format(page.score_text(oof["mean"]), page.metric_name, spread, headline(page), trust(page))
     cards: list[tuple[str, html.Cell]] = [
+        *_post_processed(page),
         ("images scored", len(page.image_scores)),
         ("networks trained", len(page.learning_curves)),
         ("folds" if len(oof["folds"]) > 1 else "fixed split", len(oof["folds"])),
@@ -99,6 +85,13 @@ def _result(page: ReportInput) -> html.Section:
         ("time", duration(sum(page.seconds.values()))),
     ]
     return html.section("Result", _style() + hero, html.facts(cards))
+
+
+def _post_processed(page: ReportInput) -> list[tuple[str, html.Cell]]:
+    found = page.evaluation.get("postprocess")
+    if found is None or not chosen_steps(found):
+        return []
+    return [("post-processed", page.score_text(found["scores"]["with"]["mean"]))]
 
 
 def _stands_out(found: list[Finding]) -> html.Section:
@@ -110,24 +103,29 @@ def _stands_out(found: list[Finding]) -> html.Section:
 
 def _scores(page: ReportInput) -> html.Section:
     several = len(page.evaluation["members"]) > 1
+    scored = score_rows(page)
+    num_folds = max(len(row.folds) for row in scored)  # members may have folds of their own
     rows: list[list[html.Cell]] = []
-    for row in score_rows(page):
+    for row in scored:
         bold = Markup('<b class="honest">{}</b>') if row.honest else Markup("{}")
-        cells: list[html.Cell] = [Markup("{}<small>{}</small>").format(bold.format(row.name), row.detail)]
-        spread = f" ± {_score(row.std)}" if len(row.folds) > 1 else ""
-        cells.append(Markup("<b>{}</b>{}").format(_score(row.mean), spread))
-        cells += [_score(value) for value in row.folds]
+        details = Markup("").join(Markup("<small>{}</small>").format(text) for text in (row.detail, *row.notes))
+        cells: list[html.Cell] = [bold.format(row.name) + details]
+        spread = f" ± {page.score_text(row.std)}" if len(row.folds) > 1 else ""
+        cells.append(Markup("<b>{}</b>{}").format(page.score_text(row.mean), spread))
+        cells += [page.score_text(value) for value in row.folds] + [""] * (num_folds - len(row.folds))
         cells += [("" if row.weight is None else f"{row.weight:.3f}")] if several else []
         rows.append(cells)
-    numbers = [f"fold {fold}" for fold in range(len(page.evaluation["oof"]["folds"]))]
+    numbers = [f"fold {fold}" for fold in range(num_folds)]
     headers = ["system", "mean ± std", *numbers, *(["weight"] if several else [])]
+    marked = "marked line is the honest one" if sum(row.honest for row in scored) == 1 else "marked lines are honest"
     explained = (
         f"The {page.metric_name} of predictions for images that the predicting networks never saw, per fold. The "
-        "marked line is the honest one: whatever was fitted after training was fitted on other images than it is "
-        "scored on."
+        f"{marked}: whatever was fitted after training was fitted on other images than it is scored on."
     )
     if page.task_kind == "multiclass":
         explained += " Masks take the most probable class, so no threshold is fitted."
+    if any(len(row.folds) != len(scored[0].folds) for row in scored):
+        explained += " A member with folds of its own is scored over those: its columns are of other images."
     table = Markup('<div class="scores">{}</div>').format(html.table(headers, rows))
     return html.section("Scores", explained, table)
 
@@ -147,7 +145,7 @@ def _image_by_image(page: ReportInput) -> html.Section:
     if not page.image_scores:
         return html.section("Image by image")
     explained = "One good average can hide bad images. This is how the scores of single images lie."
-    rows: list[list[html.Cell]] = [[name, _score(value)] for name, value in quantiles(page)]
+    rows: list[list[html.Cell]] = [[name, page.score_text(value)] for name, value in quantiles(page)]
     both = [score_histogram(page), html.table(["of all images", "score"], rows)]
     return html.section("Image by image", explained, html.side_by_side(both))
 
@@ -161,67 +159,9 @@ def _thresholds(page: ReportInput) -> html.Section:
     )
     rows: list[list[html.Cell]] = []
     for name, value, curve in zip(page.classes, page.evaluation["thresholds"], page.threshold_curve, strict=True):
-        rows.append([name, f"{value / 255:.3f}", _score(curve[value]), _score(curve[HALF])])
+        rows.append([name, f"{value / 255:.3f}", page.score_text(curve[value]), page.score_text(curve[HALF])])
     headers = ["class", "chosen", "score there", "score at one half"]
     return html.section("Thresholds", explained, html.side_by_side([threshold_chart(page), html.table(headers, rows)]))
-
-
-def _examples(page: ReportInput) -> list[html.Section]:
-    """Returns the worst and the best images; where none could be read, one section that says so."""
-    if not page.examples:
-        missing = "No image could be read when this page was written, so there is nothing to show: has the data moved?"
-        return [html.section("Best and worst images", missing)]
-    titles = {
-        "worst": (
-            "Worst images",
-            "Where the score is lost. Often a mask is at fault, or something the data hardly shows.",
-        ),
-        "best": ("Best images", "What already works."),
-    }
-    sections = []
-    gone = f"{plural(page.num_unread, 'image')} could not be read: has the data moved?" if page.num_unread else ""
-    for kind, (title, explained) in titles.items():
-        chosen = [_example(page, example) for example in page.examples if example.kind == kind]
-        if chosen:
-            sections.append(html.section(title, explained, gone, _legend(page), *chosen))
-    return sections
-
-
-def _legend(page: ReportInput) -> Markup:
-    entries = list(zip(page.classes, class_colours(page.classes, page.task_kind), strict=True))
-    if page.task_kind == "multiclass":
-        entries.append(("errors: given to another class", WRONG))
-    else:
-        entries += [("errors: missed (false negative)", MISSED), ("errors: too much (false positive)", EXTRA)]
-    if page.task_kind == "multilabel":
-        entries.append(("errors: one class missed, another too much", BOTH))
-    if any((example.truth == IGNORE).any() for example in page.examples):
-        entries.append(("hatched: not judged", UNJUDGED))
-    return html.colour_legend([name for name, _ in entries], [colour for _, colour in entries])
-
-
-def _example(page: ReportInput, example: Example) -> Markup:
-    kind, colours = page.task_kind, class_colours(page.classes, page.task_kind)
-    panels = [
-        ("image", shrunk(displayed(example.image))),
-        ("truth", mask_overlay(example.image, example.truth, colours, kind)),
-        ("prediction", mask_overlay(example.image, example.prediction, colours, kind)),
-        ("errors", error_overlay(example.image, example.prediction, example.truth, kind)),
-    ]
-    window = densest_window(wrong_pixels(example.prediction, example.truth, kind))
-    if window is not None:
-        image, prediction, truth = (
-            example.image[window], example.prediction[(..., *window)], example.truth[(..., *window)]
-        )  # fmt: skip
-        panels.append(("errors, where they are densest", error_overlay(image, prediction, truth, kind)))
-    figures = [
-        html.figure(to_jpeg(picture, max_bytes=_PICTURE_BYTES), name, alt=f"{example.id}: {name}")
-        for name, picture in panels
-    ]
-    fold = "" if example.fold is None else f"fold {example.fold}"
-    return Markup('<article class="example"><h3>{}<b>{}</b><span>{}</span></h3>{}</article>').format(
-        example.id, _score(example.score), fold, html.gallery(figures, min_width=190)
-    )
 
 
 def _classes(page: ReportInput) -> html.Section:
@@ -230,7 +170,7 @@ def _classes(page: ReportInput) -> html.Section:
         name = Markup(
             '<span class="swatched"><i class="swatch" style="background: rgb({}, {}, {})"></i>{}</span>'
         ).format(*row.colour, row.name)
-        cells: list[html.Cell] = [name, _score(row.score), f"{row.share:.2%}", _bar(row.share), row.num_images]
+        cells: list[html.Cell] = [name, page.score_text(row.score), f"{row.share:.2%}", _bar(row.share), row.num_images]
         cells += [] if row.threshold is None else [f"{row.threshold / 255:.3f}"]
         rows.append(cells)
     threshold = [] if page.task_kind == "multiclass" else ["threshold"]
@@ -254,7 +194,7 @@ def _data(page: ReportInput) -> html.Section:
 def _look_alikes(page: ReportInput) -> html.Section:
     if not page.near_duplicates:
         return html.section("Look-alikes")
-    pairs = [Markup('<div class="pair">{}</div>').format(_pair(pair)) for pair in page.look_alikes]
+    pairs = [Markup('<div class="pair">{}</div>').format(look_alike_pair(pair)) for pair in page.look_alikes]
     rows: list[list[html.Cell]] = [
         [pair["first"], pair["second"], f"{pair['similarity']:.3f}"] for pair in page.near_duplicates[:MAX_LISTED]
     ]
@@ -266,15 +206,6 @@ def _look_alikes(page: ReportInput) -> html.Section:
     return html.section("Look-alikes", explained, html.gallery(pairs, min_width=300), listed)
 
 
-def _pair(pair: LookAlikes) -> Markup:
-    small = [shrunk(displayed(image), max_side=_PAIR_SIDE) for image in pair.images]
-    figures = [
-        html.figure(to_jpeg(picture, max_bytes=_PAIR_BYTES), name, alt=name)
-        for name, picture in zip(pair.ids, small, strict=True)
-    ]
-    return Markup("").join(figures)
-
-
 def _folds(page: ReportInput) -> html.Section:
     lines = fold_lines(page)
     if not lines:
@@ -283,7 +214,9 @@ def _folds(page: ReportInput) -> html.Section:
     rows: list[list[html.Cell]] = []
     for line in lines:
         area = [None if line.area is None else f"{line.area:.2%}"] if areas else []
-        rows.append([line.name, _score(line.score), line.num_images, line.num_groups, line.num_training, *area])
+        rows.append(
+            [line.name, page.score_text(line.score), line.num_images, line.num_groups, line.num_training, *area]
+        )
     headers = ["fold", "score", "images", "groups", "trained on", *(["mean mask area"] if areas else [])]
     explained = (
         "The images of a fold are predicted by networks that were trained on the others. To change it, edit folds.csv "
@@ -321,10 +254,6 @@ def _listed(pairs: list[tuple[str, str]]) -> Markup:
 
 def _bar(share: float) -> Markup:
     return Markup('<span class="bar"><i style="width: {:.1f}%"></i></span>').format(100 * min(max(share, 0.0), 1.0))
-
-
-def _score(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
 
 
 def _more(total: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -35,6 +35,70 @@ class LookAlikes:
     images: tuple[np.ndarray, np.ndarray]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemberFacts:
+    """What the recipe says about a member that its scores do not."""
+
+    asked: Literal["with views", "once", "elsewhere"] = "with views"
+    """Whether its networks are asked with test-time views; "elsewhere": its maps came from outside."""
+    notes: Sequence[str] = ()
+    """What sets it apart: own folds, what guides it, what it begins with or also learns from."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class ChangedMask:
+    """An image whose mask post-processing changes: label arrays without and with the steps."""
+
+    id: str
+    fold: int
+    score_before: float
+    score_after: float
+    image: np.ndarray
+    truth: np.ndarray
+    before: np.ndarray
+    after: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PseudoFold:
+    """What one fold learns from in a round of pseudo-labels."""
+
+    name: str
+    offered: int
+    reasons: Mapping[str, int]
+    """Images by what became of them; under "chosen" those it learns from."""
+    least_confidence: float
+    """Of the chosen ones."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class PseudoLabelled:
+    """An image that a fold learns from, with its labels; unsure pixels are ``IGNORE``."""
+
+    id: str
+    fold: int
+    why: str
+    confidence: float
+    agreement: float
+    image: np.ndarray
+    labels: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class PseudoRound:
+    """A round in which members learn from labels that others gave to images without truth."""
+
+    number: int
+    teachers: Sequence[str]
+    pupils: Sequence[str]
+    train: str
+    """How the pupils learn from the labels, in words."""
+    minimum_confidence: float
+    folds: Sequence[PseudoFold]
+    examples: Sequence[PseudoLabelled] = ()
+    """Some of the chosen images, the least sure first."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ReportInput:
     """Everything a report shows."""
@@ -42,7 +106,9 @@ class ReportInput:
     recipe_yaml: str
     evaluation: Mapping[str, Any]
     """``metric``; ``oof`` (cross-fitted), ``fitted_on_all``, ``half`` and each of ``members``: ``mean``, ``std``,
-    ``folds``, ``classes``; members also ``without_views``; ``thresholds`` and ``weights``."""
+    ``folds``, ``classes``; members also ``without_views``; ``thresholds`` and ``weights`` (of the members that are in
+    the ensemble). Where masks are post-processed, ``postprocess``: ``choose``, ``trials``, ``steps_of_parts``,
+    ``scores`` (``without``, ``with``) and ``gain``."""
     classes: Sequence[str]
     task_kind: TaskKind
     learning_curves: Mapping[str, Sequence[Mapping[str, Any]]]
@@ -64,6 +130,11 @@ class ReportInput:
     notes: Sequence[str] = ()
     """Every guess made about the data, in words."""
     num_unlabelled: int = 0
+    members: Mapping[str, MemberFacts] = field(default_factory=dict)
+    """Facts about members, by name; one without facts is asked with test-time views."""
+    changed_masks: Sequence[ChangedMask] = ()
+    """Images whose score post-processing changes most."""
+    pseudo_rounds: Sequence[PseudoRound] = ()
     examples: Sequence[Example] = ()
     num_unread: int = 0
     """Best and worst images that could not be read any more."""
@@ -82,6 +153,14 @@ class ReportInput:
             return "mean Dice"
         return "IoU" if self.task_kind == "binary" else "mean IoU"
 
+    def member(self, name: str) -> MemberFacts:
+        """Returns the facts about a member."""
+        return self.members.get(name, MemberFacts())
+
+    def score_text(self, value: float | None) -> str:
+        """Returns a score as the page writes it."""
+        return "–" if value is None else f"{value:.{score_digits(self.evaluation['oof']['mean'])}f}"
+
     @property
     def num_straddling(self) -> int:
         """The number of pairs of look-alikes of which one trains a network that the other validates."""
@@ -89,3 +168,8 @@ class ReportInput:
             return len(self.near_duplicates)
         fold_of = self.folds.fold_of()
         return sum(fold_of.get(pair["first"]) != fold_of.get(pair["second"]) for pair in self.near_duplicates)
+
+
+def score_digits(mean: float) -> int:
+    """Returns the decimals of scores: five near 1, where four would hide what folds, views and steps differ by."""
+    return 5 if mean >= 0.99 else 4

@@ -5,8 +5,9 @@ Pure functions of a ``ReportInput``. Knows nothing about HTML; whoever shows the
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +36,9 @@ class ScoreRow:
     std: float
     weight: float | None = None
     honest: bool = False
-    """The line that the report's one number comes from."""
+    """Fitted on other images than it is scored on."""
+    notes: Sequence[str] = ()
+    """What sets a member apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,25 +77,45 @@ class StageTime:
 
 
 def score_rows(page: ReportInput) -> list[ScoreRow]:
-    """Returns the ensemble's lines and each member's two, best evidence first."""
+    """Returns the ensemble's lines and each member's, with test-time views and without; the honest ones first."""
     evaluation = page.evaluation
+    several = len(evaluation["members"]) > 1
     rows = [_score_row("Ensemble", "cross-fitted", evaluation["oof"], honest=True)]
-    if page.task_kind != "multiclass" or len(evaluation["members"]) > 1:
+    if "postprocess" in evaluation:
+        scores = evaluation["postprocess"]["scores"]["with"]
+        rows.append(_score_row("Ensemble, post-processed", "cross-fitted, steps and all", scores, honest=True))
+    if page.task_kind != "multiclass" or several:
         rows.append(_score_row("Ensemble", "fitted on all images it is scored on", evaluation["fitted_on_all"]))
     if page.task_kind != "multiclass":
-        weights = "equal weights, " if len(evaluation["members"]) > 1 else ""
+        weights = "equal weights, " if several else ""
         rows.append(_score_row("Ensemble", f"{weights}thresholds at one half", evaluation["half"]))
     for name, scores in evaluation["members"].items():
-        weight = evaluation["weights"].get(name) if len(evaluation["members"]) > 1 else None
-        rows.append(_score_row(name, "with test-time views", scores, weight=weight))
-        rows.append(_score_row(name, "without test-time views", scores["without_views"]))
+        facts, weight = page.member(name), evaluation["weights"].get(name)
+        notes = facts.notes if weight is not None else (*facts.notes, "not in the ensemble")
+        detail = _ASKED[facts.asked]
+        rows.append(_score_row(name, detail, scores, weight=weight if several else None, notes=notes))
+        if facts.asked == "with views":
+            rows.append(_score_row(name, "without test-time views", scores["without_views"]))
     return rows
 
 
+_ASKED = {
+    "with views": "with test-time views",
+    "once": "has no test-time views",
+    "elsewhere": "maps from outside, taken to be out-of-fold",
+}
+
+
 def _score_row(
-    name: str, detail: str, scores: Mapping[str, Any], *, weight: float | None = None, honest: bool = False
+    name: str,
+    detail: str,
+    scores: Mapping[str, Any],
+    *,
+    weight: float | None = None,
+    honest: bool = False,
+    notes: Sequence[str] = (),
 ) -> ScoreRow:
-    return ScoreRow(name, detail, list(scores["folds"]), scores["mean"], scores["std"], weight, honest)
+    return ScoreRow(name, detail, list(scores["folds"]), scores["mean"], scores["std"], weight, honest, notes)
 
 
 def class_rows(page: ReportInput) -> list[ClassRow]:
@@ -205,23 +228,45 @@ def fold_lines(page: ReportInput) -> list[FoldLine]:
 
 def stage_times(page: ReportInput) -> list[StageTime]:
     """Returns the time of each stage in the order of work; the folds of a member's training are summed."""
-    order = ("survey", "folds", "train", "oof", "ensemble", "predict", "submit", "report")
-    sums: Counter[str] = Counter()
+    sums: dict[str, float] = {}
     parts: Counter[str] = Counter()
     for stage, seconds in page.seconds.items():
-        name = stage.rpartition("/fold")[0] or stage
-        sums[name] += seconds  # type: ignore[assignment]
+        name = re.sub(r"^(train/.+)/fold\d+$", r"\1", stage)
+        sums[name] = sums.get(name, 0.0) + seconds
         parts[name] += 1
-
-    def rank(name: str) -> tuple[int, str]:
-        first = name.partition("/")[0]
-        return (order.index(first) if first in order else len(order), name)
-
     return [
-        StageTime(
-            name.replace("/", " · "),
-            sums[name],
-            f"{parts[name]} folds, {duration(sums[name] / parts[name])} each" if parts[name] > 1 else "",
-        )
-        for name in sorted(sums, key=rank)
+        StageTime(name.replace("/", " · "), sums[name], _time_detail(page, name, sums[name], parts[name]))
+        for name in sorted(sums, key=lambda name: _order_of_work(page, name))
     ]
+
+
+_STAGES = ("survey", "folds", "member", "ensemble", "postprocess", "predict", "submit", "report")
+_OF_MEMBERS = ("pseudo", "train", "oof")
+
+
+def _order_of_work(page: ReportInput, stage: str) -> tuple[int, int, int, str]:
+    """Returns what sorts stages as a run takes them: maps from outside, then each member with what it needs."""
+    kind, _, name = stage.partition("/")
+    if kind not in _OF_MEMBERS:
+        return (_STAGES.index(kind) if kind in _STAGES else len(_STAGES), 0, 0, stage)
+    members = list(page.evaluation["members"])
+    pupils = _pupils(page, name) if kind == "pseudo" else [name]
+    places = [
+        -1 if page.member(each).asked == "elsewhere" else members.index(each) for each in pupils if each in members
+    ]
+    return (_STAGES.index("member"), min(places, default=len(members)), _OF_MEMBERS.index(kind), stage)
+
+
+def _pupils(page: ReportInput, number: str) -> Sequence[str]:
+    return next((each.pupils for each in page.pseudo_rounds if str(each.number) == number), ())
+
+
+def _time_detail(page: ReportInput, stage: str, seconds: float, parts: int) -> str:
+    kind, _, name = stage.partition("/")
+    if parts > 1:
+        return f"{parts} folds, {duration(seconds / parts)} each"
+    if kind == "pseudo" and (pupils := _pupils(page, name)):
+        return f"labels for {', '.join(pupils)}"
+    if kind == "folds" and name:
+        return "folds of its own"
+    return "maps from outside" if kind == "oof" and page.member(name).asked == "elsewhere" else ""

@@ -69,9 +69,11 @@ def findings(page: ReportInput) -> list[Finding]:
     """Returns what stands out, the worrying first."""
     found = [
         finding
-        for part in (_leaks, _damage, _tail, _classes, _folds, _training, _ensemble, _views, _thresholds)
+        for part in (
+            _leaks, _damage, _tail, _classes, _folds, _training, _ensemble, _views, _thresholds, _postprocessing,
+        )
         for finding in part(page)
-    ]
+    ]  # fmt: skip
     return sorted(found, key=lambda finding: ("watch", "good", "plain").index(finding.mood))
 
 
@@ -171,16 +173,19 @@ def _training(page: ReportInput) -> Iterator[Finding]:
 
 
 def _ensemble(page: ReportInput) -> Iterator[Finding]:
-    members = page.evaluation["members"]
-    if len(members) > 1:
-        best = max(members, key=lambda name: members[name]["mean"])
-        yield _difference(
-            "The ensemble", page.evaluation["oof"]["mean"] - members[best]["mean"], f"over its best member, {best}"
-        )
+    means = {name: scores["mean"] for name, scores in page.evaluation["members"].items()}
+    inside = [name for name in means if name in page.evaluation["weights"]]
+    if len(inside) > 1:
+        best = max(inside, key=means.__getitem__)
+        yield _difference("The ensemble", page.evaluation["oof"]["mean"] - means[best], f"over its best member, {best}")
 
 
 def _views(page: ReportInput) -> Iterator[Finding]:
-    gains = [scores["mean"] - scores["without_views"]["mean"] for scores in page.evaluation["members"].values()]
+    gains = [
+        scores["mean"] - scores["without_views"]["mean"]
+        for name, scores in page.evaluation["members"].items()
+        if page.member(name).asked == "with views"
+    ]
     if any(abs(gain) > 1e-9 for gain in gains):
         yield _difference("Test-time views", float(np.mean(gains)), "over predicting each image once")
 
@@ -192,6 +197,43 @@ def _thresholds(page: ReportInput) -> Iterator[Finding]:
         what = "Fitted weights and thresholds" if several else "Fitted thresholds"
         nothing = "equal weights and " if several else ""
         yield _difference(what, gain, f"over {nothing}cutting at one half, cross-fitted")
+
+
+def _postprocessing(page: ReportInput) -> Iterator[Finding]:
+    found = page.evaluation.get("postprocess")
+    if found is None:
+        return
+    steps = chosen_steps(found)
+    if not steps:
+        yield Finding(
+            "plain",
+            "Post-processing: left off",
+            f"{plural(len(found['trials']), 'candidate step')} tried; none helps beyond noise.",
+        )
+        return
+    gain, text = found["gain"], f"By {', '.join(steps)}: {interval_text(found['gain'])}"
+    beyond = gain["low"] > 0 or gain["high"] < 0
+    mood: Mood = "plain" if not beyond else "good" if gain["mean"] > 0 else "watch"
+    within = "" if beyond else ", which is within noise"
+    title = signed(gain["mean"])
+    yield Finding(mood, f"Post-processing: {'no difference' if title == '0' else title}", f"{text}{within}.")
+
+
+def chosen_steps(found: Mapping[str, Any]) -> list[str]:
+    """Returns the steps that post-processing takes, in words, from what its stage found."""
+    return [trial["text"] for trial in found["trials"] if trial["chosen"]]
+
+
+def signed(value: float) -> str:
+    """Returns a difference of scores with its sign: "+0.00012", "−0.00012", "0"."""
+    text = f"{abs(value):.5f}"
+    return "0" if float(text) == 0 else f"{'+' if value > 0 else '−'}{text}"
+
+
+def interval_text(gain: Mapping[str, Any]) -> str:
+    """Returns the interval of a gain in words: "from −0.00001 to +0.00020 in 95 % of draws"."""
+    share = f"{100 * gain['confidence']:.1f}".removesuffix(".0")
+    return f"from {signed(gain['low'])} to {signed(gain['high'])} in {share} % of draws"
 
 
 def _difference(what: str, gain: float, compared: str) -> Finding:

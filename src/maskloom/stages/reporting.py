@@ -16,19 +16,40 @@ from maskloom.data.truth import read_truth
 from maskloom.ensembling.thresholds import decide
 from maskloom.errors import BadFile
 from maskloom.files import read_json
-from maskloom.inference.merging import RESULT
+from maskloom.inference.merging import RESULT, Merge
+from maskloom.inference.views import find_views
 from maskloom.outputs.overlays import displayed, shrunk
-from maskloom.outputs.report import Example, LookAlikes, ReportInput, render_report
-from maskloom.recipe import Recipe
+from maskloom.outputs.report import render_report
+from maskloom.outputs.report_input import (
+    ChangedMask,
+    Example,
+    LookAlikes,
+    MemberFacts,
+    PseudoFold,
+    PseudoLabelled,
+    PseudoRound,
+    ReportInput,
+    score_digits,
+)
+from maskloom.outputs.report_words import chosen_steps, interval_text, plural, signed
+from maskloom.recipe import MemberSettings, Recipe
 from maskloom.records import Record
 from maskloom.run_directory import RunDirectory
 from maskloom.stages.ensemble import Ensemble, load_ensemble, out_of_fold_maps
-from maskloom.stages.fold_tables import FoldTables
+from maskloom.stages.fold_tables import FoldTables, leaf_parts
+from maskloom.stages.postprocess import changed_examples, result_path
 from maskloom.stages.prediction import left_out
+from maskloom.stages.pseudo import read_choices
+from maskloom.stages.pseudo_report import labelled_examples, summaries
+from maskloom.stages.pseudo_views import round_of, teachers_of
 from maskloom.training.tracking import read_log
 
 NUM_EXAMPLES = 4
 """Best and worst images shown, each."""
+NUM_CHANGED = 4
+"""Images shown before and after post-processing."""
+NUM_LABELLED = 6
+"""Images shown with their pseudo-labels, per round."""
 NUM_LOOK_ALIKES = 24
 """Pairs of near-duplicates shown."""
 
@@ -40,17 +61,18 @@ def write_report(run: RunDirectory) -> Path:
     ensemble = load_ensemble(run)
     images = _image_scores(run)
     pairs = read_json(run.near_duplicates)
-    recipe = parse(Recipe, load_yaml(run.recipe), origin=str(run.recipe))
+    recipe = _recipe(run)
     tables = FoldTables.read(run, recipe)
     curves = _learning_curves(run, recipe, tables)
     examples = _examples(run, source, ensemble, tables, images)
+    labelled = [number for number in range(len(recipe.pseudo)) if run.finished(f"pseudo/{number}")]
     unpredicted = left_out(run, source.root) if source.unlabelled else {}
     page = ReportInput(
         name=run.root.resolve().name,
         data=facts["data"],
         layout=source.layout,
         recipe_yaml=run.recipe.read_text(encoding="utf-8"),
-        evaluation=ensemble.evaluation(),
+        evaluation=evaluation(run),
         classes=source.task.classes,
         task_kind=source.task.kind,
         learning_curves=curves,
@@ -65,6 +87,9 @@ def write_report(run: RunDirectory) -> Path:
         num_unlabelled=len(source.unlabelled),
         hardware=facts["hardware"],
         seconds=_seconds(run, curves),
+        members=_member_facts(recipe, tables),
+        changed_masks=_changed_masks(run, recipe, source),
+        pseudo_rounds=[_pseudo_round(run, recipe, source, number) for number in labelled],
         examples=examples,
         num_unread=min(2 * NUM_EXAMPLES, len(images)) - len(examples),
     )
@@ -72,21 +97,146 @@ def write_report(run: RunDirectory) -> Path:
     return run.report
 
 
+def evaluation(run: RunDirectory) -> dict[str, Any]:
+    """Returns the scores of a finished run; with post-processing, ``postprocess`` as its stage left it.
+
+    The ``weights`` of an ensemble whose tree is stated are the shares that members have of that tree.
+    """
+    recipe, ensemble = _recipe(run), load_ensemble(run)
+    found = ensemble.evaluation()
+    order = {name: place for place, name in enumerate(recipe.names)}  # files hold names in alphabetical order
+    found["members"] = dict(sorted(found["members"].items(), key=lambda item: order.get(item[0], len(order))))
+    if recipe.ensemble.tree is not None:
+        found["weights"] = _shares(ensemble.tree)
+    if recipe.postprocess.steps and run.finished("postprocess"):
+        found["postprocess"] = read_json(result_path(run))
+    return found
+
+
+def _recipe(run: RunDirectory) -> Recipe:
+    return parse(Recipe, load_yaml(run.recipe), origin=str(run.recipe))
+
+
+def _shares(tree: Merge) -> dict[str, float]:
+    """Returns what part of the tree each member is, all its networks together."""
+    found: dict[str, float] = {}
+
+    def walk(node: Merge, share: float) -> None:
+        for part, child in node.shares():
+            if isinstance(child, Merge):
+                walk(child, share * part)
+            else:
+                member = leaf_parts(child)[0]
+                found[member] = found.get(member, 0.0) + share * part
+
+    walk(tree, 1.0)
+    return {member: round(share, 6) for member, share in found.items()}
+
+
 def score_lines(evaluation: dict[str, Any]) -> list[str]:
     """Returns the scores as lines for a terminal: ensemble, members, and classes where there are several."""
     metric = {"dice": "mean Dice", "iou": "mIoU"}[evaluation["metric"]]
     oof = evaluation["oof"]
-    lines = [
-        f"out-of-fold {metric}: {oof['mean']:.4f} ± {oof['std']:.4f} over {len(oof['folds'])} fold(s), cross-fitted"
-    ]
+    digits = score_digits(oof["mean"])
+
+    def text(scores: dict[str, Any]) -> str:
+        return f"{scores['mean']:.{digits}f} ± {scores['std']:.{digits}f}"
+
+    lines = [f"out-of-fold {metric}: {text(oof)} over {len(oof['folds'])} fold(s), cross-fitted"]
+    if "postprocess" in evaluation:
+        found = evaluation["postprocess"]
+        steps, gain = chosen_steps(found), found["gain"]
+        taken = f"{', '.join(steps)}: {signed(gain['mean'])}, {interval_text(gain)}" if steps else "no step helps"
+        lines.append(f"  post-processed: {text(found['scores']['with'])} ({taken})")
     for name, scores in evaluation["members"].items():
-        plain = scores["without_views"]["mean"]
-        lines.append(f"  {name}: {scores['mean']:.4f} ± {scores['std']:.4f} (without test-time views {plain:.4f})")
+        views = f"without test-time views {scores['without_views']['mean']:.{digits}f}"
+        absent = "" if name in evaluation["weights"] else "; not in the ensemble"
+        lines.append(f"  {name}: {text(scores)} ({views}{absent})")
     if len(oof["classes"]) > 1:
         lines += [
-            f"  {name:<20} {'absent' if score is None else f'{score:.4f}'}" for name, score in oof["classes"].items()
+            f"  {name:<20} {'absent' if score is None else f'{score:.{digits}f}'}"
+            for name, score in oof["classes"].items()
         ]
     return lines
+
+
+def _member_facts(recipe: Recipe, tables: FoldTables) -> dict[str, MemberFacts]:
+    """Returns what the recipe says about each member beyond its network and training."""
+    found = {member.name: _facts_of(recipe, member, tables) for member in recipe.members}
+    return found | {outside.name: MemberFacts(asked="elsewhere") for outside in recipe.outside}
+
+
+def _facts_of(recipe: Recipe, member: MemberSettings, tables: FoldTables) -> MemberFacts:
+    notes = [f"{plural(tables.of(member.name).num_folds, 'fold')} of its own"] if member.folds is not None else []
+    if member.guidance is not None:
+        region = member.guidance.region
+        notes += [f"sees the maps of {', '.join(member.guidance.maps)}"] if member.guidance.maps else []
+        if region is not None:
+            notes.append(f"looks at {'the box' if region.kind == 'box' else 'the outline'} that {region.of} finds")
+    notes += [f"begins with the weights of {member.start}"] if member.start is not None else []
+    number = round_of(recipe, member.name)
+    notes += [] if number is None else [f"learns from pseudo-labels, round {number}"]
+    views = find_views(member.views_of(recipe.inference).views)
+    return MemberFacts(asked="with views" if any(not view.is_identity for view in views) else "once", notes=notes)
+
+
+def _changed_masks(run: RunDirectory, recipe: Recipe, source: DataSource) -> list[ChangedMask]:
+    if not (recipe.postprocess.steps and run.finished("postprocess")):
+        return []
+    return [
+        ChangedMask(
+            id=each.id,
+            fold=each.fold,
+            score_before=each.score_before,
+            score_after=each.score_after,
+            image=each.image,
+            truth=each.truth,
+            before=each.before,
+            after=each.after,
+        )
+        for each in changed_examples(run, recipe, source, NUM_CHANGED)
+        if not np.array_equal(each.before, each.after)  # the part that it is scored with took other steps
+    ]
+
+
+_LEARNING = {
+    "scratch": "Trained on these and on true labels together.",
+    "from_weights": "Trained on these and on true labels together, from the weights of an earlier member.",
+    "pretrain_then_refine": "Trained on these alone first, then on true labels alone.",
+}
+
+
+def _pseudo_round(run: RunDirectory, recipe: Recipe, source: DataSource, number: int) -> PseudoRound:
+    settings, found = recipe.pseudo[number], summaries(read_choices(run, number))
+    several = len({fold.folds_of for fold in found}) > 1
+    return PseudoRound(
+        number=number,
+        teachers=teachers_of(recipe, number),
+        pupils=settings.members,
+        train=_LEARNING[settings.train],
+        minimum_confidence=settings.minimum_confidence,
+        folds=[
+            PseudoFold(
+                name=f"{fold.folds_of}, fold {fold.fold}" if several else f"fold {fold.fold}",
+                offered=fold.offered,
+                reasons=fold.reasons,
+                least_confidence=fold.least_confidence,
+            )
+            for fold in found
+        ],
+        examples=[
+            PseudoLabelled(
+                id=each.id,
+                fold=each.fold,
+                why=each.why,
+                confidence=each.confidence,
+                agreement=each.agreement,
+                image=each.image,
+                labels=each.labels,
+            )
+            for each in labelled_examples(run, source, number, NUM_LABELLED)
+        ],
+    )
 
 
 def _learning_curves(run: RunDirectory, recipe: Recipe, tables: FoldTables) -> dict[str, list[dict[str, Any]]]:

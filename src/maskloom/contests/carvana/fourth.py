@@ -77,7 +77,7 @@ def carvana_4th(source: DataSource, *, device: str, scale: Scale = "full") -> Re
         pseudo=(
             PseudoLabelSettings(
                 members=("refined",),
-                teachers=("vgg", "inception", "mobilenet", "resnet"),
+                teachers=("vgg", "mobilenet", "resnet"),
                 train="pretrain_then_refine",
                 # The whole test set: 100,064 photos are 25 times as many as a fold trains on.
                 outnumber=30,
