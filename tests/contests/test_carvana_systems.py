@@ -188,6 +188,8 @@ def test_7th_place() -> None:
     assert (car.input.mode, car.input.size, car.input.scale) == ("window", (512, 512), 1.0)
     assert car.network.encoder.startswith("resnet")
     assert complete.ensemble_names == ["car"] and complete.inference.views == "flip"
+    assert car.folds is not None and car.folds.kind == "holdout"  # one network
+    assert complete.member("box").folds is None  # boxes of all photos, each by a network that never saw the car
 
 
 def test_10th_place() -> None:

@@ -110,6 +110,15 @@ def test_the_published_random_folds() -> None:
     assert table == make_folds(records, choice) and first != [number % 7 for number in range(14)]
 
 
+def test_holdout_is_the_first_of_as_many_folds() -> None:
+    records, areas, _ = published_cars(12)
+    folds = FoldSettings(count=4, stratify="area_dealt", seed=3)
+    held_out = make_folds(records, folds.model_copy(update={"kind": "holdout"}), areas=areas)
+    assert held_out.num_folds == 1
+    assert held_out.split(0) == make_folds(records, folds, areas=areas).split(0)
+    assert {row.fold for row in held_out.rows} == {0, -1}
+
+
 def test_attributes_are_spread_over_folds() -> None:
     records = [record(f"{route}{time}{n}", route=route, time=time) for route in "ab" for time in "dn" for n in range(6)]
     table = make_folds(records, FoldSettings(count=3, stratify="attributes", attributes=("route", "time")))

@@ -123,7 +123,7 @@ def test_what_sets_a_member_apart(settings: dict[str, Any], facts: MemberFacts) 
 def test_members_that_learn_from_pseudo_labels_say_in_which_round() -> None:
     rounds = [{"members": ["b"]}, {"members": ["c"]}]
     complete = recipe({"name": "a"}, {"name": "b"}, {"name": "c"}, pseudo=rounds, inference={"views": "flip"})
-    facts = _member_facts(complete, FoldTables(FoldTable((FoldRow("r", "g", 0),)), {}))
+    facts = _member_facts(complete, FoldTables(FoldTable((FoldRow("r", "r", 0), FoldRow("s", "s", 1))), {}))
     assert {name: list(each.notes) for name, each in facts.items()} == {
         "a": [],
         "b": ["learns from pseudo-labels, round 0"],

@@ -66,6 +66,18 @@ def test_a_restored_training_goes_on_exactly(tmp_path: Path, kind: str, channels
         assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
+def test_a_layer_of_two_names_is_kept_once(tmp_path: Path) -> None:
+    """As VGG's convolutions in the published networks, which safetensors would refuse to write twice."""
+    path = tmp_path / "checkpoint.safetensors"
+    updaters = [updater_for("adam", seed=seed, channels_last=False) for seed in (1, 2)]
+    for each in updaters:
+        each.network.add_module("again", nn.Sequential(each.network[0]))
+    save_checkpoint(path, Position(fingerprint="a", batch_size=4), updaters[0])
+    restore(path, updaters[1])
+    states = [each.network.state_dict() for each in updaters]
+    assert "again.0.weight" in states[0] and all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
 def test_remembered_losses_come_back_whatever_they_are(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.safetensors"
     updater, cpu = updater_for("sgd", seed=1, channels_last=False), torch.device("cpu")

@@ -34,11 +34,12 @@ NUM_BINS = 35
 class FoldSettings(Config):
     """How records are divided."""
 
-    kind: Literal["auto", "kfold", "given", "table"] = "auto"
-    """"given": the train and val folders the data came with, as one fixed fold; "table": a file; "auto": given folders
-    where there are any, else "kfold"."""
+    kind: Literal["auto", "kfold", "holdout", "given", "table"] = "auto"
+    """"kfold": ``count`` folds, each of which validates one network; "holdout": the first of these alone, everything
+    else always trains, so that there is one network; "given": the train and val folders the data came with, as one
+    fixed fold; "table": a file; "auto": given folders where there are any, else "kfold"."""
     count: int = Field(default=5, ge=2)
-    """The number of folds (kfold)."""
+    """The number of folds (kfold); its inverse is the part that is kept out (holdout)."""
     stratify: Literal["none", "area_dealt", "area_bins", "attributes"] = "none"
     """What is to be alike in all folds. "area_dealt": groups sorted by their mask area and dealt round-robin;
     "area_bins": dealt within each bin of a histogram of areas, bins merged until each holds a group for every fold;
@@ -169,6 +170,8 @@ def make_folds(
         for position, unit in enumerate(_order(units, settings, areas))
         for record in unit
     }
+    if settings.kind == "holdout":
+        fold_of = {record_id: 0 if fold == 0 else ALWAYS_TRAINING for record_id, fold in fold_of.items()}
     return FoldTable(tuple(FoldRow(record.id, record.group, fold_of[record.id]) for record in records))
 
 

@@ -20,6 +20,10 @@ No seed is published for it; it is that of the same author's other folds.
 AREA_5 = FoldSettings(kind="kfold", count=5, stratify="area_dealt")
 """Cars sorted by the sum of their mask areas, dealt round-robin modulo 5 (1st place, "fma"; 4th place)."""
 
+HELD_OUT = AREA_5.model_copy(update={"kind": "holdout"})
+"""One network: what the first of these folds validates is kept out, everything else trains (7th place, which had no
+folds)."""
+
 VIEW_AREA_5 = FoldSettings(kind="kfold", count=5, stratify="area_dealt", area_of={"view": "05"})
 """The same by the area in view 05 alone (1st place, "f04a")."""
 

@@ -6,7 +6,7 @@ Published are the two stages, the margin, the crops and the flips; the rest is c
 from __future__ import annotations
 
 from maskloom.contests.carvana.common import BCE_AND_DICE, HALF, adam, complete
-from maskloom.contests.carvana.folds import AREA_5
+from maskloom.contests.carvana.folds import AREA_5, HELD_OUT
 from maskloom.data.augment import PRESETS
 from maskloom.data.input_policy import InputPolicy
 from maskloom.data.sources.base import DataSource
@@ -27,9 +27,9 @@ CROPS = InputPolicy(mode="window", size=(512, 512), multiple=64)
 def carvana_7th(source: DataSource, *, device: str, scale: Scale = "full") -> Recipe:
     """Returns the system of the 7th place: one network for the box, one for what is in it.
 
-    Boxes of training photos come from networks that never saw the car, which the published ones did not; so the first
-    stage has folds here. The device changes nothing. Raises ``UserError`` for data with fewer than 5 cars or of
-    another task.
+    The second stage is a single network, scored on a fifth of the cars. Boxes of training photos come from networks
+    that never saw the car, which the published ones did not; so the first stage has folds here. The device changes
+    nothing. Raises ``UserError`` for data with fewer than 5 cars or of another task.
     """
     box = MemberSettings(
         name="box",
@@ -52,6 +52,7 @@ def carvana_7th(source: DataSource, *, device: str, scale: Scale = "full") -> Re
         augment=PRESETS["carvana_0"],
         training=TrainingSettings(epochs=60, batch_size=8),
         guidance=BOX,
+        folds=HELD_OUT,
     )
     recipe = Recipe(
         name="carvana_7th",

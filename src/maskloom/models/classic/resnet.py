@@ -19,6 +19,9 @@ BLOCKS = {
 """Residual blocks in each of the four stages."""
 
 FILTERS = (64, 128, 256, 512)
+FEWEST_FILTERS = 16
+"""Of any stage, however small the width: of fewer maps in channels-last order, the backward pass of a strided 1×1
+convolution (a shortcut) writes past its memory on CPUs, in torch 2.13 with oneDNN."""
 NUM_CLASSES = 1000
 
 
@@ -97,7 +100,7 @@ class ResNet(nn.Module):
         block: type[BasicBlock | Bottleneck] = (
             BasicBlock if settings.encoder in ("resnet18", "resnet34") else Bottleneck
         )
-        filters = [settings.scaled(count) for count in FILTERS]
+        filters = [max(settings.scaled(count), FEWEST_FILTERS) for count in FILTERS]
         self.widths = tuple(count * block.expansion for count in filters)
         self.conv1 = nn.Conv2d(settings.channels, filters[0], 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(filters[0])
