@@ -39,6 +39,7 @@ from maskloom.errors import BadFile
 from maskloom.files import read_json, write_json, write_text
 from maskloom.inference.merging import RESULT, Merge, tap_names
 from maskloom.metrics import Counts, from_labels, score_records
+from maskloom.outputs.report_input import ChangedMask
 from maskloom.recipe import Recipe
 from maskloom.records import Record, Task
 from maskloom.run_directory import RunDirectory
@@ -228,21 +229,7 @@ def _maps(run: RunDirectory, tree: Merge, record: Record, tables: FoldTables, ta
     return out_of_fold_maps(run, tree, record, tables, task)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
-class Changed:
-    """An image whose mask the chosen steps change: label arrays before and after, as everywhere in the package."""
-
-    id: str
-    fold: int
-    score_before: float
-    score_after: float
-    image: np.ndarray
-    truth: np.ndarray
-    before: np.ndarray
-    after: np.ndarray
-
-
-def changed_examples(run: RunDirectory, recipe: Recipe, source: DataSource, count: int) -> list[Changed]:
+def changed_examples(run: RunDirectory, recipe: Recipe, source: DataSource, count: int) -> list[ChangedMask]:
     """Returns the images whose score the steps change most, for better or worse, by the stage's table.
 
     The masks shown are those of the final steps. Images whose file is gone are left out.
@@ -253,7 +240,7 @@ def changed_examples(run: RunDirectory, recipe: Recipe, source: DataSource, coun
     records = {record.id: record for record in source.records}
     ensemble, task, tables = load_ensemble(run), source.task, FoldTables.read(run, recipe)
     postprocessor = load_postprocessor(run, task)
-    found: list[Changed] = []
+    found: list[ChangedMask] = []
     for row in rows[:count]:
         record = records[row["id"]]
         maps = _maps(run, ensemble.tree, record, tables, task)
@@ -265,7 +252,7 @@ def changed_examples(run: RunDirectory, recipe: Recipe, source: DataSource, coun
             continue
         scores = [score_records([from_labels(labels, truth, task)], ensemble.metric) for labels in (before, after)]
         found.append(
-            Changed(
+            ChangedMask(
                 id=record.id,
                 fold=int(row["fold"]),
                 score_before=scores[0],

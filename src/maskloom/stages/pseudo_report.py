@@ -6,12 +6,11 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
-
 from maskloom.data.image_io import read_image
 from maskloom.data.sources.base import DataSource
 from maskloom.data.truth import read_truth
 from maskloom.errors import BadFile
+from maskloom.outputs.report_input import PseudoLabelled
 from maskloom.run_directory import RunDirectory
 from maskloom.stages.pseudo import read_choices, with_labels
 
@@ -27,19 +26,6 @@ class FoldSummary:
     """Images by reason; under "chosen" those it learns from."""
     least_confidence: float
     """Of the chosen ones."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
-class LabelledExample:
-    """A chosen image H×W×C as stored, and its labels with the unsure pixels ignored, for the first fold it serves."""
-
-    id: str
-    fold: int
-    why: str
-    confidence: float
-    agreement: float
-    image: np.ndarray
-    labels: np.ndarray
 
 
 def summaries(rows: Iterable[dict[str, str]]) -> list[FoldSummary]:
@@ -59,14 +45,14 @@ def summaries(rows: Iterable[dict[str, str]]) -> list[FoldSummary]:
     ]
 
 
-def labelled_examples(run: RunDirectory, source: DataSource, number: int, count: int) -> list[LabelledExample]:
+def labelled_examples(run: RunDirectory, source: DataSource, number: int, count: int) -> list[PseudoLabelled]:
     """Returns some chosen images with their labels, the least sure first; those whose file is gone are left out."""
     chosen: dict[str, dict[str, str]] = {}
     for row in read_choices(run, number):
         if row["chosen"] == "yes":
             chosen.setdefault(row["id"], row)
     records = {record.id: record for record in source.unlabelled}
-    found: list[LabelledExample] = []
+    found: list[PseudoLabelled] = []
     for row in sorted(chosen.values(), key=lambda row: (float(row["confidence"]), row["id"]))[:count]:
         try:
             record = with_labels(run, number, records[row["id"]], row)
@@ -74,7 +60,7 @@ def labelled_examples(run: RunDirectory, source: DataSource, number: int, count:
         except (BadFile, FileNotFoundError):
             continue
         found.append(
-            LabelledExample(
+            PseudoLabelled(
                 id=record.id,
                 fold=int(row["fold"]),
                 why=row["why"],

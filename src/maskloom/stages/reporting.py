@@ -26,7 +26,6 @@ from maskloom.outputs.report_input import (
     LookAlikes,
     MemberFacts,
     PseudoFold,
-    PseudoLabelled,
     PseudoRound,
     ReportInput,
     score_digits,
@@ -184,16 +183,7 @@ def _changed_masks(run: RunDirectory, recipe: Recipe, source: DataSource) -> lis
     if not (recipe.postprocess.steps and run.finished("postprocess")):
         return []
     return [
-        ChangedMask(
-            id=each.id,
-            fold=each.fold,
-            score_before=each.score_before,
-            score_after=each.score_after,
-            image=each.image,
-            truth=each.truth,
-            before=each.before,
-            after=each.after,
-        )
+        each
         for each in changed_examples(run, recipe, source, NUM_CHANGED)
         if not np.array_equal(each.before, each.after)  # the part that it is scored with took other steps
     ]
@@ -224,18 +214,7 @@ def _pseudo_round(run: RunDirectory, recipe: Recipe, source: DataSource, number:
             )
             for fold in found
         ],
-        examples=[
-            PseudoLabelled(
-                id=each.id,
-                fold=each.fold,
-                why=each.why,
-                confidence=each.confidence,
-                agreement=each.agreement,
-                image=each.image,
-                labels=each.labels,
-            )
-            for each in labelled_examples(run, source, number, NUM_LABELLED)
-        ],
+        examples=labelled_examples(run, source, number, NUM_LABELLED),
     )
 
 
