@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import gc
+import weakref
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,13 +11,16 @@ from tiny import BINARY, LAYERS, THREE, Constant, neighbourhood, pointwise, segm
 from torch import nn
 from torch.nn import functional
 
-from maskloom.data.input_policy import prepare_image
+from maskloom.data.input_policy import InputPolicy, prepare_image
 from maskloom.errors import UnfitImage, UserError
 from maskloom.inference import predictor as room
 from maskloom.inference.merging import Merge, standard_tree
 from maskloom.inference.predictor import InferenceSettings, Predictor
 from maskloom.inference.views import find_views
-from maskloom.models.segmenter import Segmenter
+from maskloom.models import bundle
+from maskloom.models.bundle import load_bundle, save_bundle
+from maskloom.models.encoders import NetworkSettings
+from maskloom.models.segmenter import Normalisation, Segmenter, build_segmenter
 from maskloom.records import Task
 
 CPU = torch.device("cpu")
@@ -192,6 +199,36 @@ def test_the_given_network_is_left_alone() -> None:
     ask(member, photo())
     assert network.training and all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     member.logits(torch.zeros(1, 3, 8, 8)).sum().backward()
+
+
+def test_networks_are_read_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ensemble holds its own copies; at no moment does it need two networks as they were read."""
+    for name in ("a", "b", "c"):
+        network = NetworkSettings(architecture="unet_scratch", width=1 / 16)
+        member = build_segmenter(
+            network,
+            task=BINARY,
+            policy=InputPolicy(mode="full", multiple=64),
+            normalisation=Normalisation(mean=(0,) * 3, std=(1,) * 3),
+        )
+        save_bundle(tmp_path / name, member)
+    alive: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+    most = []
+
+    def watched(path: Path) -> Segmenter:
+        member = load_bundle(path)
+        alive.add(member.network)
+        most.append(len(alive))
+        return member
+
+    monkeypatch.setattr(bundle, "load_bundle", watched)
+    bundles = bundle.Bundles({name: tmp_path / name for name in ("a", "b", "c")})
+    gc.disable()
+    try:
+        Predictor(Merge(children=("a", "b", "c")), bundles, InferenceSettings(), CPU)
+    finally:
+        gc.enable()
+    assert most == [1, 1, 1], "each is read once, and let go before the next"
 
 
 def test_memory_running_out_halves_what_goes_together(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,6 +116,25 @@ def test_validation_against_a_sample(tmp_path: Path) -> None:
         validate_submission(twice, sample, FORM)
 
 
+def test_a_table_of_the_contests_length(tmp_path: Path) -> None:
+    """100,064 rows, 16 views of 6,254 cars, arriving in another order than the sample's; memory and rows stay whole."""
+    cars = random.Random(0).sample(range(16**12), 6254)
+    names = [f"{car:012x}_{view:02d}.jpg" for car in cars for view in range(1, 17)]
+    sample, table = tmp_path / "sample_submission.csv.gz", tmp_path / "submission.csv.gz"
+    with gzip.open(sample, "wt", encoding="utf-8") as stream:
+        stream.write("img,rle_mask\n" + "".join(f"{name},1 1\n" for name in names))
+    arrival = random.Random(1).sample(names, len(names))
+    with SubmissionWriter(table, FORM, names=read_names(sample, FORM)) as writer:
+        for name in arrival:
+            writer.write(name, f"{int(name[-6:-4])} 7 400 2")
+    validate_submission(table, sample, FORM)
+    rows = list(read_submission(table, FORM))
+    assert len(rows) == 100_064 and [row.name for row in rows] == names
+    assert all(row.runs == f"{int(row.name[-6:-4])} 7 400 2" for row in rows)
+    with pytest.raises(UserError, match=f"100063 .*1 missing: {names[77]}"):
+        check_against_sample([*names[:77], *names[78:]], sample, FORM)
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [

@@ -73,7 +73,7 @@ class Predictor:
         members: Mapping[str, Merge] | None = None,
         own: Mapping[str, InferenceSettings] | None = None,
     ) -> None:
-        """Copies the networks that the tree needs to ``device``; the given segmenters stay as they are.
+        """Copies the networks to ``device``, one after the other; the given segmenters stay as they are.
 
         With ``plain``, the tree's map without test-time views is returned too, at the cost of its sums alone.
         ``guidance`` says, by leaf, which networks are given members' maps; ``members`` how those maps are made, as
@@ -84,21 +84,22 @@ class Predictor:
         for name in guidance:
             if name not in segmenters:
                 raise UserError(f"guidance: unknown network {name!r}; {closest(name, segmenters)}")
-        ensemble = Ensemble(tree=tree, segmenters=segmenters, guidance=guidance, members=members)
-        names = ensemble.networks()
-        if not names:
-            leaf = tree.leaves()[0]
-            raise UserError(f"the ensemble tree: unknown network {leaf!r}; {closest(leaf, segmenters)}")
         if device.type == "cpu":
             keep_freed_memory()
         self.tree, self.device, self.plain = tree, device, plain
         self.notes: list[str] = []
-        self.task = segmenters[names[0]].task
+        ready = {name: self._ready(name, segmenters[name]) for name in segmenters}
+        ensemble = Ensemble(tree=tree, segmenters=ready, guidance=guidance, members=members)
+        names = ensemble.networks()
+        if not names:
+            leaf = tree.leaves()[0]
+            raise UserError(f"the ensemble tree: unknown network {leaf!r}; {closest(leaf, segmenters)}")
+        self.task = ready[names[0]].task
         for name in names:
-            if segmenters[name].task != self.task:
-                raise UserError(f"{name}: expected a network for {self.task}, found one for {segmenters[name].task}")
-            self._check_guidance(name, segmenters[name], guidance.get(name))
-        self._segmenters = {name: self._ready(name, segmenters[name]) for name in names}
+            if ready[name].task != self.task:
+                raise UserError(f"{name}: expected a network for {self.task}, found one for {ready[name].task}")
+            self._check_guidance(name, ready[name], guidance.get(name))
+        self._segmenters = {name: ready[name] for name in names}
         self._ensemble = replace(ensemble, segmenters=self._segmenters)
         self._precision: Precision = fast_precision(device) if settings.precision == "auto" else settings.precision
         pixels = settings.batch_pixels or PIXELS_PER_FORWARD[device.type]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,22 @@ def load_bundle(path: Path | str) -> Segmenter:
     return Segmenter(
         network=network.eval(), normalisation=normalisation, policy=policy, task=task, network_settings=settings
     )
+
+
+class Bundles(Mapping[str, Segmenter]):
+    """Bundles by name, each read when it is asked for and not kept: whoever asks decides how many are in memory."""
+
+    def __init__(self, paths: Mapping[str, Path]) -> None:
+        self._paths = dict(paths)
+
+    def __getitem__(self, name: str) -> Segmenter:
+        return load_bundle(self._paths[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
 
 
 def read_extra(path: Path | str) -> dict[str, Any]:

@@ -27,14 +27,13 @@ from maskloom.files import read_json, write_json, write_text
 from maskloom.inference.merging import RESULT, Merge, merge_stored, pruned, standard_tree
 from maskloom.inference.predictor import Predictor
 from maskloom.metrics import Counts, Metric, dice, from_labels, iou, per_class, score_records
-from maskloom.models.bundle import load_bundle
 from maskloom.recipe import Recipe
 from maskloom.records import Record, Task
 from maskloom.run_directory import RunDirectory
 from maskloom.runtime import derive_seed
 from maskloom.stages.context import Context
 from maskloom.stages.fold_tables import FoldTables, leaf_parts
-from maskloom.stages.guides import by_leaf, guiding_trees, networks_of, own_inference
+from maskloom.stages.guides import bundles_of, by_leaf, guiding_trees, networks_of, own_inference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +69,7 @@ def load_ensemble(run: RunDirectory) -> Ensemble:
 
 def open_predictor(run: RunDirectory, ensemble: Ensemble, recipe: Recipe, device: torch.device) -> Predictor:
     """Returns the one-pass predictor over every network of the ensemble."""
-    segmenters = {}
-    for leaf in networks_of(ensemble.tree, ensemble.guiding):
-        member, fold = leaf_parts(leaf)
-        assert fold is not None, "networks have one"
-        segmenters[leaf] = load_bundle(run.bundle(member, fold, recipe.member(member).keep))
+    segmenters = bundles_of(run, recipe, networks_of(ensemble.tree, ensemble.guiding))
     return Predictor(
         ensemble.tree,
         segmenters,

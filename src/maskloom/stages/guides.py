@@ -17,6 +17,7 @@ from maskloom.inference.guidance import GuidanceSettings, RegionSettings, guides
 from maskloom.inference.merging import Merge
 from maskloom.inference.predictor import InferenceSettings
 from maskloom.losses.terms import num_auxiliary_maps
+from maskloom.models.bundle import Bundles
 from maskloom.models.encoders import NetworkSettings
 from maskloom.recipe import MemberSettings, Recipe
 from maskloom.records import Record, Size, Task
@@ -137,3 +138,13 @@ def networks_of(tree: Merge, guiding: Mapping[str, Merge]) -> list[str]:
     """Returns every trained network that a tree and the members guiding it consist of, each once."""
     leaves = [leaf for node in (tree, *guiding.values()) for leaf in node.leaves()]
     return [leaf for leaf in dict.fromkeys(leaves) if leaf_parts(leaf)[1] is not None]
+
+
+def bundles_of(run: RunDirectory, recipe: Recipe, leaves: Iterable[str]) -> Bundles:
+    """Returns the bundles of trained networks, to be read one after the other."""
+    paths = {}
+    for leaf in leaves:
+        name, fold = leaf_parts(leaf)
+        assert fold is not None, "networks have one"
+        paths[leaf] = run.bundle(name, fold, recipe.member(name).keep)
+    return Bundles(paths)

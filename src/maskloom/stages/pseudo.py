@@ -39,13 +39,12 @@ from maskloom.files import read_json, write_json, write_text
 from maskloom.inference.merging import Merge
 from maskloom.inference.predictor import Predictor
 from maskloom.inference.streaming import predict_records
-from maskloom.models.bundle import load_bundle
 from maskloom.records import MaskFile, Record
 from maskloom.run_directory import RunDirectory
 from maskloom.stages.context import Context
 from maskloom.stages.data import load_survey
 from maskloom.stages.fold_tables import leaf_name, leaf_parts
-from maskloom.stages.guides import own_inference
+from maskloom.stages.guides import bundles_of, own_inference
 from maskloom.stages.pseudo_views import View, folds_of, views_of
 
 COLUMNS = ("id", "folds_of", "fold", "confidence", "agreement", "chosen", "reason", "why")
@@ -152,11 +151,7 @@ def _open_teachers(context: Context, views: Sequence[View]) -> Predictor:
     """Returns the predictor whose taps are the views: of each the mean over members of the mean over its networks."""
     run, recipe = context.run, context.recipe
     leaves = dict.fromkeys(leaf for view in views for leaf in view.networks)
-    segmenters = {}
-    for leaf in leaves:
-        member, fold = leaf_parts(leaf)
-        assert fold is not None
-        segmenters[leaf] = load_bundle(run.bundle(member, fold, recipe.member(member).keep))
+    segmenters = bundles_of(run, recipe, leaves)
 
     def tap(view: View) -> Merge:
         of_member: dict[str, list[str]] = {}
