@@ -23,6 +23,7 @@ from maskloom.data.input_policy import (
     prepare_image,
     resize_image,
     resize_labels,
+    shrunk,
 )
 from maskloom.errors import UnfitImage, UserError
 from maskloom.records import IGNORE
@@ -99,6 +100,14 @@ def test_scale_and_resize_decide_the_content() -> None:
     assert content_size((1, 1), InputPolicy(scale=0.1)) == (1, 1)
     assert place((100, 50), InputPolicy(mode="resize", size=(40, 64))).padded == (64, 64)
     assert place((100, 50), InputPolicy()).resized is False
+
+
+def test_whole_resized_images_can_be_shrunk_and_others_not() -> None:
+    whole = InputPolicy(mode="resize", size=(427, 640), multiple=64)
+    assert shrunk(whole, 1) is whole
+    assert shrunk(whole, 0.5) == InputPolicy(mode="resize", size=(214, 320), multiple=64)
+    with pytest.raises(UserError, match=r"input.mode=resize\), found mode window; set it to 0"):
+        shrunk(InputPolicy(mode="window", size=(64, 64)), 0.5)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -65,3 +66,15 @@ def test_smoke_keeps_what_the_recipe_is(tmp_path: Path) -> None:
     for name in ("loss", "optimiser", "schedule", "augment", "network"):
         assert getattr(full.members[0], name) == getattr(smoke.members[0], name)
     assert full.inference == smoke.inference and full.ensemble == smoke.ensemble
+
+
+def test_training_stays_within_the_budget_of_pixels(tmp_path: Path) -> None:
+    """48 cars × 16 views at 512×512 on a CPU: four epochs of a fold's images, three of them at half the sides."""
+    source = open_folder(folder(tmp_path, [(40, 60)] * 4), DataSettings())
+    record = source.records[0]
+    many = [
+        replace(record, id=f"{car}_{view}", group=str(car), size=(512, 512)) for car in range(48) for view in range(16)
+    ]
+    training = default(replace(source, records=tuple(many)), device="cpu").members[0].training
+    assert (training.epochs, training.images_per_epoch, training.progressive) == (4, 512, 0.75)
+    assert training.epochs * 512 * 512**2 * (0.75 / 4 + 0.25) * 3 < BUDGETS["cpu"].total_pixels

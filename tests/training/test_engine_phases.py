@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,16 @@ from tiny_job import bce, many_phases, tiny_job, tiny_network
 from torch import Tensor, nn
 
 from maskloom.data.augment import AugmentSettings
+from maskloom.data.input_policy import InputPolicy
 from maskloom.data.loader import batches
 from maskloom.errors import UserError
 from maskloom.files import checksum
 from maskloom.models.bundle import read_extra
 from maskloom.records import Record
 from maskloom.training.checkpoint import read_position
-from maskloom.training.engine import train
+from maskloom.training.engine import TrainingJob, train
 from maskloom.training.optimisers import OptimiserSettings
-from maskloom.training.phases import Phase
+from maskloom.training.phases import Phase, plan_epochs, work_left
 from maskloom.training.schedules import ScheduleSettings
 from maskloom.training.tracking import TrainingProgress, read_log
 
@@ -116,6 +118,51 @@ def test_each_phase_augments_in_its_own_way(tmp_path: Path, records: list[Record
     assert len(raw) == len(watch.labels) == 9
     for number, (found, stored) in enumerate(zip(watch.labels, raw, strict=True)):
         assert torch.equal(found, stored if number < 3 else stored.flip(-1))
+
+
+def test_progressive_resizing_shows_smaller_images_first(tmp_path: Path, records: list[Record]) -> None:
+    """Two epochs at half the sides, one at all; one schedule runs over them."""
+    whole = InputPolicy(mode="resize", size=(64, 96))
+    plain, watch = tiny_job(tmp_path, records), Watch(tiny_network())
+    job = replace(
+        tiny_job(tmp_path, records, epochs=3, progressive=0.7, loss=watch),
+        dataset=replace(plain.dataset, policy=whole),
+    )
+    result = train(job)
+    shapes = [tuple(labels.shape[-2:]) for labels in watch.labels]
+    assert shapes == [(32, 64)] * 12 + [(64, 96)] * 6, "two batches a step; 32×48 is padded to multiples of 32"
+    assert [epoch["learning_rate"] for epoch in result.epochs] == pytest.approx(
+        [epoch["learning_rate"] for epoch in train(tiny_job(tmp_path / "plain", records)).epochs]
+    )
+    with pytest.raises(UserError, match=r"training.progressive: expected whole resized images .* found mode full"):
+        train(tiny_job(tmp_path / "full", records, progressive=0.5))
+
+
+def test_progressive_resizing_continues_to_the_same_bytes(tmp_path: Path, records: list[Record]) -> None:
+    def job(name: str, **changes: Any) -> TrainingJob:
+        plain = tiny_job(tmp_path / name, records, progressive=0.7, **changes)
+        return replace(plain, dataset=replace(plain.dataset, policy=InputPolicy(mode="resize", size=(64, 64))))
+
+    undisturbed = train(job("undisturbed"))
+    calls = iter(range(100))
+
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        if next(calls) == 13:
+            os.kill(os.getpid(), signal.SIGINT)
+        return bce(logits, labels)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(job("stopped", loss=loss))
+    assert checksum(train(job("stopped")).last) == checksum(undisturbed.last)
+
+
+def test_work_left_counts_pixels() -> None:
+    """Of 4 epochs of 10 steps, 3 at half the sides, after 5 steps: 25 steps of a quarter and 10 whole ones."""
+    plans = plan_epochs(
+        (), epochs=4, optimiser=OptimiserSettings(), schedule=ScheduleSettings(), augment=AugmentSettings(),
+        progressive=0.75,
+    )  # fmt: skip
+    assert work_left(plans, epoch=0, step_in_epoch=5, steps_per_epoch=10) == pytest.approx(25 / 4 + 10)
 
 
 def test_the_hardest_batch_is_trained_on_once_more(tmp_path: Path, records: list[Record]) -> None:

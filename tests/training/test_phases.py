@@ -90,6 +90,20 @@ def test_every_epoch_has_a_plan_and_lies_in_its_schedules_span(phases: list[Phas
         assert found[one.span.start].span == one.span == found[one.span[-1]].span
 
 
+@pytest.mark.parametrize(
+    ("epochs", "progressive", "scales"),
+    [(4, 0.0, [1, 1, 1, 1]), (4, 0.75, [0.5, 0.5, 0.5, 1]), (3, 0.5, [0.5, 0.5, 1]), (2, 0.9, [0.5, 1]), (1, 0.9, [1])],
+)
+def test_the_first_epochs_see_half_the_sides_and_the_last_one_all(
+    epochs: int, progressive: float, scales: list[float]
+) -> None:
+    for phases in ((), (Phase(epochs=1), Phase(epochs=epochs - 1)) if epochs > 1 else ()):
+        found = plan_epochs(
+            phases, epochs=epochs, optimiser=ADAM, schedule=CYCLIC, augment=PRESETS["none"], progressive=progressive
+        )
+        assert [each.image_scale for each in found] == scales
+
+
 def test_the_number_of_epochs_is_the_sum_of_the_phases() -> None:
     phases = [{"epochs": 15}, {"epochs": 45}]
     settings = parse(TrainingSettings, {"phases": phases})

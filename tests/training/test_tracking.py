@@ -44,6 +44,6 @@ def test_progress_reads_well() -> None:
 
 
 def test_pace_extrapolates() -> None:
-    pace = Pace(steps=4, images=32, started=time.monotonic() - 8)
+    pace = Pace(work=4, images=32, started=time.monotonic() - 8)
     assert pace.rate == pytest.approx(4, rel=0.05)
     assert pace.seconds_for(10) == pytest.approx(20, rel=0.05)

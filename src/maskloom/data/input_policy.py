@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 
 from maskloom.config import Config
 from maskloom.data.clahe import clahe
+from maskloom.errors import UserError
 from maskloom.records import IGNORE, Size
 from maskloom.windows import Padding, Window, padding_to, round_up
 
@@ -150,6 +151,23 @@ def content_size(size: Size, policy: InputPolicy) -> Size:
     if policy.scale == 1.0:
         return size
     return max(round(size[0] * policy.scale), 1), max(round(size[1] * policy.scale), 1)
+
+
+def shrunk(policy: InputPolicy, scale: float) -> InputPolicy:
+    """Returns the policy of whole resized images with both sides multiplied by ``scale``; itself for 1.
+
+    Raises ``UserError`` for other modes: what a window or part shows would no longer have the size it has in
+    prediction.
+    """
+    if scale == 1:
+        return policy
+    if policy.mode != "resize" or policy.size is None:
+        raise UserError(
+            f"training.progressive: expected whole resized images (input.mode=resize), found mode {policy.mode}; "
+            "set it to 0"
+        )
+    height, width = policy.size
+    return policy.model_copy(update={"size": (max(round(height * scale), 1), max(round(width * scale), 1))})
 
 
 def part_windows(size: Size, policy: InputPolicy) -> list[Window]:

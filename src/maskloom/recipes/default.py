@@ -30,9 +30,13 @@ class Budget:
     """What a kind of device can afford."""
 
     encoder: str
+    decoder: tuple[int, ...] | None
+    """Filters of the U-Net's decoder, deepest first; None for the usual."""
     folds: int
     full_pixels: int
     """Images of one shape are trained whole up to so many pixels, and shrunk to them beyond."""
+    progressive: float
+    """The share of the epochs that see whole images at half their sides."""
     window: int
     """Side of the training window for images of many shapes, in pixels."""
     total_pixels: float
@@ -42,19 +46,35 @@ class Budget:
 
 BUDGETS = {
     "cpu": Budget(
-        encoder="tf_efficientnet_lite0", folds=3, full_pixels=512 * 512, window=256, total_pixels=1.3e9, max_epochs=40
+        encoder="tf_efficientnet_lite0",
+        decoder=(128, 64, 32, 16, 16),
+        folds=3,
+        full_pixels=512 * 512,
+        progressive=0.75,
+        window=256,
+        total_pixels=8e8,
+        max_epochs=40,
     ),
     "cuda": Budget(
         encoder="tf_efficientnet_lite2",
+        decoder=None,
         folds=5,
         full_pixels=1024 * 1024,
+        progressive=0.0,
         window=512,
         total_pixels=1.2e11,
         max_epochs=60,
     ),
 }
 SMOKE = Budget(
-    encoder="tf_efficientnet_lite0", folds=2, full_pixels=96 * 96, window=64, total_pixels=1.5e6, max_epochs=2
+    encoder="tf_efficientnet_lite0",
+    decoder=(128, 64, 32, 16, 16),
+    folds=2,
+    full_pixels=96 * 96,
+    progressive=0.5,
+    window=64,
+    total_pixels=1.5e6,
+    max_epochs=2,
 )
 MIN_EPOCH = 200
 """Small data is drawn from several times in one epoch, up to so many images."""
@@ -73,13 +93,16 @@ def default(source: DataSource, *, device: str, scale: Scale = "full") -> Recipe
     height, width = policy.size or (1, 1)
     pixels = height * width
     batch_size = int(min(max(BATCH_PIXELS // pixels, 4), 16)) if scale == "full" else 4
-    draws = int(budget.total_pixels / num_folds / pixels)
+    progressive = budget.progressive if policy.mode == "resize" else 0.0
+    draws = int(budget.total_pixels / num_folds / (pixels * (1 - 0.75 * progressive)))  # half the sides, a quarter
     images_per_epoch = max(num_training, min(MIN_EPOCH, draws // 4), batch_size)
     epochs = min(max(draws // images_per_epoch, 2), budget.max_epochs)
     multiclass = task.kind == "multiclass"
     member = MemberSettings(
         name="unet",
-        network=NetworkSettings(architecture="unet", encoder=budget.encoder, channels=num_channels(source)),
+        network=NetworkSettings(
+            architecture="unet", encoder=budget.encoder, channels=num_channels(source), decoder_channels=budget.decoder
+        ),
         input=policy,
         loss=LossSettings.model_validate(
             {"terms": [{"kind": "cross_entropy" if multiclass else "bce"}, {"kind": "dice"}]}
@@ -89,6 +112,7 @@ def default(source: DataSource, *, device: str, scale: Scale = "full") -> Recipe
         augment=PRESETS["symmetry_light" if policy.mode == "window" else "light"],
         training=TrainingSettings(
             epochs=epochs,
+            progressive=progressive,
             images_per_epoch=images_per_epoch,
             batch_size=batch_size,
             ema_decay=0.99,

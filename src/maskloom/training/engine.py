@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -33,7 +32,7 @@ from maskloom.training.mining import HardNegatives
 from maskloom.training.optimisers import MovingAverage, OptimiserSettings, build_optimiser
 from maskloom.training.phases import EpochPlan
 from maskloom.training.schedules import num_without_gain
-from maskloom.training.session import Session
+from maskloom.training.session import Session, samples
 from maskloom.training.tracking import Log, OnProgress
 from maskloom.training.updates import MAX_STREAK, Updater
 
@@ -132,8 +131,8 @@ def _optimiser(job: TrainingJob, settings: OptimiserSettings, learnable: frozens
 
 def _check_phases(job: TrainingJob, plans: tuple[EpochPlan, ...], learnable: frozenset[str]) -> None:
     """Raises now for what the network or the images lack in a later phase."""
-    for augment in dict.fromkeys(plan.augment for plan in plans):
-        replace(job.dataset, augment=augment)
+    for plan in {(plan.augment, plan.image_scale): plan for plan in plans}.values():
+        samples(job.dataset, plan)
     for optimiser in dict.fromkeys(plan.optimiser for plan in plans):
         _optimiser(job, optimiser, learnable)
 
@@ -197,7 +196,7 @@ def _step(session: Session, group: list[Batch]) -> None:
     position.step += 1
     position.step_in_epoch += 1
     session.pace.images += sum(len(batch.ids) for batch in group)
-    session.pace.steps += 1
+    session.pace.work += session.plan.image_scale**2
     if updater.is_due(position.step):
         _look(session)
 

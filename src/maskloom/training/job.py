@@ -26,6 +26,9 @@ class TrainingSettings(Config):
     """How many; with ``phases`` their sum, which need not be stated."""
     phases: tuple[Phase, ...] = ()
     """Parts with an optimiser, schedule or augmentation of their own; none: one phase of ``epochs`` epochs."""
+    progressive: float = Field(default=0.0, ge=0, lt=1)
+    """Progressive resizing: this share of the epochs, the first ones, sees whole resized images at half their sides,
+    for a quarter of the time each; validation and prediction see them at full size."""
     images_per_epoch: int | None = Field(default=None, ge=1)
     """How many draws make an epoch; None: every image once."""
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 8
@@ -110,6 +113,7 @@ class TrainingJob:
             optimiser=self.optimiser,
             schedule=self.schedule,
             augment=self.dataset.augment,
+            progressive=self.training.progressive,
         )
 
     @property

@@ -1,7 +1,7 @@
 """The phases of a training: what changes at which epoch, as data; resolved into what holds in each single epoch.
 
 Everything here follows from the settings and the epoch's number, so that a training taken up anywhere knows where it
-stands. Knows nothing about steps.
+stands. Knows nothing about what a step does.
 """
 
 from __future__ import annotations
@@ -69,6 +69,8 @@ class EpochPlan:
     span: range
     """The epochs, counted from 0, over which the schedule runs."""
     augment: AugmentSettings
+    image_scale: float
+    """Factor on both sides of whole resized images."""
 
 
 def plan_epochs(
@@ -78,16 +80,20 @@ def plan_epochs(
     optimiser: OptimiserSettings,
     schedule: ScheduleSettings,
     augment: AugmentSettings,
+    progressive: float = 0.0,
 ) -> tuple[EpochPlan, ...]:
     """Returns the plan of each of ``epochs`` epochs; without phases they are one phase of the given settings.
 
-    With phases, ``epochs`` must be their sum (the settings see to that).
+    With phases, ``epochs`` must be their sum (the settings see to that). ``progressive`` is the share of the epochs,
+    the first ones, that see images at half their sides; the last epoch never does.
     """
+    num_small = min(round(progressive * epochs), epochs - 1)
     phases = phases or (Phase(epochs=epochs),)
     plans: list[EpochPlan] = []
     for number, (phase, span) in enumerate(zip(phases, _spans(phases), strict=True), start=1):
         optimiser, schedule = phase.optimiser or optimiser, phase.schedule or schedule
         augment = phase.augment or augment
+        first = len(plans)
         begins = not plans or phase.optimiser is not None or phase.fresh_optimiser is not None
         plans.extend(
             EpochPlan(
@@ -97,10 +103,17 @@ def plan_epochs(
                 schedule=schedule,
                 span=span,
                 augment=augment,
+                image_scale=0.5 if first + epoch < num_small else 1.0,
             )
             for epoch in range(phase.epochs)
         )
     return tuple(plans)
+
+
+def work_left(plans: Sequence[EpochPlan], *, epoch: int, step_in_epoch: int, steps_per_epoch: int) -> float:
+    """Returns the steps that are left from a step of an epoch on, those on smaller images by their share of pixels."""
+    whole = sum(plan.image_scale**2 for plan in plans[epoch:]) * steps_per_epoch
+    return whole - plans[epoch].image_scale ** 2 * step_in_epoch
 
 
 def _spans(phases: Sequence[Phase]) -> list[range]:

@@ -7,14 +7,20 @@ import time
 from dataclasses import dataclass, field, replace
 
 from maskloom.data.dataset import SegmentationDataset
+from maskloom.data.input_policy import shrunk
 from maskloom.runtime import Precision
 from maskloom.training.checkpoint import Position, save_checkpoint
 from maskloom.training.job import TrainingJob
 from maskloom.training.mining import HardNegatives
-from maskloom.training.phases import EpochPlan
+from maskloom.training.phases import EpochPlan, work_left
 from maskloom.training.schedules import learning_rate_factor
 from maskloom.training.tracking import Log, OnProgress, Pace, TrainingProgress
 from maskloom.training.updates import Updater
+
+
+def samples(dataset: SegmentationDataset, plan: EpochPlan) -> SegmentationDataset:
+    """Returns the dataset as an epoch wants it; raises ``UserError`` where its images do not allow that."""
+    return replace(dataset, augment=plan.augment, policy=shrunk(dataset.policy, plan.image_scale))
 
 
 @dataclass(kw_only=True)
@@ -45,7 +51,7 @@ class Session:
     @property
     def dataset(self) -> SegmentationDataset:
         """The samples of the present epoch."""
-        return replace(self.job.dataset, augment=self.plan.augment)
+        return samples(self.job.dataset, self.plan)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -94,7 +100,14 @@ class Session:
             steps=self.num_steps,
             loss=self.updater.mean_loss(),
             rate=self.pace.rate,
-            eta=self.pace.seconds_for(self.num_steps - position.step),
+            eta=self.pace.seconds_for(
+                work_left(
+                    self.plans,
+                    epoch=position.epoch,
+                    step_in_epoch=position.step_in_epoch,
+                    steps_per_epoch=self.steps_per_epoch,
+                )
+            ),
             score=scores[-1] if scores else None,
             best=max(scores, default=None),
             note=note,

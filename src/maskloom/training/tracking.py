@@ -57,7 +57,8 @@ class TrainingProgress:
 class Pace:
     """How fast this session goes, from its start and with everything that it does between steps."""
 
-    steps: int = 0
+    work: float = 0.0
+    """Steps, those on smaller images in proportion to their pixels."""
     images: int = 0
     started: float = field(default_factory=time.monotonic)
 
@@ -66,9 +67,9 @@ class Pace:
         """Images per second."""
         return self.images / max(time.monotonic() - self.started, 1e-9)
 
-    def seconds_for(self, steps: int) -> float:
-        """Returns how long so many more steps will take."""
-        return steps * (time.monotonic() - self.started) / max(self.steps, 1)
+    def seconds_for(self, work: float) -> float:
+        """Returns how long so much more work will take."""
+        return work * (time.monotonic() - self.started) / self.work if self.work else 0.0
 
 
 OnProgress = Callable[[TrainingProgress], None]
