@@ -29,7 +29,7 @@ class Heard:
     def stage(self, name: str, *, cached: bool) -> None:
         (self.cached if cached else self.ran).append(name)
 
-    def advance(self, done: int, total: int, detail: str = "") -> None:
+    def advance(self, done: int, total: int, detail: str = "", *, seconds_left: float | None = None) -> None:
         assert 0 <= done <= total
 
     def note(self, text: str) -> None:

@@ -14,8 +14,11 @@ class Progress(Protocol):
     def stage(self, name: str, *, cached: bool) -> None:
         """A stage begins, or was found finished."""
 
-    def advance(self, done: int, total: int, detail: str = "") -> None:
-        """``done`` of ``total`` steps of the current stage are finished; ``detail`` is a short text such as a score."""
+    def advance(self, done: int, total: int, detail: str = "", *, seconds_left: float | None = None) -> None:
+        """``done`` of ``total`` steps of the current stage are finished; ``detail`` is a short text such as a score.
+
+        ``seconds_left`` is stated where steps are not alike; else it follows from the steps so far.
+        """
 
     def note(self, text: str) -> None:
         """Something the user should read: a guess, a file left out, a result."""
@@ -27,7 +30,7 @@ class Silent:
     def stage(self, name: str, *, cached: bool) -> None:
         """Shows nothing."""
 
-    def advance(self, done: int, total: int, detail: str = "") -> None:
+    def advance(self, done: int, total: int, detail: str = "", *, seconds_left: float | None = None) -> None:
         """Shows nothing."""
 
     def note(self, text: str) -> None:

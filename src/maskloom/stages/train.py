@@ -132,7 +132,7 @@ def show(context: Context, progress: TrainingProgress) -> None:
     """Hands the loop's progress to the run's listener."""
     if progress.note:
         context.progress.note(progress.note)
-    context.progress.advance(progress.step, progress.steps, progress.detail)
+    context.progress.advance(progress.step, progress.steps, progress.detail, seconds_left=progress.eta)
 
 
 def first_segmenter(
