@@ -9,9 +9,11 @@ import cv2
 import numpy as np
 import pytest
 
-from maskloom.data.sources.base import DataSettings
+from maskloom.data.augment import PRESETS
+from maskloom.data.sources.base import DataSettings, DataSource
 from maskloom.data.sources.folder import open_folder
 from maskloom.errors import UserError
+from maskloom.recipes import default as plan
 from maskloom.recipes.default import BUDGETS, default, input_policy
 
 
@@ -41,7 +43,7 @@ def test_large_images_are_shrunk_to_the_budget_with_their_shape(device: str) -> 
     policy = input_policy([(1280, 1918)] * 3, BUDGETS[device])
     assert policy.size is not None
     height, width = policy.size
-    assert height * width <= BUDGETS[device].full_pixels * 1.01
+    assert height * width <= BUDGETS[device].whole.most_pixels * 1.01
     assert height / width == pytest.approx(1280 / 1918, rel=0.01)
 
 
@@ -68,13 +70,47 @@ def test_smoke_keeps_what_the_recipe_is(tmp_path: Path) -> None:
     assert full.inference == smoke.inference and full.ensemble == smoke.ensemble
 
 
-def test_training_stays_within_the_budget_of_pixels(tmp_path: Path) -> None:
-    """48 cars × 16 views at 512×512 on a CPU: four epochs of a fold's images, three of them at half the sides."""
-    source = open_folder(folder(tmp_path, [(40, 60)] * 4), DataSettings())
+def cars(path: Path) -> DataSource:
+    """48 cars × 16 views of 512×512."""
+    source = open_folder(folder(path, [(40, 60)] * 4), DataSettings())
     record = source.records[0]
-    many = [
-        replace(record, id=f"{car}_{view}", group=str(car), size=(512, 512)) for car in range(48) for view in range(16)
-    ]
-    training = default(replace(source, records=tuple(many)), device="cpu").members[0].training
-    assert (training.epochs, training.images_per_epoch, training.progressive) == (4, 512, 0.75)
-    assert training.epochs * 512 * 512**2 * (0.75 / 4 + 0.25) * 3 < BUDGETS["cpu"].total_pixels
+    views = [(car, view) for car in range(48) for view in range(16)]
+    return replace(
+        source,
+        records=tuple(replace(record, id=f"{car}_{view}", group=str(car), size=(512, 512)) for car, view in views),
+    )
+
+
+@pytest.mark.parametrize(
+    ("precision", "epochs", "images", "progressive"), [("float32", 7, 256, 0.57), ("bf16", 7, 236, 0.0)]
+)
+def test_training_stays_within_the_budget_of_pixels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, epochs: int, images: int, progressive: float
+) -> None:
+    monkeypatch.setattr(plan, "fast_precision", lambda device: precision)
+    member = default(cars(tmp_path), device="cpu").members[0]
+    training = member.training
+    assert (training.epochs, training.images_per_epoch, training.progressive) == (epochs, images, progressive)
+    small = round(progressive * epochs)
+    seen = (small / 4 + epochs - small) * images * 512**2 * 3
+    budget = BUDGETS[plan.kind_of("cpu")].whole
+    assert 0.9 * budget.total_pixels < seen <= 1.01 * budget.total_pixels
+    assert member.network.decoder_channels == budget.decoder
+
+
+def test_few_passes_on_a_slow_cpu_mirror_only_and_learn_faster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "fast_precision", lambda device: "float32")
+    hurried = default(cars(tmp_path / "many"), device="cpu").members[0]
+    assert (hurried.augment, hurried.optimiser.lr, hurried.schedule.peak) == (PRESETS["mirror"], 2e-3, 0.15)
+    few = open_folder(folder(tmp_path / "few", [(40, 60)] * 4), DataSettings())
+    patient = default(few, device="cpu").members[0]
+    assert (patient.augment, patient.optimiser.lr, patient.schedule.peak) == (PRESETS["light"], 1e-3, 0.3)
+
+
+def test_however_much_data_there_is_training_costs_the_same(tmp_path: Path) -> None:
+    source = cars(tmp_path)
+    tenfold = [replace(record, id=f"{part}_{record.id}") for part in range(10) for record in source.records]
+    one, ten = (
+        default(data, device="cpu").members[0].training for data in (source, replace(source, records=tuple(tenfold)))
+    )
+    assert ten.epochs * (ten.images_per_epoch or 0) <= 1.01 * one.epochs * (one.images_per_epoch or 0)

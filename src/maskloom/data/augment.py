@@ -129,6 +129,7 @@ _CARVANA_2 = AugmentSettings(
 
 PRESETS: dict[str, AugmentSettings] = {
     "none": AugmentSettings(),
+    "mirror": AugmentSettings(horizontal_flip=0.5),
     "flips": AugmentSettings(horizontal_flip=0.5, vertical_flip=0.5),
     "symmetry": AugmentSettings(horizontal_flip=0.5, vertical_flip=0.5, transpose=0.5),
     "light": AugmentSettings(

@@ -1,13 +1,13 @@
 """The recipe for whoever knows nothing yet: one U-Net, cross-validated, planned from the data and the device.
 
-The plan is a pure function of the source and the kind of device, so the same data gives the same recipe everywhere.
+The plan is a pure function of the source and the kind of device: the same data gives the same recipe on all of a kind.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from maskloom.data.augment import PRESETS
 from maskloom.data.folds import FoldSettings
@@ -20,9 +20,34 @@ from maskloom.losses.terms import LossSettings
 from maskloom.models.encoders import NetworkSettings
 from maskloom.recipe import MemberSettings, Recipe, Scale
 from maskloom.records import Size
+from maskloom.runtime import fast_precision
 from maskloom.training.engine import TrainingSettings
 from maskloom.training.optimisers import OptimiserSettings
 from maskloom.training.schedules import ScheduleSettings
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Whole:
+    """What can be afforded where all images have one shape: they are seen whole."""
+
+    most_pixels: int
+    """Larger images are shrunk to so many pixels."""
+    total_pixels: float
+    """Pixels that training sees, over all folds."""
+    decoder: tuple[int, ...] | None = None
+    """Filters of the U-Net's decoder, deepest first; None for the usual."""
+    progressive: float = 0.0
+    """The share of the epochs, the first ones, that see images at half their sides."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Windows:
+    """What can be afforded where images have many shapes: windows of them are seen, at full resolution."""
+
+    side: int
+    """In pixels."""
+    total_pixels: float
+    """Pixels that training sees, over all folds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,86 +55,87 @@ class Budget:
     """What a kind of device can afford."""
 
     encoder: str
-    decoder: tuple[int, ...] | None
-    """Filters of the U-Net's decoder, deepest first; None for the usual."""
     folds: int
-    full_pixels: int
-    """Images of one shape are trained whole up to so many pixels, and shrunk to them beyond."""
-    progressive: float
-    """The share of the epochs that see whole images at half their sides."""
-    window: int
-    """Side of the training window for images of many shapes, in pixels."""
-    total_pixels: float
-    """Pixels that training may see, over all folds."""
+    whole: Whole
+    windows: Windows
     max_epochs: int
 
 
+LIGHT_DECODER = (128, 64, 32, 16, 16)
 BUDGETS = {
     "cpu": Budget(
         encoder="tf_efficientnet_lite0",
-        decoder=(128, 64, 32, 16, 16),
         folds=3,
-        full_pixels=512 * 512,
-        progressive=0.75,
-        window=256,
-        total_pixels=8e8,
+        whole=Whole(most_pixels=512 * 512, total_pixels=8.1e8, decoder=LIGHT_DECODER, progressive=0.57),
+        windows=Windows(side=256, total_pixels=1.3e9),
+        max_epochs=40,
+    ),
+    "cpu with bf16": Budget(
+        encoder="tf_efficientnet_lite0",
+        folds=3,
+        whole=Whole(most_pixels=512 * 512, total_pixels=1.3e9),
+        windows=Windows(side=256, total_pixels=1.3e9),
         max_epochs=40,
     ),
     "cuda": Budget(
         encoder="tf_efficientnet_lite2",
-        decoder=None,
         folds=5,
-        full_pixels=1024 * 1024,
-        progressive=0.0,
-        window=512,
-        total_pixels=1.2e11,
+        whole=Whole(most_pixels=1024 * 1024, total_pixels=1.2e11),
+        windows=Windows(side=512, total_pixels=1.2e11),
         max_epochs=60,
     ),
 }
-SMOKE = Budget(
-    encoder="tf_efficientnet_lite0",
-    decoder=(128, 64, 32, 16, 16),
-    folds=2,
-    full_pixels=96 * 96,
-    progressive=0.5,
-    window=64,
-    total_pixels=1.5e6,
-    max_epochs=2,
-)
+"""By kind of device; a CPU that computes bf16 natively is three times as fast as one that does not."""
 MIN_EPOCH = 200
 """Small data is drawn from several times in one epoch, up to so many images."""
+MIN_EPOCHS = 7
+"""Of large data an epoch sees a part, so that there are as many and the budget holds."""
+SHORT = 8
+"""A light training that sees its images fewer times cannot overfit: it learns faster, from images as they are."""
 BATCH_PIXELS = 8 * 256 * 256
 """One optimiser step sees about so many pixels, at least 2 and at most 16 images."""
 
 
 def default(source: DataSource, *, device: str, scale: Scale = "full") -> Recipe:
-    """Returns the recipe for this source on a "cpu" or "cuda" device."""
+    """Returns the recipe for this source on a "cpu" or "cuda" device.
+
+    What a CPU can afford depends on whether it computes bf16 natively.
+    """
     if not source.records:
         raise UserError(f"{source.root}: expected images with masks to learn from, found none")
-    budget = SMOKE if scale == "smoke" else BUDGETS[device]
+    budget = BUDGETS[kind_of(device)]
+    if scale == "smoke":
+        budget = smoked(budget)
     task = source.task
     policy = input_policy([record.size for record in source.records], budget)
+    is_whole = policy.mode == "resize"
     num_folds, num_training = plan_folds(source, budget)
     height, width = policy.size or (1, 1)
     pixels = height * width
     batch_size = int(min(max(BATCH_PIXELS // pixels, 4), 16)) if scale == "full" else 4
-    progressive = budget.progressive if policy.mode == "resize" else 0.0
-    draws = int(budget.total_pixels / num_folds / (pixels * (1 - 0.75 * progressive)))  # half the sides, a quarter
-    images_per_epoch = max(num_training, min(MIN_EPOCH, draws // 4), batch_size)
+    progressive = budget.whole.progressive if is_whole else 0.0
+    total_pixels = budget.whole.total_pixels if is_whole else budget.windows.total_pixels
+    draws = int(total_pixels / num_folds / (pixels * (1 - 0.75 * progressive)))  # at half the sides, a quarter
+    images_per_epoch = min(max(num_training, MIN_EPOCH), draws // MIN_EPOCHS)
+    images_per_epoch = max(images_per_epoch // batch_size, 1) * batch_size
     epochs = min(max(draws // images_per_epoch, 2), budget.max_epochs)
+    is_short = progressive > 0 and epochs * images_per_epoch < SHORT * num_training
     multiclass = task.kind == "multiclass"
     member = MemberSettings(
         name="unet",
         network=NetworkSettings(
-            architecture="unet", encoder=budget.encoder, channels=num_channels(source), decoder_channels=budget.decoder
+            architecture="unet",
+            encoder=budget.encoder,
+            channels=num_channels(source),
+            decoder_channels=budget.whole.decoder if is_whole else None,
         ),
         input=policy,
         loss=LossSettings.model_validate(
             {"terms": [{"kind": "cross_entropy" if multiclass else "bce"}, {"kind": "dice"}]}
         ),
-        optimiser=OptimiserSettings(kind="adamw", lr=1e-3, weight_decay=1e-2),
-        schedule=ScheduleSettings(kind="one_cycle"),
-        augment=PRESETS["symmetry_light" if policy.mode == "window" else "light"],
+        optimiser=OptimiserSettings(kind="adamw", lr=2e-3 if is_short else 1e-3, weight_decay=1e-2),
+        schedule=ScheduleSettings(kind="one_cycle", peak=0.15 if is_short else 0.3),
+        augment=PRESETS["mirror" if is_short else "light" if is_whole else "symmetry_light"],
         training=TrainingSettings(
             epochs=epochs,
             progressive=progressive,
@@ -118,6 +144,7 @@ def default(source: DataSource, *, device: str, scale: Scale = "full") -> Recipe
             ema_decay=0.99,
             clip_norm=1.0,
             validate_every=max(1, epochs // 5),
+            validate_from=progressive,
         ),
         validation_images=64,
     )
@@ -132,6 +159,25 @@ def default(source: DataSource, *, device: str, scale: Scale = "full") -> Recipe
         members=(member,),
         inference=InferenceSettings(views="flips" if policy.mode == "window" else "flip"),
     )
+
+
+def smoked(budget: Budget) -> Budget:
+    """Returns the budget of a trial that ends in seconds: the same networks on tiny pictures."""
+    return replace(
+        budget,
+        folds=2,
+        whole=replace(budget.whole, most_pixels=96 * 96, total_pixels=1.5e6),
+        windows=Windows(side=64, total_pixels=1.5e6),
+        max_epochs=2,
+    )
+
+
+def kind_of(device: str) -> str:
+    """Returns the device's kind, a key of ``BUDGETS``."""
+    import torch
+
+    is_fast = device == "cpu" and fast_precision(torch.device(device)) == "bf16"
+    return "cpu with bf16" if is_fast else device
 
 
 def num_channels(source: DataSource) -> int:
@@ -175,7 +221,7 @@ def input_policy(sizes: list[Size], budget: Budget) -> InputPolicy:
     """
     ratios = [height / width for height, width in sizes]
     if max(ratios) / min(ratios) > 1.02:
-        return InputPolicy(mode="window", size=(budget.window, budget.window), prefer_class=0.25)
+        return InputPolicy(mode="window", size=(budget.windows.side, budget.windows.side), prefer_class=0.25)
     (height, width), _ = Counter(sizes).most_common(1)[0]
-    shrink = min(1.0, math.sqrt(budget.full_pixels / (height * width)))
+    shrink = min(1.0, math.sqrt(budget.whole.most_pixels / (height * width)))
     return InputPolicy(mode="resize", size=(max(round(height * shrink), 1), max(round(width * shrink), 1)))
