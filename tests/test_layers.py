@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "maskloom"
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "records", "windows", "config", "files", "runtime", "progress"),
-    ("encodings", "masks"),
+    ("encodings", "masks", "rasters"),
     ("data",),
     ("models", "losses", "metrics"),
     ("inference",),
@@ -22,7 +22,9 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("api", "console", "cli", "__init__", "__main__"),
 )
 ROOMS_THAT_IGNORE_EACH_OTHER = ({"models", "losses", "metrics"}, {"ensembling", "outputs"})
-WITHOUT_TORCH = ("errors", "records", "windows", "config", "files", "progress", "encodings", "masks", "outputs")
+WITHOUT_TORCH = (
+    "errors", "records", "windows", "config", "files", "progress", "encodings", "masks", "rasters", "outputs",
+)  # fmt: skip
 
 
 def floor_of(room: str) -> int:

@@ -13,6 +13,7 @@ from hypothesis.extra.numpy import arrays
 
 from maskloom.masks import (
     Erosion,
+    clear_overlaps,
     components,
     fill_holes,
     hull_of_unsure,
@@ -251,3 +252,52 @@ def test_the_erosion_is_the_published_call() -> None:
     published = cv2.erode(region, (55, 55), iterations=10)  # type: ignore[call-overload]
     ours = cv2.erode(region, np.ones((11, 1), np.uint8), anchor=(0, 10))
     assert np.array_equal(published, ours) and 0 < published.sum() < region.sum()
+
+
+# --- overlaps --------------------------------------------------------------------------------------------------------
+
+BUILDINGS, ROADS, TREES, FAST, SLOW = 0, 2, 4, 6, 7
+DSTL_ORDER = [
+    (FAST, tuple(index for index in range(10) if index != FAST)),
+    (SLOW, (ROADS,)),
+    (BUILDINGS, tuple(index for index in range(10) if index != BUILDINGS)),
+    (ROADS, (SLOW,)),
+]
+
+
+@pytest.mark.parametrize("kind", [bool, np.uint8])
+@pytest.mark.parametrize(
+    ("classes", "left"),
+    [
+        ({BUILDINGS, ROADS, SLOW, FAST}, {FAST}),
+        ({ROADS, SLOW}, {SLOW}),
+        ({BUILDINGS, ROADS, TREES}, {BUILDINGS}),
+        ({BUILDINGS, SLOW}, {BUILDINGS}),
+        ({TREES, SLOW}, {TREES, SLOW}),
+        ({ROADS}, {ROADS}),
+        (set(), set()),
+    ],
+)
+def test_the_published_order_of_dstl(classes: set[int], left: set[int], kind: type) -> None:
+    maps = np.zeros((10, 1, 2), kind)
+    maps[sorted(classes), 0, 1] = 1
+    before = maps.copy()
+    cleared = clear_overlaps(maps, DSTL_ORDER)
+    assert cleared.dtype == kind
+    assert set(np.flatnonzero(cleared[:, 0, 1])) == left
+    assert not cleared[:, 0, 0].any()
+    assert np.array_equal(maps, before)
+
+
+def test_what_was_cleared_wins_nothing() -> None:
+    maps = np.ones((3, 1, 1), bool)
+    assert clear_overlaps(maps, [(0, (1,)), (1, (2,))]).ravel().tolist() == [True, False, True]
+
+
+def test_rules_for_maps_that_are_not_there_are_refused() -> None:
+    maps = np.ones((3, 1, 1), bool)
+    for rule in [(3, (0,)), (0, (-1,)), (0, (0, 1))]:
+        with pytest.raises(ValueError, match="among 3 maps"):
+            clear_overlaps(maps, [rule])
+    with pytest.raises(ValueError, match="C×H×W"):
+        clear_overlaps(maps[0], [])

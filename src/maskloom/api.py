@@ -1,4 +1,4 @@
-"""The Python door: fit, open_run, load_bundle, score, inspect. The command line is thin over this.
+"""The Python door: fit, open_run, load_bundle, score, convert, inspect. The command line is thin over this.
 
 Heavy rooms are imported by the function that needs them.
 """
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from maskloom.data.sources.base import DataSettings, DataSource
     from maskloom.models.segmenter import Segmenter
     from maskloom.outputs.comparison import Comparison
+    from maskloom.outputs.convert import Conversion
     from maskloom.recipe import Recipe, Scale
     from maskloom.records import Size
     from maskloom.stages.images import Opened, Prediction
@@ -368,7 +369,7 @@ def score(
     size: Size | None = None,
     foreground: bool = False,
 ) -> Comparison:
-    """Returns Dice and IoU of any two mask sets (folders, RLE tables, COCO files), independently of a run.
+    """Returns Dice and IoU of any two mask sets (folders, tables, COCO, vector files), independently of a run.
 
     ``ignore`` is a truth value that counts nowhere; ``classes`` names the labels 0, 1, …; ``skip_missing`` scores what
     both sides have; ``order`` ("row", "column") and ``base`` (0, 1) say how tables count pixels; ``size`` (height,
@@ -391,6 +392,66 @@ def score(
         size=size,
         foreground=foreground,
     )
+
+
+def convert(
+    source: Path | str,
+    out: Path | str,
+    *,
+    like: Path | str | None = None,
+    to: str | None = None,
+    classes: Sequence[str] | None = None,
+    foreground: bool = False,
+    ignore: int | None = None,
+    simplify: float = 0.0,
+    min_area: float = 0.0,
+    order: str = "row",
+    base: int = 1,
+    size: Size | None = None,
+    grid: Path | str | None = None,
+    progress: Progress | None = None,
+) -> Conversion:
+    """Returns what was written of masks in one kind of file, converted to another.
+
+    Args:
+        source: Folder of mask files, table of run lengths or WKT, COCO JSON, GeoJSON, GeoPackage or FlatGeobuf.
+        out: A folder (PNG masks), ``.csv`` or ``.csv.gz`` (run lengths), ``.json`` (COCO), ``.geojson``, ``.gpkg`` or
+            ``.fgb``. A folder must be new or hold masks converted before; a file is replaced.
+        like: Images (a folder or a file) whose sizes, CRS and transforms hold, or a sample table with names, columns
+            and order.
+        to: "geotiff" or "layers" (one PNG per class) for a folder, "wkt" for a table, where the default is not meant.
+        classes: Names of the labels 0, 1, …; one name is that of the foreground.
+        foreground: Take every value above 0 (instance ids) as one class.
+        ignore: A value of mask files that is no class.
+        simplify: Distance in pixels by which outlines may move to have fewer vertices.
+        min_area: Parts of less than so many square pixels are left out.
+        order: "row" or "column": how tables of run lengths count pixels, read and written.
+        base: 0 or 1: the number of the first pixel in them.
+        size: (height, width) of images whose size nothing else tells.
+        grid: ``grid_sizes.csv`` of the Dstl contest, for WKT in its coordinates.
+        progress: Hears notes and how far it is.
+
+    Raises:
+        UserError: For every mistake in options or data; nothing is left half-written.
+    """
+    from maskloom.outputs.convert import ConvertOptions, convert_masks
+
+    if order not in ("row", "column") or base not in (0, 1):
+        raise UserError(f"expected order row or column and base 0 or 1, found {order!r} and {base}")
+    options = ConvertOptions(
+        like=None if like is None else Path(like),
+        to=to,
+        classes=None if classes is None else tuple(classes),
+        foreground=foreground,
+        ignore=ignore,
+        simplify=simplify,
+        min_area=min_area,
+        order="row" if order == "row" else "column",
+        base=1 if base == 1 else 0,
+        size=size,
+        grid=None if grid is None else Path(grid),
+    )
+    return convert_masks(Path(source), Path(out), options, progress or Silent())
 
 
 def inspect(

@@ -109,7 +109,7 @@ def evaluate(run: Run, json: Json = False) -> None:
 
 @app.command()
 def score(
-    truth: Annotated[Path, typer.Argument(help="Folder of masks, RLE table or COCO file with the truth.")],
+    truth: Annotated[Path, typer.Argument(help="Folder of masks, table, COCO or vector file with the truth.")],
     prediction: Annotated[Path, typer.Argument(help="The same for what is scored.")],
     json: Json = False,
     ignore: Annotated[int | None, typer.Option("--ignore", help="Truth value that counts nowhere.")] = None,
@@ -129,6 +129,34 @@ def score(
         size=_size(size), foreground=foreground,
     )  # fmt: skip
     print(_json(result.to_json()) if json else result.table())
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="Folder of masks, table, COCO file or vector file.")],
+    out: Annotated[Path, typer.Argument(help="Folder, .csv, .csv.gz, .json, .geojson, .gpkg or .fgb.")],
+    like: Annotated[Path | None, typer.Option("--like", help="Images with size and CRS, or a sample table.")] = None,
+    to: Annotated[str | None, typer.Option("--to", help="geotiff or layers for a folder, wkt for a table.")] = None,
+    classes: Annotated[str | None, typer.Option("--classes", help="Names of the labels 0, 1, …: a,b,c.")] = None,
+    foreground: Annotated[bool, typer.Option("--foreground", help="Take every value above 0 as one class.")] = False,
+    ignore: Annotated[int | None, typer.Option("--ignore", help="Value of mask files that is no class.")] = None,
+    simplify: Annotated[float, typer.Option("--simplify", help="Pixels by which outlines may move.")] = 0.0,
+    min_area: Annotated[float, typer.Option("--min-area", help="Leave out smaller parts; in pixels.")] = 0.0,
+    order: Annotated[str, typer.Option("--order", help="How run lengths count pixels: row or column.")] = "row",
+    base: Annotated[int, typer.Option("--base", help="Number of the first pixel in run lengths: 0 or 1.")] = 1,
+    size: Annotated[str | None, typer.Option("--size", help="HEIGHTxWIDTH where nothing else tells.")] = None,
+    grid: Annotated[Path | None, typer.Option("--grid", help="grid_sizes.csv of the Dstl contest, for WKT.")] = None,
+) -> None:
+    """Convert masks between PNG and GeoTIFF folders, run lengths, COCO, WKT tables, GeoJSON, GeoPackage, FlatGeobuf."""
+    from maskloom import api
+
+    names = classes.split(",") if classes else None
+    with _terminal() as terminal:
+        done = api.convert(
+            source, out, like=like, to=to, classes=names, foreground=foreground, ignore=ignore, simplify=simplify,
+            min_area=min_area, order=order, base=base, size=_size(size), grid=grid, progress=terminal,
+        )  # fmt: skip
+    print(f"{done.num_images} images in {done.out} ({done.kind})")
 
 
 @app.command()

@@ -19,6 +19,8 @@ from typing import Any
 from maskloom.errors import UserError
 
 TEMPORARY_PREFIX = ".partial-"
+OWNER = ".maskloom.json"
+"""The file that says in a folder of masks which run or conversion filled it."""
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 """What the operating system says when there is no more room."""
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)

@@ -1,11 +1,12 @@
-"""What one does to a mask: connected components with their boxes, holes, hulls, far, small and thin parts.
+"""What one does to a mask: connected components with their boxes, holes, hulls, far, small and thin parts; overlaps.
 
 A mask is a bool array H×W; functions return new arrays. Lengths are in pixels, areas in square pixels. Knows nothing
-about classes and files.
+about what classes mean, nor about files.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -191,3 +192,24 @@ def _largest_contour(region: np.ndarray) -> np.ndarray | None:
     contours, _ = cv2.findContours(np.ascontiguousarray(region), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     largest = max(contours, key=cv2.contourArea, default=None)
     return largest if largest is not None and cv2.contourArea(largest) > 0 else None
+
+
+def clear_overlaps(maps: np.ndarray, rules: Sequence[tuple[int, tuple[int, ...]]]) -> np.ndarray:
+    """Returns maps C×H×W, bool or uint8 of 0 and 1, in which overlapping classes give way to each other.
+
+    Each rule names a winner and its losers by index: where the winner is set, its losers are cleared. Rules hold in
+    their order, so what one has cleared wins nothing in a later one. Raises ``ValueError`` for an index that is none.
+
+    >>> clear_overlaps(np.array([[[1, 1]], [[0, 1]]], bool), [(1, (0,))]).astype(int).tolist()
+    [[[1, 0]], [[0, 1]]]
+    """
+    if maps.ndim != 3 or maps.dtype not in (bool, np.uint8):
+        raise ValueError(f"expected bool or uint8 maps C×H×W, got {maps.dtype} {maps.shape}")
+    cleared = maps.copy()
+    for winner, losers in rules:
+        if winner in losers or not all(0 <= index < len(maps) for index in (winner, *losers)):
+            raise ValueError(f"expected a winner and other losers among {len(maps)} maps, got {winner} and {losers}")
+        is_won = cleared[winner] != 0
+        for loser in losers:
+            cleared[loser][is_won] = 0
+    return cleared

@@ -16,6 +16,7 @@ import pytest
 
 from maskloom.data.image_io import write_png
 from maskloom.errors import BadFile, UserError
+from maskloom.files import OWNER
 from maskloom.inference.merging import RESULT
 from maskloom.progress import Silent
 from maskloom.records import Task
@@ -70,7 +71,7 @@ def rows(out: Path) -> dict[str, str]:
 def test_only_photos_are_found(folder: Path, tmp_path: Path) -> None:
     for name in (".hidden.png", "._b.png", ".partial-x.png", ".thumbs/b.png", "out/b.png", "older/c.png"):
         photo(folder / name, 0)
-    (folder / "older" / stage.MARKER).write_text("{}")
+    (folder / "older" / OWNER).write_text("{}")
     (folder / "folder.png").mkdir()
     notes: list[str] = []
     found = find_images(folder, out=folder / "out", bad=None, note=notes.append)

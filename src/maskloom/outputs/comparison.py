@@ -1,4 +1,4 @@
-"""Scores of one mask set against another, independent of any run: folders, tables of run lengths, COCO files.
+"""Scores of one mask set against another, independent of any run: folders, tables, COCO files, polygons.
 
 Every image is read once; what is kept of it is how often each pair of stored values occurs, so that what the values
 mean (foreground, labels, instance ids) can be decided when all have been seen.
@@ -20,6 +20,7 @@ from maskloom.encodings.rle import Base, Order
 from maskloom.errors import UserError
 from maskloom.metrics import Counts, dice, iou, per_class, score_records
 from maskloom.outputs.mask_sets import FolderMasks, MaskSet, TableMasks, open_mask_set
+from maskloom.outputs.polygon_sets import PolygonMasks
 from maskloom.records import Size
 from maskloom.runtime import num_cores
 
@@ -95,7 +96,7 @@ def compare(
     base: Base = 1,
     foreground: bool = False,
 ) -> Comparison:
-    """Returns the scores of ``prediction`` against ``truth``, each a folder, a CSV of run lengths or a COCO JSON.
+    """Returns the scores of ``prediction`` against ``truth``: folders, CSV of run lengths or WKT, COCO, vector files.
 
     Masks are matched by name (stem, without ``_mask``). Binary with ``foreground`` (every value above 0 is the one
     class, as instance ids want it) or when each side has at most one value beside 0, else the values are labels.
@@ -105,7 +106,11 @@ def compare(
     """
     if foreground and classes:
         raise UserError("expected either foreground or the names of classes, found both; leave one of them out")
-    sides = (open_mask_set(truth, order=order, base=base), open_mask_set(prediction, order=order, base=base))
+    folders = [FolderMasks.open(path) if path.is_dir() else None for path in (truth, prediction)]
+    sides = (
+        folders[0] or open_mask_set(truth, order=order, base=base, images=folders[1]),
+        folders[1] or open_mask_set(prediction, order=order, base=base, images=folders[0]),
+    )
     true_set, predicted_set = sides if foreground else _numbered(*sides, classes)
     names, missing_predictions, missing_truths = _matched(true_set, predicted_set, skip_missing)
     count = partial(_count_pairs, true_set, predicted_set, ignore=ignore, default=size)
@@ -136,10 +141,10 @@ def _figure(score: float) -> str:
 
 
 def _numbered(truth: MaskSet, prediction: MaskSet, classes: Sequence[str] | None) -> tuple[MaskSet, MaskSet]:
-    """Returns both sides with one label value per class name where a table names its classes."""
+    """Returns both sides with one label value per class name where a table or vector file names its classes."""
     sides: list[MaskSet] = [truth, prediction]
     for index, side in enumerate(sides):
-        if not isinstance(side, TableMasks) or not side.has_names:
+        if not isinstance(side, TableMasks | PolygonMasks) or not side.has_names:
             continue
         other = sides[1 - index]
         if classes:
@@ -149,7 +154,7 @@ def _numbered(truth: MaskSet, prediction: MaskSet, classes: Sequence[str] | None
                 f"{side.origin}: classes are named ({', '.join(list(side.labels_of)[:_NUM_NAMED])}), "
                 f"{other.origin} has values; state the class names in the order of their labels"
             )
-        elif isinstance(other, TableMasks):
+        elif isinstance(other, TableMasks | PolygonMasks):
             both = sorted(set(side.labels_of) | set(other.labels_of))
             known = {name: value for value, name in enumerate(both, start=1)}
         else:
@@ -194,8 +199,8 @@ def _count_pairs(truth: MaskSet, prediction: MaskSet, name: str, *, ignore: int 
     size = truth.size(name) or prediction.size(name) or default
     if size is None:
         raise UserError(
-            "two tables do not tell the images' sizes: state the size (--size HEIGHTxWIDTH), or give one side as "
-            "files or COCO"
+            "two sides of tables or polygons do not tell the images' sizes: state the size (--size HEIGHTxWIDTH), or "
+            "give one side as files or COCO"
         )
     true_values, predicted = truth.values(name, size), prediction.values(name, size)
     if true_values.shape != predicted.shape:

@@ -1,4 +1,4 @@
-"""Mask sets as others hand them over: a folder of mask files, a table of run lengths, a COCO JSON.
+"""Mask sets as others hand them over: a folder of mask files, a table of run lengths, a COCO JSON, polygons.
 
 A set gives one array of stored values H×W per name. Names are what is left of a file name or id without folder of the
 set, image suffix and a trailing ``_mask``. Knows nothing about scores or runs.
@@ -6,20 +6,25 @@ set, image suffix and a trailing ``_mask``. Knows nothing about scores or runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from maskloom.data.image_io import IMAGE_SUFFIXES, image_size, read_mask_values
 from maskloom.encodings.polygons import rasterize_coco
-from maskloom.encodings.rle import Base, Order, coco_decode
+from maskloom.encodings.rle import Base, Order, coco_runs, fill_runs
 from maskloom.errors import BadFile, UserError
 from maskloom.files import read_json
 from maskloom.outputs.tables import SubmissionFormat, SubmissionRow, open_table, read_submission
+from maskloom.outputs.vectors import VECTOR_SUFFIXES, is_wkt_table
+from maskloom.rasters.georeference import Georeference, read_georeference
 from maskloom.records import Size
+
+if TYPE_CHECKING:
+    from maskloom.encodings.grid_coordinates import Grid
 
 NAME_COLUMNS = ("img", "id", "image", "name", "imageid", "image_id", "filename", "file_name")
 MASK_COLUMNS = ("rle_mask", "rle", "mask", "runs", "encodedpixels", "encoded_pixels", "segmentation")
@@ -47,6 +52,9 @@ class MaskSet(Protocol):
     def values(self, name: str, size: Size) -> np.ndarray:
         """Returns the stored values, integers H×W; a colour is the number 0xRRGGBB."""
 
+    def layers(self, name: str, size: Size) -> dict[int, np.ndarray]:
+        """Returns a bool mask H×W per value that occurs, 0 left out; masks of pieces may overlap."""
+
 
 def plain_name(name: str) -> str:
     """Returns a file name or id without image suffix and without a trailing ``_mask``; sub-folders stay."""
@@ -56,23 +64,41 @@ def plain_name(name: str) -> str:
     return str(path).removesuffix("_mask")
 
 
-def open_mask_set(path: Path, *, order: Order = "row", base: Base = 1) -> MaskSet:
-    """Returns the set at ``path``: a folder, a ``.csv`` or ``.csv.gz``, or a COCO ``.json``; raises ``UserError``.
+def open_mask_set(
+    path: Path,
+    *,
+    order: Order = "row",
+    base: Base = 1,
+    images: FolderMasks | None = None,
+    grids: Mapping[str, Grid] | None = None,
+    note: Callable[[str], None] = lambda _: None,
+) -> MaskSet:
+    """Returns the set at ``path``: a folder, a table, a COCO ``.json``, or a vector file; raises ``UserError``.
 
-    ``order`` and ``base`` say how the pixels of a table are counted.
+    ``order`` and ``base`` say how a table of run lengths counts pixels. ``images`` are those that polygons in the units
+    of a CRS are placed on, ``grids`` those of polygons in the coordinates of the Dstl contest.
     """
+    from maskloom.outputs.polygon_sets import PolygonMasks  # which builds on this module
+
     if path.is_dir():
         return FolderMasks.open(path)
     if not path.exists():
         raise UserError(f"{path}: no such folder or file of masks")
     if path.suffix.lower() == ".json":
         return CocoMasks.open(path)
-    if path.name.lower().endswith((".csv", ".csv.gz")):
+    is_table = path.name.lower().endswith((".csv", ".csv.gz"))
+    if path.suffix.lower() in VECTOR_SUFFIXES or (is_table and is_wkt_table(path)):
+        return PolygonMasks.open(path, images=images, grids=grids, note=note)
+    if is_table:
         return TableMasks.open(path, order=order, base=base)
-    raise UserError(f"{path}: expected a folder of masks, a .csv or .csv.gz of run lengths, or a COCO .json")
+    raise UserError(
+        f"{path}: expected a folder of masks, a .csv or .csv.gz of run lengths or WKT, a COCO .json, or a vector file "
+        f"({', '.join(VECTOR_SUFFIXES)})"
+    )
 
 
-def _by_name(items: Iterable[tuple[str, Any]], origin: Path) -> dict[str, Any]:
+def by_name(items: Iterable[tuple[str, Any]], origin: Path) -> dict[str, Any]:
+    """Returns the items by name; raises ``UserError`` for a name that comes twice."""
     found: dict[str, Any] = {}
     for name, item in items:
         if name in found:
@@ -98,14 +124,14 @@ class FolderMasks:
         visible = [path for path in relative if not any(part.startswith(".") for part in path.parts)]
         if not visible:
             raise UserError(f"{folder}: expected mask files ({' '.join(IMAGE_SUFFIXES)}), found none")
-        return cls(folder, _by_name(((plain_name(path.as_posix()), folder / path) for path in visible), folder))
+        return cls(folder, by_name(((plain_name(path.as_posix()), folder / path) for path in visible), folder))
 
     @property
     def names(self) -> Iterable[str]:
         """The names, each once."""
         return self.files.keys()
 
-    def size(self, name: str) -> Size | None:
+    def size(self, name: str) -> Size:
         """Returns (height, width) from the file's header."""
         return image_size(self.files[name])
 
@@ -116,6 +142,15 @@ class FolderMasks:
             return stored
         red, green, blue = (stored[:, :, channel].astype(np.int32) for channel in range(3))
         return red << 16 | green << 8 | blue
+
+    def layers(self, name: str, size: Size) -> dict[int, np.ndarray]:
+        """Returns a bool mask H×W per value that occurs, 0 left out."""
+        stored = self.values(name, size)
+        return {int(value): stored == value for value in np.unique(stored) if value}
+
+    def georeference(self, name: str) -> Georeference | None:
+        """Returns where the file's pixels lie on the ground, or None where it does not say."""
+        return read_georeference(self.files[name])
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,19 +172,17 @@ class TableMasks:
         if not rows:
             raise BadFile(path, "expected rows of run lengths, found only a header")
         classes = sorted({row.class_name for parts in rows.values() for row in parts})
-        return cls(path, form, rows, _class_values(classes))
+        return cls(path, form, rows, class_values(classes))
 
     def numbered(self, values: Mapping[str, int]) -> TableMasks:
         """Returns the table with these label values for its classes; raises ``UserError`` for a class without one."""
-        unknown = sorted(set(self.labels_of) - set(values))
-        if unknown:
-            raise UserError(f"{self.origin}: class {unknown[0]!r} is not among {', '.join(map(str, values))}")
-        return TableMasks(self.origin, self.form, self.rows, values)
+        check_classes(self.origin, self.labels_of, values)
+        return replace(self, labels_of=values)
 
     @property
     def has_names(self) -> bool:
         """Whether classes are names whose label values the table alone does not tell."""
-        return len(self.labels_of) > 1 and not all(name.isdecimal() for name in self.labels_of)
+        return are_names(self.labels_of)
 
     @property
     def names(self) -> Iterable[str]:
@@ -162,9 +195,13 @@ class TableMasks:
 
     def values(self, name: str, size: Size) -> np.ndarray:
         """Returns the label values, H×W."""
-        return _painted(self._layers(name, size), size, f"{self.origin}: {name}")
+        return painted(self._pieces(name, size), size, f"{self.origin}: {name}")
 
-    def _layers(self, name: str, size: Size) -> Iterator[tuple[int, np.ndarray]]:
+    def layers(self, name: str, size: Size) -> dict[int, np.ndarray]:
+        """Returns the bool mask H×W of each label value; they may overlap."""
+        return _united(self._pieces(name, size))
+
+    def _pieces(self, name: str, size: Size) -> Iterator[tuple[int, np.ndarray]]:
         for row in self.rows[name]:
             try:
                 mask = self.form.decode(row.runs, size)
@@ -187,11 +224,24 @@ def recognise_format(path: Path, *, order: Order = "row", base: Base = 1) -> Sub
     return SubmissionFormat(columns=tuple(columns), order=order, base=base)
 
 
-def _class_values(classes: Sequence[str]) -> dict[str, int]:
-    """Returns a label value per class: 1 for a single one, the number for numbers, else in alphabetical order."""
+def class_values(classes: Sequence[str]) -> dict[str, int]:
+    """Returns a label value per class: 1 for a single one, the number for numbers, else 1, 2, … in their order."""
     if len(classes) > 1 and all(name.isdecimal() for name in classes):
         return {name: int(name) for name in classes}
     return {name: index for index, name in enumerate(classes, start=1)}
+
+
+def are_names(labels_of: Mapping[str, int]) -> bool:
+    """Whether several classes are names, which alone do not tell their label values."""
+    return len(labels_of) > 1 and not all(name.isdecimal() for name in labels_of)
+
+
+def check_classes(origin: Path, classes: Iterable[str], known: Iterable[str]) -> None:
+    """Raises ``UserError`` for a class of the set at ``origin`` that is not among the known ones."""
+    names = list(known)
+    unknown = sorted(set(classes) - set(names))
+    if unknown:
+        raise UserError(f"{origin}: class {unknown[0]!r} is not among {', '.join(names)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +268,7 @@ class CocoMasks:
             labels = {str(each["name"]): int(each["id"]) for each in content.get("categories", [])}
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise BadFile(path, f"expected COCO images, annotations and categories, found {error!r}") from None
-        return cls(path, _by_name(images, path), annotations, labels)
+        return cls(path, by_name(images, path), annotations, labels)
 
     @property
     def names(self) -> Iterable[str]:
@@ -231,19 +281,43 @@ class CocoMasks:
 
     def values(self, name: str, size: Size) -> np.ndarray:
         """Returns the category ids, H×W, 0 where nothing is annotated."""
-        return _painted(self._layers(name), self.images[name][1], f"{self.origin}: {name}")
+        return painted(self.layers(name, size).items(), self.images[name][1], f"{self.origin}: {name}")
 
-    def _layers(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
+    def layers(self, name: str, size: Size) -> dict[int, np.ndarray]:
+        """Returns the bool mask H×W of each category id; they may overlap."""
         identity, size = self.images[name]
+        segments: dict[int, list[Any]] = {}
         for each in self.annotations.get(identity, ()):
-            segments = each["segmentation"]
-            try:
-                mask = coco_decode(segments) if isinstance(segments, dict) else rasterize_coco(segments, size)
-            except (UserError, TypeError) as error:
-                raise BadFile(self.origin, f"image {name!r}: {error}") from None
-            if mask.shape != size:
-                raise BadFile(self.origin, f"image {name!r} is {size}, a segmentation {mask.shape} (height, width)")
-            yield int(each["category_id"]), mask
+            segments.setdefault(int(each["category_id"]), []).append(each["segmentation"])
+        try:
+            return {category: _coco_mask(parts, size) for category, parts in segments.items()}
+        except (UserError, TypeError) as error:
+            raise BadFile(self.origin, f"image {name!r}: {error}") from None
+
+
+def _coco_mask(segments: Sequence[Any], size: Size) -> np.ndarray:
+    """Returns the union of COCO segmentations, H×W; run lengths are united as runs, without drawing each."""
+    starts, ends, polygons = [], [], []
+    for segment in segments:
+        if isinstance(segment, dict):
+            *runs, found = coco_runs(segment)
+            if found != size:
+                raise UserError(f"the image is {size}, a segmentation {found} (height, width)")
+            starts.append(runs[0])
+            ends.append(runs[1])
+        else:
+            polygons += segment
+    mask = rasterize_coco(polygons, size)
+    return mask | fill_runs(*_merged(starts, ends), size, order="column") if starts else mask
+
+
+def _merged(starts: Sequence[np.ndarray], ends: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the starts and ends of the union of runs: sorted and apart."""
+    begin = np.concatenate(starts)
+    order = np.argsort(begin, kind="stable")
+    begin, end = begin[order], np.maximum.accumulate(np.concatenate(ends)[order])
+    is_first = np.append(True, begin[1:] > end[:-1])[: len(begin)]
+    return begin[is_first], end[np.append(is_first[1:], True)[: len(end)]]
 
 
 def _coco_size(image: Mapping[str, Any]) -> Size:
@@ -259,14 +333,25 @@ def _from_results(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"images": images, "annotations": results}
 
 
-def _painted(layers: Iterable[tuple[int, np.ndarray]], size: Size, origin: str) -> np.ndarray:
-    """Returns one label map of masks that must not overlap unless they are of one value; 0 is left where none is."""
-    labels = np.zeros(size, np.int32)
+def _united(pieces: Iterable[tuple[int, np.ndarray]]) -> dict[int, np.ndarray]:
+    layers: dict[int, np.ndarray] = {}
+    for value, mask in pieces:
+        layers[value] = layers[value] | mask if value in layers else mask
+    return layers
+
+
+def painted(layers: Iterable[tuple[int, np.ndarray]], size: Size, origin: str, *, blank: int = 0) -> np.ndarray:
+    """Returns one label map, int32 H×W, of masks that must not overlap unless they are of one value.
+
+    ``blank`` is left where none of them is. Raises ``UserError``, beginning with ``origin``, for an overlap.
+    """
+    labels = np.full(size, blank, np.int32)
     taken = np.zeros(size, bool)
     for value, mask in layers:
         if np.any(taken & mask & (labels != value)):
             raise UserError(
-                f"{origin}: masks of different classes overlap; write them as <id>/<class>.png and score those"
+                f"{origin}: masks of different classes overlap; write them as <id>/<class>.png (convert: --to layers) "
+                "and use those"
             )
         labels[mask] = value
         taken |= mask

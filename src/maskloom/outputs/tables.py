@@ -100,7 +100,7 @@ class SubmissionWriter:
     def __enter__(self) -> Self:
         """Opens the file under a temporary name and writes the header."""
         with ExitStack() as stack:
-            stream = stack.enter_context(_text_writer(self._path))
+            stream = stack.enter_context(text_writer(self._path))
             self._rows = csv.writer(stream, lineterminator="\n")
             self._rows.writerow(self._form.columns)
             self._order: InOrder[tuple[str, str]] = InOrder(self._keys, self._emit, folder=self._path.parent)
@@ -130,7 +130,7 @@ class SubmissionWriter:
 
 
 @contextmanager
-def _text_writer(path: Path) -> Iterator[IO[str]]:
+def text_writer(path: Path) -> Iterator[IO[str]]:
     """Yields a UTF-8 stream of a file that appears whole or not at all; compressed for ``.gz``, without a time."""
     with ExitStack() as stack:
         temporary = stack.enter_context(atomic_path(path))
@@ -259,7 +259,7 @@ class CocoWriter:
     def __enter__(self) -> Self:
         """Opens the file under a temporary name."""
         with ExitStack() as stack:
-            self._stream = stack.enter_context(_text_writer(self._path))
+            self._stream = stack.enter_context(text_writer(self._path))
             self._stream.write('{\n"annotations": [')
             stack.push(self._finish)
             self._stack = stack.pop_all()

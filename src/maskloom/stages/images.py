@@ -19,7 +19,7 @@ from maskloom.data.sources.base import first_problem, measure
 from maskloom.data.sources.folder import image_files
 from maskloom.encodings.rle import decode_runs
 from maskloom.errors import BadFile, UserError
-from maskloom.files import checksum, fingerprint, read_json, write_json
+from maskloom.files import OWNER, checksum, fingerprint, read_json, write_json
 from maskloom.inference.merging import RESULT
 from maskloom.inference.predictor import Predictor
 from maskloom.inference.streaming import predict_records
@@ -36,8 +36,6 @@ from maskloom.stages.rows import read_rows, write_rows
 from maskloom.stages.scoring import image_reader
 
 FORMATS = ("png", "prob", "rle", "coco")
-MARKER = ".maskloom.json"
-"""Says in a folder of predictions whose they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +170,7 @@ def _photos(root: Path, out: Path, note: Callable[[str], None]) -> list[Path]:
 
     def holds_predictions(folder: Path) -> bool:
         if folder not in holds:
-            own = (folder / MARKER).is_file() or folder.resolve() == target
+            own = (folder / OWNER).is_file() or folder.resolve() == target
             holds[folder] = own or holds_predictions(folder.parent)
         return holds[folder]
 
@@ -184,7 +182,7 @@ def _photos(root: Path, out: Path, note: Callable[[str], None]) -> list[Path]:
 
 def mark_output(out: Path, run: RunDirectory, to: str, images: Path) -> None:
     """Writes whose predictions a folder holds; refuses a folder with those of another run or of other images."""
-    marker = out / MARKER
+    marker = out / OWNER
     described = {"ensemble": checksum(run.ensemble), "to": to, "images": str(images.resolve())}
     if marker.is_file() and (found := read_json(marker)) != described:
         same = isinstance(found, dict) and found | {"images": described["images"]} == described

@@ -1,0 +1,255 @@
+"""Masks → polygons: the exact outlines of pixels, and what makes them presentable.
+
+Coordinates are pixels: x to the right, y down, (0, 0) the outer corner of the first pixel. Outlines run along the
+edges of pixels, so the way back (``rasterize_wkt``) loses nothing. Knows nothing about files, classes or the ground.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from maskloom.masks import label_components
+
+if TYPE_CHECKING:
+    from shapely import Polygon
+    from shapely.geometry.base import BaseGeometry
+
+
+def outlines(mask: np.ndarray) -> list[Polygon]:
+    """Returns the outlines of a bool mask H×W, one polygon with its holes per 4-connected piece, by first pixel.
+
+    Pieces that meet at a corner are two polygons. No ring touches itself: where the rim of a piece meets itself at a
+    corner, what it encloses is a hole. So every polygon is valid, and so is the MultiPolygon of all.
+
+    >>> [polygon.wkt for polygon in outlines(np.array([[False, True, True]]))]
+    ['POLYGON ((1 0, 3 0, 3 1, 1 1, 1 0))']
+    """
+    import shapely
+
+    if mask.ndim != 2 or mask.dtype != bool:
+        raise ValueError(f"expected a bool mask H×W, got {mask.dtype} {mask.shape}")
+    segments = _Segments(mask)
+    order, starts = segments.rings()
+    if not len(order):
+        return []
+    firsts = order[starts[:-1]]
+    is_shell = segments.is_above[firsts]  # the topmost edge of a shell has its piece below, that of a hole above
+    owners = _owners(mask, segments, firsts, is_shell)
+    sequence = np.lexsort((~is_shell, owners))  # each shell before its holes; stable, so holes keep their order
+    counts = np.diff(starts)[sequence]
+    places = np.repeat(starts[:-1][sequence], counts) + _counted(counts)
+    coordinates, ring_ends = segments.closed_rings(order[places], counts)
+    polygon_starts = np.flatnonzero(is_shell[sequence])
+    offsets = (np.append(0, ring_ends), np.append(polygon_starts, len(counts)))
+    polygons: list[Polygon] = shapely.from_ragged_array(shapely.GeometryType.POLYGON, coordinates, offsets).tolist()
+    return polygons
+
+
+def _counted(counts: np.ndarray) -> np.ndarray:
+    """Returns 0…n-1 for each count n, one after the other."""
+    ends = np.cumsum(counts)
+    counted: np.ndarray = np.arange(ends[-1]) - np.repeat(ends - counts, counts)
+    return counted
+
+
+def _owners(mask: np.ndarray, segments: _Segments, firsts: np.ndarray, is_shell: np.ndarray) -> np.ndarray:
+    """Returns for each ring the number of the shell around its piece; pieces are labelled only if there are holes."""
+    if is_shell.all():
+        return np.arange(len(firsts))
+    labels, count = label_components(mask, connectivity=4)
+    pieces = labels[segments.y[firsts] - ~is_shell, np.minimum(segments.start[firsts], segments.end[firsts])]
+    shell_of = np.zeros(count + 1, np.int64)
+    shell_of[pieces[is_shell]] = np.arange(np.count_nonzero(is_shell))
+    owners: np.ndarray = shell_of[pieces]
+    return owners
+
+
+@dataclass(frozen=True, slots=True)
+class _Corners:
+    """Where the outline turns, row by row: each corner ends one horizontal and one vertical edge.
+
+    ``falls``: the pixel below and to the right is set. Where two pixels meet at a corner, like \\ or like /, two
+    corners lie in one place: first the end of the edge on the left, then (``is_second``) the start of the edge on the
+    right. ``order_down`` sorts the corners column by column.
+    """
+
+    y: np.ndarray
+    x: np.ndarray
+    falls: np.ndarray
+    is_second: np.ndarray
+    order_down: np.ndarray
+
+
+def _corners(mask: np.ndarray) -> _Corners:
+    height, width = mask.shape
+    padded = np.pad(mask, 1)
+    changes = padded[:, 1:] ^ padded[:, :-1]
+    turns = changes[1:] ^ changes[:-1]
+    meetings = changes[1:] & changes[:-1]
+    meetings &= padded[1:, 1:] ^ padded[:-1, 1:]
+    turns |= meetings
+    places = np.flatnonzero(turns)
+    is_meeting = meetings.ravel()[places]
+    twice = np.repeat(np.arange(len(places)), 1 + is_meeting)
+    is_second = np.diff(twice, prepend=-1) == 0
+    y, x = np.divmod(places[twice], width + 1)
+    falls = padded[y + 1, x + 1]
+    # The corner of the upper pixel comes first on the way down: the left one of \, the right one of /.
+    is_lower = is_meeting[twice] & (is_second == falls)
+    return _Corners(y, x, falls, is_second, np.argsort((x * (height + 1) + y) * 2 + is_lower))
+
+
+class _Segments:
+    """The horizontal edges of a mask, row by row, each directed so that the mask lies to its right (on the screen).
+
+    ``start`` and ``end`` are x, ``y`` is the row of both; ``is_above``: the mask lies below the edge. A ring is a cycle
+    of ``following``: a vertical edge leads from the end of a segment to the start of the one that follows.
+    """
+
+    def __init__(self, mask: np.ndarray) -> None:
+        corners = _corners(mask)
+        down = corners.order_down
+        partner = np.empty_like(down)  # the corner at the other end of the vertical edge
+        partner[down[0::2]], partner[down[1::2]] = down[1::2], down[0::2]
+        left, right = np.arange(0, len(down), 2), np.arange(1, len(down), 2)
+        self.is_above = corners.falls[left]
+        first, last = np.where(self.is_above, left, right), np.where(self.is_above, right, left)
+        self.y, self.start, self.end = corners.y[first], corners.x[first], corners.x[last]
+        self.following = partner[last] // 2
+        second = np.flatnonzero(corners.is_second)
+        self._meetings = np.stack([second - 1, second]) // 2  # pairs of segments that meet at a pixel's corner
+        self._meet_at_start = corners.falls[second]  # both start there if the pixels lie like \, end there if like /
+
+    def rings(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the segments ring by ring, and where each ring starts (and the last ends); none touches itself."""
+        following, ring = self.following, _smallest_on_cycle(self.following)
+        touches = ring[self._meetings[0]] == ring[self._meetings[1]]
+        if touches.any():
+            following = self._split(touches)
+            ring = _smallest_on_cycle(following)
+        return _in_turn(following, ring)
+
+    def _split(self, touches: np.ndarray) -> np.ndarray:
+        """Returns ``following`` with its ways exchanged at these meetings, which makes two rings of each one.
+
+        Curves on one side of a ring do not cross, so the exchanges do not disturb each other.
+        """
+        ways = []
+        for here in (touches & self._meet_at_start, touches & ~self._meet_at_start):
+            way = np.arange(len(self.following))
+            one, other = self._meetings[:, here]
+            way[one], way[other] = other, one
+            ways.append(way)
+        starts, ends = ways
+        split: np.ndarray = starts[self.following[ends]]
+        return split
+
+    def closed_rings(self, order: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the coordinates (x, y) of rings of so many segments, and where each ends; first point = last."""
+        ends = np.cumsum(2 * counts + 1)
+        within = np.arange(len(order)) * 2 + np.repeat(np.arange(len(counts)), counts)
+        coordinates = np.empty((ends[-1], 2))
+        coordinates[within, 0], coordinates[within + 1, 0] = self.start[order], self.end[order]
+        coordinates[within, 1] = coordinates[within + 1, 1] = self.y[order]
+        coordinates[ends - 1] = coordinates[ends - 1 - 2 * counts]
+        return coordinates, ends
+
+
+def _smallest_on_cycle(following: np.ndarray) -> np.ndarray:
+    """Returns for each member of a permutation the smallest one on its cycle, looking twice as far ahead each time."""
+    smallest, ahead = np.arange(len(following)), following
+    while True:
+        smaller = np.minimum(smallest, smallest[ahead])
+        if np.array_equal(smaller, smallest):
+            return smallest
+        smallest, ahead = smaller, ahead[ahead]
+
+
+def _in_turn(following: np.ndarray, smallest: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the members cycle by cycle, each from its smallest on; where each cycle starts, and the last ends."""
+    members = np.arange(len(following))
+    is_first = smallest == members
+    ahead, steps = np.where(is_first, members, following), (~is_first).astype(np.int64)  # steps to the smallest
+    while (more := steps[ahead]).any():
+        steps += more
+        ahead = ahead[ahead]
+    cycle = (np.cumsum(is_first) - 1)[smallest]
+    counts = np.bincount(cycle)
+    starts = np.append(0, np.cumsum(counts))
+    order = np.empty_like(members)
+    order[starts[cycle] + (-steps) % counts[cycle]] = members
+    return order, starts
+
+
+# Cleaning -----------------------------------------------------------------------------------------------------------
+
+
+def cleaned(
+    polygons: Sequence[Polygon],
+    *,
+    simplify: float = 0.0,
+    min_area: float = 0.0,
+    min_hole: float = 0.0,
+    buffer: float = 0.0,
+) -> list[Polygon]:
+    """Returns polygons without small parts and holes, simplified and buffered; lengths are in their own unit.
+
+    In this order: parts of less than ``min_area`` (holes not counted as area) go, holes of less than ``min_hole`` are
+    filled, vertices that move the outline by at most ``simplify`` go (Douglas-Peucker, each polygon's topology kept),
+    the outline moves outwards by ``buffer`` (inwards if negative, which may split or swallow a polygon), and what has
+    come to overlap or cross is repaired. None of the result is empty, and their MultiPolygon is valid. With nothing
+    asked, polygons that are valid come back unchanged.
+    """
+    import shapely
+
+    if min(simplify, min_area, min_hole) < 0:
+        raise ValueError(f"expected at least 0, got simplify={simplify}, min_area={min_area}, min_hole={min_hole}")
+    shapes = np.array(list(polygons), dtype=object)
+    if min_area:
+        shapes = shapes[shapely.area(shapes) >= min_area]
+    if min_hole:
+        holed = shapely.get_num_interior_rings(shapes) > 0
+        shapes[holed] = [_without_small_holes(polygon, min_hole) for polygon in shapes[holed]]
+    if simplify:
+        shapes = shapely.simplify(shapes, simplify, preserve_topology=True)
+    if buffer:
+        shapes = shapely.buffer(shapes, buffer)
+    return repaired(areas(shapes))
+
+
+def _without_small_holes(polygon: Polygon, minimum: float) -> Polygon:
+    import shapely
+
+    rings = shapely.get_rings(polygon)
+    is_kept = shapely.area(shapely.polygons(rings)) >= minimum
+    return shapely.polygons(rings[0], holes=rings[1:][is_kept[1:]])
+
+
+def repaired(polygons: Sequence[Polygon]) -> list[Polygon]:
+    """Returns polygons that cover the same area and whose MultiPolygon is valid; valid ones come back unchanged.
+
+    Inside one polygon that crosses itself the even-odd rule holds, several that overlap are united, as in
+    ``rasterize_wkt``. Empty polygons, and whatever has no area, are left out.
+    """
+    import shapely
+
+    filled = [polygon for polygon in polygons if not polygon.is_empty]
+    if not filled or shapely.is_valid(shapely.multipolygons(filled)):
+        return filled
+    return areas([shapely.union_all(areas(shapely.make_valid(filled)))])
+
+
+def areas(geometries: Iterable[BaseGeometry]) -> list[Polygon]:
+    """Returns the polygons in geometries, those of collections too; points, lines and empty polygons are left out."""
+    import shapely
+
+    parts = np.array(list(geometries), dtype=object)
+    while np.any(shapely.get_type_id(parts) > shapely.GeometryType.POLYGON):  # collections may hold MultiPolygons
+        parts = shapely.get_parts(parts)
+    is_area = (shapely.get_type_id(parts) == shapely.GeometryType.POLYGON) & ~shapely.is_empty(parts)
+    polygons: list[Polygon] = parts[is_area].tolist()
+    return polygons

@@ -1,0 +1,112 @@
+"""One layer of a GeoPackage or FlatGeobuf ↔ encoded areas with their fields, by pyogrio (the extra ``vector``).
+
+Knows nothing about what the fields mean.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maskloom.errors import BadFile, UserError
+from maskloom.files import atomic_path
+
+DRIVERS = {".gpkg": "GPKG", ".fgb": "FlatGeobuf"}
+"""GDAL's name of each kind of file, by suffix in lower case."""
+
+_INT64 = 2**63
+
+
+def check_available(path: Path) -> None:
+    """Raises ``UserError`` when pyogrio is not installed."""
+    _pyogrio(path)
+
+
+def _pyogrio(path: Path) -> Any:
+    try:
+        import pyogrio.raw
+    except ImportError:
+        raise UserError(
+            f"{path}: {path.suffix} needs pyogrio; install it with 'pip install maskloom[vector]', or use .geojson"
+        ) from None
+    return pyogrio
+
+
+def write_layer(
+    path: Path, shapes: Sequence[bytes | None], rows: Sequence[Mapping[str, Any]], *, crs: str | None
+) -> None:
+    """Writes MultiPolygons (WKB; None for none) with their fields, atomically; the layer is called as the file.
+
+    Fields are texts, numbers, bools and None; one of mixed kinds becomes text. ``crs`` is "EPSG:n", WKT or None.
+    Raises ``UserError`` when GDAL refuses.
+    """
+    pyogrio, driver = _pyogrio(path), DRIVERS[path.suffix.lower()]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    columns = [_column([row.get(name) for row in rows]) for name in names]
+    options = {"spatial_index": False} if driver == "FlatGeobuf" and None in shapes else {}  # which needs a place
+    with atomic_path(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="'crs' was not provided")
+        temporary.unlink()  # GDAL makes its file itself
+        try:
+            pyogrio.raw.write(
+                temporary,
+                np.array(shapes, dtype=object),
+                field_data=[values for values, _ in columns],
+                field_mask=[missing for _, missing in columns],
+                fields=names,
+                layer=path.stem,
+                driver=driver,
+                geometry_type="MultiPolygon",
+                crs=crs,
+                **options,
+            )
+        except (RuntimeError, ValueError) as error:  # what pyogrio's own errors are
+            raise UserError(f"{path}: could not be written as {driver} ({_one_line(error)})") from None
+
+
+def _column(values: Sequence[Any]) -> tuple[np.ndarray, np.ndarray | None]:
+    """Returns one field of all features as an array, and where it is missing (text says so itself)."""
+    kind = _kind(values)
+    if kind is str:
+        return np.array([None if value is None else str(value) for value in values], dtype=object), None
+    missing = np.array([value is None for value in values], bool)
+    return np.array([value or 0 for value in values], dtype=kind), missing
+
+
+def _kind(values: Sequence[Any]) -> type:
+    kinds = {type(value) for value in values if value is not None}
+    if kinds == {bool}:
+        return bool
+    if float in kinds and kinds <= {int, float}:
+        return float
+    return int if kinds == {int} and all(abs(value or 0) < _INT64 for value in values) else str
+
+
+def read_layer(path: Path) -> tuple[str | None, Iterator[tuple[bytes | None, dict[str, Any]]]]:
+    """Returns the CRS ("EPSG:n", WKT or None), and each feature's geometry (WKB, heights dropped) and fields.
+
+    Raises ``BadFile`` when the file is damaged or something else, or has no layer of geometries or several.
+    """
+    pyogrio = _pyogrio(path)
+    try:
+        layers = [str(name) for name, kind in pyogrio.list_layers(path) if kind is not None]
+        if len(layers) == 1:
+            facts, _, shapes, columns = pyogrio.raw.read(path, layer=layers[0], force_2d=True)
+    except (RuntimeError, ValueError) as error:  # what pyogrio's own errors are
+        expected = DRIVERS[path.suffix.lower()]
+        raise BadFile(path, f"expected {expected}, found something else or a part ({_one_line(error)})") from None
+    if len(layers) != 1:
+        found = ", ".join(layers[:5]) or "none"
+        raise BadFile(path, f"expected one layer of polygons, found {found}; save the layer as a file of its own")
+    names = [str(name) for name in facts["fields"]]
+    return facts["crs"], (
+        (shape, dict(zip(names, row, strict=True))) for shape, *row in zip(shapes, *columns, strict=True)
+    )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

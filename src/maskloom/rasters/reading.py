@@ -1,0 +1,68 @@
+"""Rasters of any size, read by window: memory stays as small as the window. Knows nothing about classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maskloom.errors import BadFile
+from maskloom.rasters.georeference import Georeference, georeference_of
+from maskloom.rasters.opening import opened
+from maskloom.records import Size
+from maskloom.windows import Window
+
+
+@dataclass(frozen=True, slots=True)
+class Raster:
+    """An opened raster: ``size`` (height, width), ``count`` bands of ``dtype``, ``nodata`` value or None."""
+
+    path: Path
+    size: Size
+    count: int
+    dtype: np.dtype[Any]
+    nodata: float | None
+    georeference: Georeference | None
+    _dataset: Any
+
+    def read(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the pixels H×W×C of a window inside the raster, and the bool array H×W of where they are valid.
+
+        Valid is what neither the nodata value nor a mask of the file excludes. Raises ``BadFile`` where the file is
+        damaged or cut off.
+        """
+        from rasterio.errors import RasterioError
+        from rasterio.windows import Window as RasterioWindow
+
+        if window.clipped(self.size) != window:
+            raise ValueError(f"{window} reaches outside the raster of {self.size} (height, width)")
+        place = RasterioWindow(window.left, window.top, window.width, window.height)
+        try:
+            pixels = np.moveaxis(self._dataset.read(window=place), 0, -1)
+            is_valid = self._dataset.dataset_mask(window=place) > 0
+        except RasterioError as error:
+            reason = " ".join(str(error.__cause__ or error).split())
+            raise BadFile(self.path, f"the raster is cut off or damaged at {window} ({reason}); restore it") from None
+        return np.ascontiguousarray(pixels), is_valid
+
+
+@contextmanager
+def open_raster(path: Path) -> Iterator[Raster]:
+    """Yields a TIFF raster, to be read by window from one thread; raises ``BadFile`` for anything else.
+
+    GDAL's cache is capped. Bands of different types are read as the type of the first.
+    """
+    with opened(path) as dataset:
+        yield Raster(
+            path=path,
+            size=(dataset.height, dataset.width),
+            count=dataset.count,
+            dtype=np.dtype(dataset.dtypes[0]),
+            nodata=dataset.nodata,
+            georeference=georeference_of(path, dataset),
+            _dataset=dataset,
+        )
