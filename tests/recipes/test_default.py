@@ -92,6 +92,8 @@ def test_training_stays_within_the_budget_of_pixels(
     training = member.training
     assert (training.epochs, training.images_per_epoch, training.progressive) == (epochs, images, progressive)
     small = round(progressive * epochs)
+    validated = [epoch for epoch in range(1, epochs + 1) if epoch >= training.validate_from * epochs]
+    assert validated == list(range(small + 1 if small else 1, epochs + 1))
     seen = (small / 4 + epochs - small) * images * 512**2 * 3
     budget = BUDGETS[plan.kind_of("cpu")].whole
     assert 0.9 * budget.total_pixels < seen <= 1.01 * budget.total_pixels

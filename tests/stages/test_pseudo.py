@@ -24,6 +24,7 @@ from maskloom.data.statistics import survey
 from maskloom.data.truth import read_truth
 from maskloom.errors import BadFile, UserError
 from maskloom.files import write_json
+from maskloom.models import bundle
 from maskloom.models.encoders import NetworkSettings
 from maskloom.models.segmenter import Normalisation, Segmenter
 from maskloom.progress import Silent
@@ -109,7 +110,7 @@ class Setting:
         self.context = Context(
             run=run, recipe=complete, source=source, device=torch.device("cpu"), progress=Silent(), workers=0
         )
-        monkeypatch.setattr(stage, "load_bundle", self._load)
+        monkeypatch.setattr(bundle, "load_bundle", self._load)
 
     def _load(self, path: Path) -> Segmenter:
         name, fold = path.parts[-3], int(path.parts[-2].removeprefix("fold"))

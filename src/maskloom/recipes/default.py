@@ -23,6 +23,7 @@ from maskloom.records import Size
 from maskloom.runtime import fast_precision
 from maskloom.training.engine import TrainingSettings
 from maskloom.training.optimisers import OptimiserSettings
+from maskloom.training.phases import small_epochs
 from maskloom.training.schedules import ScheduleSettings
 
 
@@ -144,7 +145,7 @@ def default(source: DataSource, *, device: str, scale: Scale = "full") -> Recipe
             ema_decay=0.99,
             clip_norm=1.0,
             validate_every=max(1, epochs // 5),
-            validate_from=progressive,
+            validate_from=first_whole_epoch(epochs, progressive),
         ),
         validation_images=64,
     )
@@ -170,6 +171,13 @@ def smoked(budget: Budget) -> Budget:
         windows=Windows(side=64, total_pixels=1.5e6),
         max_epochs=2,
     )
+
+
+def first_whole_epoch(epochs: int, progressive: float) -> float:
+    """Returns the first fraction of the epochs, whose images are not yet seen at full size: scores mean little there."""
+    if progressive == 0:
+        return 0.0
+    return math.floor(1e4 * (small_epochs(epochs, progressive) + 1) / epochs) / 1e4
 
 
 def kind_of(device: str) -> str:

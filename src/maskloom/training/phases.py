@@ -87,7 +87,7 @@ def plan_epochs(
     With phases, ``epochs`` must be their sum (the settings see to that). ``progressive`` is the share of the epochs,
     the first ones, that see images at half their sides; the last epoch never does.
     """
-    num_small = min(round(progressive * epochs), epochs - 1)
+    num_small = small_epochs(epochs, progressive)
     phases = phases or (Phase(epochs=epochs),)
     plans: list[EpochPlan] = []
     for number, (phase, span) in enumerate(zip(phases, _spans(phases), strict=True), start=1):
@@ -108,6 +108,11 @@ def plan_epochs(
             for epoch in range(phase.epochs)
         )
     return tuple(plans)
+
+
+def small_epochs(epochs: int, progressive: float) -> int:
+    """Returns how many epochs, the first ones, see images at half their sides."""
+    return min(round(progressive * epochs), epochs - 1)
 
 
 def work_left(plans: Sequence[EpochPlan], *, epoch: int, step_in_epoch: int, steps_per_epoch: int) -> float:
