@@ -174,7 +174,7 @@ def smoked(budget: Budget) -> Budget:
 
 
 def first_whole_epoch(epochs: int, progressive: float) -> float:
-    """Returns the first fraction of the epochs, whose images are not yet seen at full size: scores mean little there."""
+    """Returns the first share of the epochs, whose images are not yet seen at full size: scores mean little there."""
     if progressive == 0:
         return 0.0
     return math.floor(1e4 * (small_epochs(epochs, progressive) + 1) / epochs) / 1e4
