@@ -487,9 +487,11 @@ def demo(out: Path | str, *, device: str | None = None, progress: Progress | Non
 DEMO_STUDIO: dict[str, Any] = {"objects": 14, "test_objects": 2, "views": 16, "size": (256, 384), "seed": 0}
 """The generated photos of the demo."""
 DEMO_SETTINGS = (
+    "folds.count=2",
     "members.0.input.size=[192, 288]",
     "members.0.training.epochs=8",
     "members.0.training.images_per_epoch=120",
-    "members.0.training.validate_every=2",
+    "members.0.training.progressive=0.75",
+    "members.0.training.validate_from=0.875",
 )
 """What the demo changes in the default recipe so that it ends in a few minutes on two cores."""
