@@ -23,7 +23,7 @@ from maskloom.files import remove_partial
 from maskloom.models.bundle import save_bundle
 from maskloom.models.encoders import encoder_prefixes
 from maskloom.models.segmenter import Segmenter
-from maskloom.runtime import fast_precision, keep_freed_memory
+from maskloom.runtime import fast_precision, keep_freed_memory, return_freed_memory
 from maskloom.training.checkpoint import Position, interrupt_waits, read_position, restore
 from maskloom.training.freezing import freeze, learnable_names, train_mode
 from maskloom.training.gradients import find_pieces, gradients
@@ -155,6 +155,8 @@ def _facts(session: Session) -> dict[str, Any]:
 
 def _train_epoch(session: Session) -> None:
     """Makes the steps of this epoch that are not done yet."""
+    if session.job.device.type == "cpu":
+        return_freed_memory()  # images may be larger than before, and validation has left pieces
     train_mode(session.job.segmenter.network, session.plan.optimiser.frozen)
     for group in _groups(session):
         with interrupt_waits():
