@@ -52,6 +52,12 @@ class Task:
         return len(self.classes)
 
 
+def is_part(part: Task, whole: Task) -> bool:
+    """Returns whether a network for one task serves another: the same, or some classes of a multilabel task."""
+    both_multilabel = part.kind == whole.kind == "multilabel"
+    return part == whole or (both_multilabel and set(part.classes) <= set(whole.classes))
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MaskFile:
     """Truth as an image file of values, palette indices or colours.
@@ -96,12 +102,28 @@ Truth = MaskFile | RunLengths | Shapes | CocoSegments
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class BandFile:
+    """A further raster of a record's ground, whose bands follow those of the record's image, brought to its grid.
+
+    Files that say where they lie are brought together by that; where none does, both cover the same ground and differ
+    in resolution only. One that says it and one that does not are refused.
+    """
+
+    path: Path
+    resampling: Literal["nearest", "bicubic"] = "bicubic"
+    moved: tuple[float, float, float, float, float, float] = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+    """(a, b, c, d, e, f): what should lie at (x, y) in pixels of this file lies at (a·x + b·y + c, d·x + e·y + f), as
+    registration finds; pixel coordinates begin at the outer corner of the first pixel."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
     """One image to be segmented.
 
-    ``id`` names it in tables and output files (posix form, sub-folders allowed, no file suffix unless the contest
-    has one); ``group`` is what must not be split over folds (car, scene, patient); ``split`` is "train" or "val"
-    where the data came with fixed folders, else "".
+    ``image`` is its file; ``bands`` are further files of the same ground, stacked behind it. ``id`` names it in tables
+    and output files (posix form, sub-folders allowed, no file suffix unless the contest has one); ``group`` is what
+    must not be split over folds (car, scene, patient); ``split`` is "train" or "val" where the data came with fixed
+    folders, else "".
     """
 
     id: str
@@ -111,6 +133,7 @@ class Record:
     group: str = ""
     split: str = ""
     attributes: Mapping[str, str] = field(default_factory=dict)
+    bands: tuple[BandFile, ...] = ()
 
     def __post_init__(self) -> None:
         check_id(self.id)

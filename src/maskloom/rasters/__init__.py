@@ -1,1 +1,1 @@
-"""Georeferenced rasters: where their pixels lie on the ground, read by window, written with overviews."""
+"""Georeferenced rasters: where pixels lie on the ground, read and written by window, stacked, registered, indexed."""
