@@ -28,21 +28,40 @@ def outlines(mask: np.ndarray) -> list[Polygon]:
     >>> [polygon.wkt for polygon in outlines(np.array([[False, True, True]]))]
     ['POLYGON ((1 0, 3 0, 3 1, 1 1, 1 0))']
     """
-    import shapely
-
     if mask.ndim != 2 or mask.dtype != bool:
         raise ValueError(f"expected a bool mask H×W, got {mask.dtype} {mask.shape}")
     segments = _Segments(mask)
     order, starts = segments.rings()
     if not len(order):
         return []
-    firsts = order[starts[:-1]]
-    is_shell = segments.is_above[firsts]  # the topmost edge of a shell has its piece below, that of a hole above
-    owners = _owners(mask, segments, firsts, is_shell)
-    sequence = np.lexsort((~is_shell, owners))  # each shell before its holes; stable, so holes keep their order
+    return assembled(segments.edges, order, starts, _pieces(mask, segments.edges, order[starts[:-1]]))
+
+
+def _pieces(mask: np.ndarray, edges: Edges, firsts: np.ndarray) -> np.ndarray:
+    """Returns the number of each ring's piece by the ring's first edge; labelled only if there are holes."""
+    is_above = edges.is_above[firsts]
+    if is_above.all():
+        return np.arange(len(firsts))
+    labels, _ = label_components(mask, connectivity=4)
+    pieces: np.ndarray = labels[edges.y[firsts] - ~is_above, edges.left[firsts]]
+    return pieces
+
+
+def assembled(edges: Edges, order: np.ndarray, starts: np.ndarray, pieces: np.ndarray) -> list[Polygon]:
+    """Returns the polygons of rings of edges, given as ``cycles`` gives them, in the order of their shells.
+
+    ``pieces`` holds a number for each ring that is the same for the rings of one piece. Edges must be sorted row by
+    row, so that each ring begins with its topmost one.
+    """
+    import shapely
+
+    is_shell = edges.is_above[order[starts[:-1]]]  # the topmost edge of a shell has its piece below, of a hole above
+    shell_of = np.zeros(int(pieces.max()) + 1, np.int64)
+    shell_of[pieces[is_shell]] = np.arange(np.count_nonzero(is_shell))
+    sequence = np.lexsort((~is_shell, shell_of[pieces]))  # each shell before its holes; stable: holes keep their order
     counts = np.diff(starts)[sequence]
     places = np.repeat(starts[:-1][sequence], counts) + _counted(counts)
-    coordinates, ring_ends = segments.closed_rings(order[places], counts)
+    coordinates, ring_ends = _closed_rings(edges, order[places], counts)
     polygon_starts = np.flatnonzero(is_shell[sequence])
     offsets = (np.append(0, ring_ends), np.append(polygon_starts, len(counts)))
     polygons: list[Polygon] = shapely.from_ragged_array(shapely.GeometryType.POLYGON, coordinates, offsets).tolist()
@@ -56,37 +75,38 @@ def _counted(counts: np.ndarray) -> np.ndarray:
     return counted
 
 
-def _owners(mask: np.ndarray, segments: _Segments, firsts: np.ndarray, is_shell: np.ndarray) -> np.ndarray:
-    """Returns for each ring the number of the shell around its piece; pieces are labelled only if there are holes."""
-    if is_shell.all():
-        return np.arange(len(firsts))
-    labels, count = label_components(mask, connectivity=4)
-    pieces = labels[segments.y[firsts] - ~is_shell, np.minimum(segments.start[firsts], segments.end[firsts])]
-    shell_of = np.zeros(count + 1, np.int64)
-    shell_of[pieces[is_shell]] = np.arange(np.count_nonzero(is_shell))
-    owners: np.ndarray = shell_of[pieces]
-    return owners
+def _closed_rings(edges: Edges, order: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the coordinates (x, y) of rings of so many edges, and where each ends; first point = last."""
+    ends = np.cumsum(2 * counts + 1)
+    within = np.arange(len(order)) * 2 + np.repeat(np.arange(len(counts)), counts)
+    coordinates = np.empty((ends[-1], 2))
+    coordinates[within, 0], coordinates[within + 1, 0] = edges.start[order], edges.end[order]
+    coordinates[within, 1] = coordinates[within + 1, 1] = edges.y[order]
+    coordinates[ends - 1] = coordinates[ends - 1 - 2 * counts]
+    return coordinates, ends
 
 
 @dataclass(frozen=True, slots=True)
-class _Corners:
+class Corners:
     """Where the outline turns, row by row: each corner ends one horizontal and one vertical edge.
 
     ``falls``: the pixel below and to the right is set. Where two pixels meet at a corner, like \\ or like /, two
     corners lie in one place: first the end of the edge on the left, then (``is_second``) the start of the edge on the
-    right. ``order_down`` sorts the corners column by column.
+    right. ``is_lower``: the corner of the lower of two such pixels, as long as these count as two pieces.
     """
 
     y: np.ndarray
     x: np.ndarray
     falls: np.ndarray
     is_second: np.ndarray
-    order_down: np.ndarray
+    is_lower: np.ndarray
 
 
-def _corners(mask: np.ndarray) -> _Corners:
-    height, width = mask.shape
-    padded = np.pad(mask, 1)
+def find_corners(padded: np.ndarray) -> Corners:
+    """Returns the corners between the rows of a bool array H+1×W+2, which is unset in its first and last column.
+
+    ``x`` counts from 0 at the left of the second column, ``y`` from 0 between the first and the second row.
+    """
     changes = padded[:, 1:] ^ padded[:, :-1]
     turns = changes[1:] ^ changes[:-1]
     meetings = changes[1:] & changes[:-1]
@@ -96,30 +116,60 @@ def _corners(mask: np.ndarray) -> _Corners:
     is_meeting = meetings.ravel()[places]
     twice = np.repeat(np.arange(len(places)), 1 + is_meeting)
     is_second = np.diff(twice, prepend=-1) == 0
-    y, x = np.divmod(places[twice], width + 1)
+    y, x = np.divmod(places[twice], turns.shape[1])
     falls = padded[y + 1, x + 1]
     # The corner of the upper pixel comes first on the way down: the left one of \, the right one of /.
-    is_lower = is_meeting[twice] & (is_second == falls)
-    return _Corners(y, x, falls, is_second, np.argsort((x * (height + 1) + y) * 2 + is_lower))
+    return Corners(y, x, falls, is_second, is_meeting[twice] & (is_second == falls))
+
+
+@dataclass(frozen=True, slots=True)
+class Edges:
+    """Horizontal edges, row by row, each directed so that the mask lies to its right (on the screen).
+
+    ``start`` and ``end`` are x, ``y`` is the row of both.
+    """
+
+    y: np.ndarray
+    start: np.ndarray
+    end: np.ndarray
+
+    @classmethod
+    def between(cls, corners: Corners) -> Edges:
+        """Returns the edges between the corners: edge n leads from corner 2n to corner 2n+1, or back."""
+        left, right, is_above = corners.x[0::2], corners.x[1::2], corners.falls[0::2]
+        return cls(corners.y[0::2], np.where(is_above, left, right), np.where(is_above, right, left))
+
+    @property
+    def is_above(self) -> np.ndarray:
+        """Whether the mask lies below the edge."""
+        is_above: np.ndarray = self.start < self.end
+        return is_above
+
+    @property
+    def left(self) -> np.ndarray:
+        """The first column of the edge."""
+        left: np.ndarray = np.minimum(self.start, self.end)
+        return left
+
+    def following(self, down: np.ndarray) -> np.ndarray:
+        """Returns the edge that follows each one: a vertical edge leads from its end to the start of that one.
+
+        ``down`` sorts the corners (2n the left one of edge n, 2n+1 its right one) column by column, from the top.
+        """
+        partner = np.empty_like(down)  # the corner at the other end of the vertical edge
+        partner[down[0::2]], partner[down[1::2]] = down[1::2], down[0::2]
+        following: np.ndarray = partner[2 * np.arange(len(self.y)) + self.is_above] // 2
+        return following
 
 
 class _Segments:
-    """The horizontal edges of a mask, row by row, each directed so that the mask lies to its right (on the screen).
-
-    ``start`` and ``end`` are x, ``y`` is the row of both; ``is_above``: the mask lies below the edge. A ring is a cycle
-    of ``following``: a vertical edge leads from the end of a segment to the start of the one that follows.
-    """
+    """The edges of a mask and which one follows which; a ring is a cycle of ``following``."""
 
     def __init__(self, mask: np.ndarray) -> None:
-        corners = _corners(mask)
-        down = corners.order_down
-        partner = np.empty_like(down)  # the corner at the other end of the vertical edge
-        partner[down[0::2]], partner[down[1::2]] = down[1::2], down[0::2]
-        left, right = np.arange(0, len(down), 2), np.arange(1, len(down), 2)
-        self.is_above = corners.falls[left]
-        first, last = np.where(self.is_above, left, right), np.where(self.is_above, right, left)
-        self.y, self.start, self.end = corners.y[first], corners.x[first], corners.x[last]
-        self.following = partner[last] // 2
+        corners = find_corners(np.pad(mask, 1))
+        self.edges = Edges.between(corners)
+        height = len(mask) + 1
+        self.following = self.edges.following(np.argsort((corners.x * height + corners.y) * 2 + corners.is_lower))
         second = np.flatnonzero(corners.is_second)
         self._meetings = np.stack([second - 1, second]) // 2  # pairs of segments that meet at a pixel's corner
         self._meet_at_start = corners.falls[second]  # both start there if the pixels lie like \, end there if like /
@@ -148,15 +198,13 @@ class _Segments:
         split: np.ndarray = starts[self.following[ends]]
         return split
 
-    def closed_rings(self, order: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the coordinates (x, y) of rings of so many segments, and where each ends; first point = last."""
-        ends = np.cumsum(2 * counts + 1)
-        within = np.arange(len(order)) * 2 + np.repeat(np.arange(len(counts)), counts)
-        coordinates = np.empty((ends[-1], 2))
-        coordinates[within, 0], coordinates[within + 1, 0] = self.start[order], self.end[order]
-        coordinates[within, 1] = coordinates[within + 1, 1] = self.y[order]
-        coordinates[ends - 1] = coordinates[ends - 1 - 2 * counts]
-        return coordinates, ends
+
+def cycles(following: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the members of a permutation cycle by cycle, each from its smallest on, and where each cycle starts.
+
+    Cycles come in the order of their smallest members; the last start is the end of the last cycle.
+    """
+    return _in_turn(following, _smallest_on_cycle(following))
 
 
 def _smallest_on_cycle(following: np.ndarray) -> np.ndarray:
