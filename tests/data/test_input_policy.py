@@ -24,10 +24,11 @@ from maskloom.data.input_policy import (
     resize_image,
     resize_labels,
     shrunk,
+    tile_windows,
 )
 from maskloom.errors import UnfitImage, UserError
 from maskloom.records import IGNORE
-from maskloom.windows import Padding, Window
+from maskloom.windows import Padding, Window, tile_grid
 
 SIDES = st.integers(1, 70)
 
@@ -95,6 +96,37 @@ def test_images_smaller_than_the_window_are_padded_to_it_and_larger_ones_are_not
     assert place((70, 71), policy).padded == (70, 71)
 
 
+@given(SIDES, SIDES, st.integers(1, 15))
+@settings(max_examples=30, deadline=None)
+def test_a_margin_is_padded_on_every_side(height: int, width: int, margin: int) -> None:
+    policy = InputPolicy(mode="window", size=(32, 64), margin=margin)
+    image = np.random.default_rng(height * 100 + width).integers(0, 256, (height, width, 3), np.uint8)
+    prepared, placement = prepare_image(image, policy)
+    padding = placement.padding
+    sides = (padding.top, padding.bottom, padding.left, padding.right)
+    assert min(sides) >= margin
+    assert placement.padded == (max(height + 2 * margin, 32), max(width + 2 * margin, 64))
+    assert np.array_equal(prepared, np.pad(image, [sides[:2], sides[2:], (0, 0)], mode="reflect"))
+
+
+def test_published_margin() -> None:
+    policy = InputPolicy(mode="window", size=(112, 112), multiple=16, margin=16)
+    assert policy.overlap == 0 and InputPolicy.model_validate({**policy.model_dump(), "overlap": 0.5}).overlap == 0.5
+    assert place((160, 240), policy).padding == Padding(16, 16, 16, 16)
+    assert tile_windows((160, 240), policy) == [Window(top, left, 112, 112) for top in (0, 80) for left in (0, 80, 160)]
+    assert len(tile_windows((160, 240), policy, overlap=0.5)) == 3 * 5
+    with pytest.raises(ValueError, match="only cut into tiles by mode window, got mode full"):
+        tile_windows((160, 240), InputPolicy())
+
+
+@given(SIDES, SIDES, st.sampled_from([0.0, 0.25, 0.6]))
+@settings(max_examples=20, deadline=None)
+def test_tiles_without_a_margin_are_a_grid_over_the_padded_image(height: int, width: int, overlap: float) -> None:
+    policy = InputPolicy(mode="window", size=(32, 24), multiple=8, overlap=overlap)
+    padded = place((height, width), policy).padded
+    assert tile_windows((height, width), policy) == tile_grid(padded, (32, 24), int(overlap * 24))
+
+
 def test_scale_and_resize_decide_the_content() -> None:
     assert content_size((100, 51), InputPolicy(scale=0.5)) == (50, 26)
     assert content_size((1, 1), InputPolicy(scale=0.1)) == (1, 1)
@@ -126,6 +158,10 @@ def test_whole_resized_images_can_be_shrunk_and_others_not() -> None:
         ({"prefer_mask_mean": [3, 252]}, "mode full has none"),
         ({"mode": "window", "size": [64, 64], "prefer_mask_mean": [252, 3]}, "low, high"),
         ({"mode": "window", "size": [64, 64], "prefer_mask_mean": [3, 252], "prefer_class": 0.5}, "one of them"),
+        ({"margin": 4}, "mode full has no windows to take a margin from, found margin 4; set it to 0 or choose window"),
+        ({"mode": "parts", "parts": [1, 2], "margin": 4}, "mode parts has no windows"),
+        ({"mode": "window", "size": [64, 32], "margin": 16}, r"leaves nothing of .* \(64, 32\); take at most 15"),
+        ({"mode": "window", "size": [64, 32], "margin": -1}, "margin: Input should be greater than or equal to 0"),
         ({"pading": "edge"}, "did you mean 'padding'"),
     ],
 )
@@ -208,6 +244,8 @@ def test_cuts_beyond_the_border_mirror_images_and_ignore_labels(top: int, left: 
     marked = np.pad(labels, far, constant_values=IGNORE)
     place_of = slice(far + top, far + top + height), slice(far + left, far + left + width)
     assert np.array_equal(cut_image(image, window), plane[place_of])
+    edges = np.pad(image, [(far, far), (far, far), (0, 0)], mode="edge")
+    assert np.array_equal(cut_image(image, window, padding="edge"), edges[place_of])
     assert np.array_equal(cut_labels(labels, window), marked[place_of])
     assert np.array_equal(cut_labels(np.stack([labels, labels]), window), np.stack([marked[place_of]] * 2))
 

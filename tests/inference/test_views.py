@@ -4,8 +4,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import LAYERS, neighbourhood, segmenter
 
 from maskloom.errors import UserError
+from maskloom.inference.view_merging import ViewMerger
 from maskloom.inference.views import VIEW_SETS, VIEWS, find_views
 
 
@@ -41,6 +43,21 @@ def test_sets_and_lists() -> None:
     assert [view.name for view in find_views("flip")] == ["identity", "hflip"]
     assert [view.name for view in find_views(("transpose", "identity"))] == ["transpose", "identity"]
     assert all(find_views(name)[0].is_identity for name in VIEW_SETS)
+
+
+def test_published_four_views_are_the_geometric_mean_of_four_predictions() -> None:
+    """Dstl, 3rd place: (p₁·p₂·p₃·p₄)^¼ of the image, its two mirror images and its transposed."""
+    assert VIEW_SETS["flips_transpose"] == ("identity", "hflip", "vflip", "transpose")
+    member = segmenter(neighbourhood(2), LAYERS).eval()
+    images = torch.randint(0, 256, (2, 3, 16, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    moves = (lambda each: each, lambda each: each.flip(-1), lambda each: each.flip(-2), lambda each: each.mT)
+    with torch.inference_mode():
+        found = [move(member.logits(move(images)).sigmoid()) for move in moves]  # each move undoes itself
+        merger = ViewMerger(find_views("flips_transpose"), "geometric", 16 * 24 * 3)
+        merged = merger.merge(member, merger.see(images))
+    expected = torch.stack(found).prod(dim=0) ** (1 / 4)
+    torch.testing.assert_close(merged[:, 0], expected, rtol=1e-5, atol=1e-6)
+    assert (torch.stack(found).mean(dim=0) - expected).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("names", ["flop", ("identity", "identity"), ("hflop",), ()])

@@ -15,7 +15,7 @@ from maskloom.losses import boundary
 from maskloom.losses.bootstrap import bootstrapped_bce, online_bootstrapping
 from maskloom.losses.distance import signed_log_distance
 from maskloom.losses.pixel import bce
-from maskloom.losses.region import soft_dice
+from maskloom.losses.region import soft_dice, soft_jaccard, soft_jaccard_exclusive
 from maskloom.losses.terms import Loss, LossSettings, build_loss, num_auxiliary_maps
 from maskloom.records import IGNORE, Task
 
@@ -32,6 +32,9 @@ SUMS: dict[str, list[dict[str, Any]]] = {
     "bce+dice": [{"kind": "bce"}, {"kind": "dice"}],
     "dice-per-image": [{"kind": "dice", "per_image": True}],
     "bce-log-dice": [{"kind": "bce"}, {"kind": "dice", "log": True, "smooth": 1e-15}],
+    "jaccard": [{"kind": "jaccard"}],
+    "jaccard-per-image": [{"kind": "jaccard", "per_image": True}],
+    "bce-log-jaccard": [{"kind": "bce"}, {"kind": "jaccard", "log": True, "smooth": 1e-12}],
     "band": [{"kind": "boundary_bce"}, {"kind": "boundary_dice"}],
     "band-log": [{"kind": "boundary_bce"}, {"kind": "boundary_dice", "log": True}],
     "hill": [{"kind": "boundary_bce", "weighting": "hill"}, {"kind": "dice"}],
@@ -48,6 +51,8 @@ EXCLUSIVE_SUMS: dict[str, list[dict[str, Any]]] = {
     "cross_entropy": [{"kind": "cross_entropy"}],
     "dice": [{"kind": "dice"}],
     "cross_entropy+dice": [{"kind": "cross_entropy"}, {"kind": "dice"}],
+    "jaccard": [{"kind": "jaccard"}],
+    "cross_entropy-log-jaccard": [{"kind": "cross_entropy"}, {"kind": "jaccard", "log": True, "smooth": 1e-12}],
 }
 
 CASES = [
@@ -161,6 +166,18 @@ def test_terms_add_up_by_their_weights() -> None:
     both = [{"kind": "bce", "weight": 0.2}, {"kind": "dice", "weight": 0.8}]
     expected = 0.2 * loss_of(BINARY, SUMS["bce"])(logits, labels) + 0.8 * loss_of(BINARY, SUMS["dice"])(logits, labels)
     torch.testing.assert_close(loss_of(BINARY, both)(logits, labels), expected)
+
+
+def test_the_published_sum_of_dstl_is_bce_less_the_logarithm_of_jaccard() -> None:
+    for task in (BINARY, TWO_MAPS):
+        labels, logits = random_labels(task), random_logits(task, SUMS["bce"])
+        planes = labels.reshape(logits.shape)
+        expected = bce(logits, planes) + soft_jaccard(logits.sigmoid(), planes, smooth=1e-12, log=True)
+        torch.testing.assert_close(loss_of(task, SUMS["bce-log-jaccard"])(logits, labels), expected)
+    labels, logits = random_labels(THREE), random_logits(THREE, SUMS["bce"])
+    expected = torch.nn.functional.cross_entropy(logits, labels.long())
+    expected = expected + soft_jaccard_exclusive(logits.softmax(dim=1), labels, smooth=1e-12, log=True)
+    torch.testing.assert_close(loss_of(THREE, EXCLUSIVE_SUMS["cross_entropy-log-jaccard"])(logits, labels), expected)
 
 
 def drawing(height: int, *, factor: int = 1) -> tuple[Tensor, Tensor]:
@@ -296,6 +313,9 @@ def test_labels_of_another_size_are_refused() -> None:
         (THREE, {"kind": "border_dice"}, "for binary and multilabel tasks"),
         (THREE, {"kind": "dice", "log": True}, "log: for binary and multilabel tasks"),
         (THREE, {"kind": "dice", "per_image": True}, "per_image: for binary"),
+        (THREE, {"kind": "jaccard", "per_image": True}, "per_image: for binary"),
+        (BINARY, {"kind": "jaccard", "window": 11}, "window: 'jaccard' has no such option"),
+        (BINARY, {"kind": "bce", "log": True}, "only 'dice', 'boundary_dice', 'border_dice', 'jaccard'"),
         (BINARY, {"kind": "cross_entropy"}, "use 'bce'"),
         (BINARY, {"kind": "dice", "label_smoothing": 0.1}, "no such option"),
         (BINARY, {"kind": "bce", "smooth": 2.0}, "only 'dice'"),

@@ -19,9 +19,10 @@ from maskloom.data.augment import AugmentSettings, Draw, draw
 from maskloom.data.clahe import clahe
 from maskloom.data.input_policy import (
     InputPolicy,
+    Placement,
+    centre_of,
     cut_image,
     cut_labels,
-    pad_image,
     pad_labels,
     part_windows,
     place,
@@ -29,14 +30,16 @@ from maskloom.data.input_policy import (
     to_content,
 )
 from maskloom.data.mask_coding import MaskCoding
+from maskloom.data.scene_windows import drawn_window, is_scene, read_window
 from maskloom.data.truth import read_sample
 from maskloom.errors import BadFile, UnfitImage, UserError
 from maskloom.records import IGNORE, Record, Size, Task
 from maskloom.runtime import generator
-from maskloom.windows import Window
+from maskloom.windows import Padding, Window
 
 MAX_DRAWS = 50
 """So many windows are drawn at most in search of a preferred one (Carvana, 1st place); then the last one is taken."""
+NO_PADDING = Padding(0, 0, 0, 0)
 
 
 class Key(NamedTuple):
@@ -79,6 +82,8 @@ class SegmentationDataset:
     policy: InputPolicy
     augment: AugmentSettings
     seed: int
+    part: Task | None = None
+    """The classes of a multilabel task that are learnt; None: all."""
     channels: int = 3
     """Of the images, without guides; grey images are repeated to three."""
     guides: Callable[[Record], np.ndarray] | None = None
@@ -124,18 +129,42 @@ class SegmentationDataset:
             raise BadFile(record.image, str(error)) from None
 
     def _item(self, record: Record, key: Key) -> Item:
+        if self.guides is None and self.regions is None and is_scene(record, self.policy):
+            image, labels = self._scene_window(record, key)
+        else:
+            image, labels = self._of_whole(record, key)
+        channels = self.channels + (len(self.policy.bands.indices) if self.policy.bands else 0)
+        drawn = None
+        if not self.augment.is_identity:
+            drawn = draw(self.augment, self._generator("augment", record, key), (image.shape[0], image.shape[1]))
+            image = clahe(image, channels=channels) if drawn.clahe else image
+            _check_floats(image[..., :channels], drawn, record.image)
+        return Item(id=record.id, path=record.image, image=image, channels=channels, labels=labels, draw=drawn)
+
+    def _of_whole(self, record: Record, key: Key) -> tuple[np.ndarray, np.ndarray]:
+        """Returns what is drawn of an image that is read whole: itself at its content's size, or a window or part."""
         image, labels = self._read(record, key)
         size = (image.shape[0], image.shape[1])
         image = to_content(image, self.policy, channels=self.channels)
         labels = resize_labels(labels, (image.shape[0], image.shape[1]))
         if self.policy.mode in ("window", "parts"):
             image, labels = self._cut(image, labels, size, self._generator("window", record, key))
-        drawn = None
-        if not self.augment.is_identity:
-            drawn = draw(self.augment, self._generator("augment", record, key), (image.shape[0], image.shape[1]))
-            image = clahe(image, channels=self.channels) if drawn.clahe else image
-            _check_floats(image[..., : self.channels], drawn, record.image)
-        return Item(id=record.id, path=record.image, image=image, channels=self.channels, labels=labels, draw=drawn)
+        return image, labels
+
+    def _scene_window(self, record: Record, key: Key) -> tuple[np.ndarray, np.ndarray]:
+        """Returns a window of a scene, of which nothing else is read."""
+        window = drawn_window(record, self.policy, self.task, self._generator("window", record, key), part=self.part)
+        image, labels = read_window(record, window, self.policy, self.task)
+        image = to_content(with_channels(image, self.channels, record.image), self.policy, channels=self.channels)
+        margin = self.policy.margin
+        kept = cut_labels(labels, centre_of(Window(0, 0, window.height, window.width), margin))
+        return image, self._of_part(pad_labels(kept, Padding(margin, margin, margin, margin)))
+
+    def _of_part(self, labels: np.ndarray) -> np.ndarray:
+        """Returns the labels of the classes that are learnt."""
+        if self.part is None or self.part == self.task:
+            return labels
+        return labels[[self.task.classes.index(name) for name in self.part.classes]]
 
     def _generator(self, purpose: str, record: Record, key: Key) -> np.random.Generator:
         return generator(self.seed, purpose, key.epoch, record.id, key.draw)
@@ -145,7 +174,8 @@ class SegmentationDataset:
         sample = read_sample(record, self.task, self.coding)
         if sample.labels is None:
             raise BadFile(record.image, "expected a mask to learn from, found none")
-        image, labels = with_channels(sample.image, self.channels, record.image), sample.labels
+        image = with_channels(sample.image, self.channels, record.image)
+        labels = self._of_part(sample.labels)
         if self.guides is not None:
             image = with_guides(image, self.guides(record))
         if self.regions is not None:
@@ -166,28 +196,36 @@ class SegmentationDataset:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Returns a random window or part of image and labels at their content's size; ``size`` is that before.
 
-        What the policy pads is ``IGNORE`` in the labels.
+        What the policy pads, and its margin, are ``IGNORE`` in the labels. Both are padded only where they are cut.
         """
-        padding = place(size, self.policy).padding
-        image, labels = pad_image(image, padding, self.policy), pad_labels(labels, padding)
+        placement, margin = place(size, self.policy), self.policy.margin
         if self.policy.mode == "parts":
             parts = part_windows(size, self.policy)
             window = parts[int(rng.integers(len(parts)))]
         else:
-            window = self._draw_window(labels, rng)
-        rows, columns = window.slices
-        return image[rows, columns], labels[..., rows, columns]
+            window = self._draw_window(labels, placement, rng)
+        window = without(placement.padding, window)
+        labels = pad_labels(cut_labels(labels, centre_of(window, margin)), Padding(margin, margin, margin, margin))
+        return cut_image(image, window, padding=self.policy.padding), labels
 
-    def _draw_window(self, labels: np.ndarray, rng: np.random.Generator) -> Window:
-        size, window = labels.shape[-2:], self.policy.size
+    def _draw_window(self, labels: np.ndarray, placement: Placement, rng: np.random.Generator) -> Window:
+        """Returns a window of the padded image; ``labels`` are those before padding."""
+        window, padding = self.policy.size, placement.padding
         assert window is not None  # the policy sees to that
         if self.policy.prefer_mask_mean is not None:
             return preferred_window(
-                labels, window, rng, means=self.policy.prefer_mask_mean, keep=self.policy.keep_background
+                labels,
+                window,
+                rng,
+                means=self.policy.prefer_mask_mean,
+                keep=self.policy.keep_background,
+                padding=padding,
+                margin=self.policy.margin,
             )
         prefers = rng.random() < self.policy.prefer_class
-        centre = class_pixel(labels, self.task, rng) if prefers else None
-        return choose_window(size, window, rng, centre=centre)
+        pixel = class_pixel(labels, self.task, rng) if prefers else None
+        centre = None if pixel is None else (pixel[0] + padding.top, pixel[1] + padding.left)
+        return choose_window(placement.padded, window, rng, centre=centre)
 
 
 def _check_floats(image: np.ndarray, drawn: Draw, path: Path) -> None:
@@ -243,20 +281,35 @@ def choose_window(
 
 
 def preferred_window(
-    labels: np.ndarray, window: Size, rng: np.random.Generator, *, means: tuple[float, float], keep: float
+    labels: np.ndarray,
+    window: Size,
+    rng: np.random.Generator,
+    *,
+    means: tuple[float, float],
+    keep: float,
+    padding: Padding = NO_PADDING,
+    margin: int = 0,
 ) -> Window:
     """Returns a random window whose ``mask_mean`` lies between the two ``means``, or one of the others that was kept.
 
-    Windows are drawn anywhere; one outside the range is kept with probability ``keep`` at every draw, and the last of
-    ``MAX_DRAWS`` whatever it holds. Source: Carvana, 1st place (trainer of the linknet members, which keeps pure
-    foreground like pure background).
+    Windows are drawn anywhere in the labels with their ``padding``, in whose pixels the result is, and judged by what
+    their ``margin`` leaves of them; one outside the range is kept with probability ``keep`` at every draw, and the
+    last of ``MAX_DRAWS`` whatever it holds. Source: Carvana, 1st place (trainer of the linknet members, which keeps
+    pure foreground like pure background).
     """
-    size = labels.shape[-2:]
+    height, width = labels.shape[-2:]
+    size = height + padding.top + padding.bottom, width + padding.left + padding.right
     for _ in range(MAX_DRAWS):
         chosen = choose_window(size, window, rng)
-        if means[0] < mask_mean(labels[(..., *chosen.slices)]) < means[1] or rng.random() < keep:
+        seen = cut_labels(labels, centre_of(without(padding, chosen), margin))
+        if means[0] < mask_mean(seen) < means[1] or rng.random() < keep:
             break
     return chosen
+
+
+def without(padding: Padding, window: Window) -> Window:
+    """Returns a window of a padded image in the pixels of the image before its padding."""
+    return Window(window.top - padding.top, window.left - padding.left, window.height, window.width)
 
 
 def mask_mean(labels: np.ndarray) -> float:

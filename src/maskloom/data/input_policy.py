@@ -15,10 +15,11 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from maskloom.config import Config
+from maskloom.data.band_math import BandSettings, check_indices, with_indices
 from maskloom.data.clahe import clahe
 from maskloom.errors import UserError
 from maskloom.records import IGNORE, Size
-from maskloom.windows import Padding, Window, padding_to, round_up
+from maskloom.windows import Padding, Window, padding_to, round_up, tile_grid
 
 _BORDERS = {"reflect": cv2.BORDER_REFLECT_101, "edge": cv2.BORDER_REPLICATE}
 
@@ -38,12 +39,20 @@ class InputPolicy(Config):
     """Both sides of what the network sees are multiples of this."""
     padding: Literal["reflect", "edge"] = "reflect"
     """How padding is filled: mirrored about the outermost pixel centres (reflect-101), or the outermost pixel."""
+    margin: int = Field(default=0, ge=0)
+    """So many pixels on every side of a window are surroundings only ("window"): they count in no loss, and of each
+    tile only what lies inside them is kept. Images are padded by as much on every side, so that their border pixels
+    are learnt and predicted like all others; 16 of windows of 112 are published (Dstl, 3rd place)."""
+    bands: BandSettings | None = None
+    """What the image's channels are: they are brought to 0…1, and spectral indices follow as further channels; None:
+    channels as stored."""
     clahe: bool = False
     """Equalise the histogram of luma (CLAHE, clip 2, 8×8 tiles) in training and in prediction: of the image as
     stored, before it is resized and padded; 8- and 16-bit images only."""
     overlap: float = Field(default=0.25, ge=0, lt=1)
-    """What neighbouring tiles or parts have in common, as a fraction of their side; "parts" have nothing in common
-    unless it is stated. Where they overlap, predictions are blended."""
+    """What neighbouring tiles or parts have in common, as a fraction of their side, or of what the margin leaves of it;
+    "parts" and windows with a margin have nothing in common unless it is stated. Where they overlap, predictions are
+    blended."""
     prefer_class: float = Field(default=0.0, ge=0, le=1)
     """Probability that a training window is centred on a random pixel of a random class present in the image (the
     foreground of a binary task)."""
@@ -58,7 +67,7 @@ class InputPolicy(Config):
     @model_validator(mode="before")
     @classmethod
     def _parts_stand_apart(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("mode") == "parts":
+        if isinstance(values, dict) and (values.get("mode") == "parts" or values.get("margin")):
             return {"overlap": 0.0, **values}
         return values
 
@@ -84,6 +93,31 @@ class InputPolicy(Config):
             raise ValueError(f"mode {self.mode} takes no parts, found {self.parts}; remove them or choose parts")
         if self.mode == "parts" and (self.parts is None or min(self.parts) < 1 or self.parts == (1, 1)):
             raise ValueError(f"mode parts needs parts of (rows, columns), two or more, found {self.parts}")
+        return self
+
+    @model_validator(mode="after")
+    def _margin_leaves_something(self) -> InputPolicy:
+        if self.margin == 0:
+            return self
+        if self.mode != "window" or self.size is None:
+            raise ValueError(
+                f"mode {self.mode} has no windows to take a margin from, found margin {self.margin}; "
+                "set it to 0 or choose window"
+            )
+        if 2 * self.margin >= min(self.size):
+            raise ValueError(
+                f"a margin of {self.margin} leaves nothing of windows of {self.size}; "
+                f"take at most {(min(self.size) - 1) // 2}, or larger windows"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _indices_are_known(self) -> InputPolicy:
+        if self.bands is not None:
+            try:
+                check_indices(self.bands)
+            except UserError as error:
+                raise ValueError(str(error)) from None
         return self
 
     @model_validator(mode="after")
@@ -131,11 +165,13 @@ def place(size: Size, policy: InputPolicy) -> Placement:
     """Returns where an image of ``size`` lies in the network's input.
 
     The content is centred (the odd pixel goes to bottom and right) in the smallest size that the policy allows:
-    multiples of ``policy.multiple`` for whole images and for each of equal parts, at least one window otherwise.
+    multiples of ``policy.multiple`` for whole images and for each of equal parts, otherwise at least one window, with
+    the policy's margin on every side of the content.
     """
     content = content_size(size, policy)
     if policy.mode == "window" and policy.size is not None:
-        target = max(content[0], policy.size[0]), max(content[1], policy.size[1])
+        margins = 2 * policy.margin
+        target = max(content[0] + margins, policy.size[0]), max(content[1] + margins, policy.size[1])
     elif policy.parts is not None:
         rows, columns = (count * policy.multiple for count in policy.parts)
         target = round_up(content, rows)[0], round_up(content, columns)[1]
@@ -168,6 +204,29 @@ def shrunk(policy: InputPolicy, scale: float) -> InputPolicy:
         )
     height, width = policy.size
     return policy.model_copy(update={"size": (max(round(height * scale), 1), max(round(width * scale), 1))})
+
+
+def tile_windows(size: Size, policy: InputPolicy, *, overlap: float | None = None) -> list[Window]:
+    """Returns the tiles, row by row, that cover an image of ``size`` (as stored), as windows of its prepared array.
+
+    All are exactly ``policy.size`` large. What the margin leaves of them (see ``centre_of``) is spread evenly over the
+    array but for its outermost ``policy.margin`` pixels, with at least ``overlap`` of its shorter side in common (None:
+    as the policy says). Only for mode "window".
+    """
+    if policy.mode != "window" or policy.size is None:
+        raise ValueError(f"an image is only cut into tiles by mode window, got mode {policy.mode}")
+    margins = 2 * policy.margin
+    (height, width), padded = policy.size, place(size, policy).padded
+    centre = height - margins, width - margins
+    share = policy.overlap if overlap is None else overlap
+    centres = tile_grid((padded[0] - margins, padded[1] - margins), centre, int(share * min(centre)))
+    # A tile begins as far before its centre as the array before all centres.
+    return [Window(each.top, each.left, height, width) for each in centres]
+
+
+def centre_of(window: Window, margin: int) -> Window:
+    """Returns what a margin of so many pixels on every side leaves of a window."""
+    return Window(window.top + margin, window.left + margin, window.height - 2 * margin, window.width - 2 * margin)
 
 
 def part_windows(size: Size, policy: InputPolicy) -> list[Window]:
@@ -212,6 +271,8 @@ def to_content(image: np.ndarray, policy: InputPolicy, *, channels: int | None =
     """Returns the image H×W×C as ``prepare_image`` does, before its padding."""
     if policy.clahe:
         image = clahe(image, channels=channels)
+    if policy.bands is not None:
+        image = with_indices(image, policy.bands, channels=channels)
     return resize_image(image, content_size((image.shape[0], image.shape[1]), policy))
 
 
@@ -255,18 +316,27 @@ def pad_labels(labels: np.ndarray, padding: Padding) -> np.ndarray:
     return np.pad(labels, sides, constant_values=IGNORE)
 
 
-def cut_image(image: np.ndarray, window: Window) -> np.ndarray:
-    """Returns the window of an H×W×C image; what lies beyond the border is mirrored content (reflect-101)."""
+def cut_image(image: np.ndarray, window: Window, *, padding: Literal["reflect", "edge"] = "reflect") -> np.ndarray:
+    """Returns the window of an H×W×C image, which may reach beyond the border, where it is filled as by ``pad_image``.
+
+    A window inside is no copy.
+    """
     size = (image.shape[0], image.shape[1])
     if _lies_inside(window, size):
         return image[window.slices]
-    rows, columns = _mirrored(window.top, window.height, size[0]), _mirrored(window.left, window.width, size[1])
+    places = _mirrored if padding == "reflect" else _nearest
+    rows, columns = places(window.top, window.height, size[0]), places(window.left, window.width, size[1])
     return np.asarray(image[np.ix_(rows, columns)])
 
 
 def cut_labels(labels: np.ndarray, window: Window) -> np.ndarray:
-    """Returns the window of labels (H×W or C×H×W); what lies beyond the border is ``IGNORE``."""
+    """Returns the window of labels (H×W or C×H×W); what lies beyond the border is ``IGNORE``.
+
+    A window inside is no copy.
+    """
     height, width = labels.shape[-2:]
+    if _lies_inside(window, (height, width)):
+        return labels[(..., *window.slices)]
     cut = np.full((*labels.shape[:-2], window.height, window.width), IGNORE, labels.dtype)
     top, left = max(window.top, 0), max(window.left, 0)
     bottom, right = min(window.top + window.height, height), min(window.left + window.width, width)
@@ -286,3 +356,8 @@ def _mirrored(start: int, count: int, length: int) -> np.ndarray:
     period = max(2 * (length - 1), 1)
     places = np.arange(start, start + count) % period
     return np.asarray(np.minimum(places, period - places) if length > 1 else np.zeros(count, np.int64))
+
+
+def _nearest(start: int, count: int, length: int) -> np.ndarray:
+    """Returns the indices in [0, length) nearest to ``count`` pixels from ``start`` on."""
+    return np.asarray(np.clip(np.arange(start, start + count), 0, length - 1))

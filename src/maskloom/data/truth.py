@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from maskloom.data.image_io import read_image, read_mask_values
+from maskloom.data.image_io import read_mask_values
 from maskloom.data.mask_coding import MaskCoding, apply
+from maskloom.data.record_images import read_record_image
 from maskloom.encodings import polygons, rle
 from maskloom.errors import BadFile, UserError
 from maskloom.records import IGNORE, BadSize, CocoSegments, MaskFile, Record, RunLengths, Sample, Shapes, Size, Task
@@ -92,7 +93,7 @@ def _coco_mask(record: Record, segment: Any, size: Size) -> np.ndarray:
 
 def read_sample(record: Record, task: Task, coding: MaskCoding) -> Sample:
     """Returns the record's image as stored and its labels (None without truth); raises ``BadFile`` or ``BadSize``."""
-    image = read_image(record.image)
+    image = read_record_image(record)
     if image.shape[:2] != record.size:
         found = f"{image.shape[1]}×{image.shape[0]}"
         raise BadFile(record.image, f"the image is {found} now, it was {record.size[1]}×{record.size[0]} when opened")

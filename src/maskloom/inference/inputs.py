@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from maskloom.data.input_policy import InputPolicy, Placement, part_windows, prepare_image
+from maskloom.data.input_policy import InputPolicy, Placement, part_windows, prepare_image, tile_windows
 from maskloom.inference.tiles import TileAccumulator
 from maskloom.inference.view_merging import Seen, ViewMerger
 from maskloom.inference.views import View
 from maskloom.models.segmenter import Segmenter
 from maskloom.records import Size
-from maskloom.windows import Window, tile_grid
+from maskloom.windows import Window
 
 
 class Input:
@@ -47,11 +47,13 @@ class Input:
     def predict(self, segmenter: Segmenter, views: ViewMerger, overlap: float | None) -> Tensor:
         """Returns the network's probabilities N×…×C×h×w of the contents (padding cut off), views merged.
 
-        ``overlap`` of neighbouring tiles is a fraction of their shorter side; None: as the policy says.
+        ``overlap`` of neighbouring tiles is a fraction of their shorter side (of what the policy's margin leaves of
+        it); None: as the policy says. Where a margin leaves them no overlap, each pixel is taken from one tile alone.
         """
-        if self.policy.mode == "window" and self.policy.size is not None:
-            tile, share = self.policy.size, self.policy.overlap if overlap is None else overlap
-            values = self._cut(segmenter, views, tile_grid(self.placement.padded, tile, int(share * min(tile))))
+        if self.policy.mode == "window":
+            share = self.policy.overlap if overlap is None else overlap
+            windows = tile_windows(self.placement.original, self.policy, overlap=share)
+            values = self._cut(segmenter, views, windows, blends=share > 0 or self.policy.margin == 0)
         elif self.policy.mode == "parts":
             values = self._cut(segmenter, views, part_windows(self.placement.original, self.policy))
         else:
@@ -72,18 +74,20 @@ class Input:
         found = [values for _, values in chunks]
         return found[0] if len(found) == 1 else torch.cat(found)
 
-    def _cut(self, segmenter: Segmenter, views: ViewMerger, windows: list[Window]) -> Tensor:
-        blends = [TileAccumulator(self.placement.padded, windows) for _ in self.images]
+    def _cut(self, segmenter: Segmenter, views: ViewMerger, windows: list[Window], *, blends: bool = True) -> Tensor:
+        """Returns the probabilities of the prepared images, put together from windows of them."""
+        size, margin = self.placement.padded, self.policy.margin
+        maps = [TileAccumulator(size, windows, margin=margin, blends=blends) for _ in self.images]
         cuts = [(number, window) for number in range(len(self.images)) for window in windows]
 
         def cut(chunk: slice) -> Tensor:
             return torch.stack([self.images[(number, ..., *window.slices)] for number, window in cuts[chunk]])
 
-        size = (windows[0].height, windows[0].width)
-        for chunk, values in views.in_chunks(segmenter, len(cuts), size, lambda chunk: views.see(cut(chunk))):
+        tile = (windows[0].height, windows[0].width)
+        for chunk, values in views.in_chunks(segmenter, len(cuts), tile, lambda chunk: views.see(cut(chunk))):
             for (number, window), value in zip(cuts[chunk], values, strict=True):
-                blends[number].feed(window, value)
-        return blends[0].done().unsqueeze(0) if len(blends) == 1 else torch.stack([blend.done() for blend in blends])
+                maps[number].feed(window, value)
+        return maps[0].done().unsqueeze(0) if len(maps) == 1 else torch.stack([each.done() for each in maps])
 
 
 def resized(maps: Tensor, size: Size) -> Tensor:

@@ -62,9 +62,10 @@ VIEW_SETS = {
     "none": ("identity",),
     "flip": ("identity", "hflip"),
     "flips": ("identity", "hflip", "vflip", "rot180"),
+    "flips_transpose": ("identity", "hflip", "vflip", "transpose"),
     "symmetry": tuple(VIEWS),
 }
-"""Common sets of views; the identity comes first in each."""
+"""Common sets of views; the identity comes first in each. "flips_transpose" is that of Dstl's 3rd place."""
 
 
 def find_views(names: str | tuple[str, ...]) -> tuple[View, ...]:

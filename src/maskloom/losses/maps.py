@@ -88,6 +88,14 @@ def _evaluator(term: LossTerm, image_height: int | None) -> Callable[[MapBatch],
             return lambda batch: pixel.bce(batch.logits, batch.labels, weights=batch.weights(chosen))
         case "dice":
             return lambda batch: _dice(term, batch, None)
+        case "jaccard":
+            return lambda batch: region.soft_jaccard(
+                batch.probabilities,
+                batch.labels,
+                smooth=term.smooth,
+                per_image=bool(term.per_image),
+                log=term.log,
+            )
         case "boundary_dice":
             chosen = _weight_map(term, height)
             return lambda batch: _dice(term, batch, batch.weights(chosen).square())

@@ -25,6 +25,7 @@ TermKind = Literal[
     "bce",
     "cross_entropy",
     "dice",
+    "jaccard",
     "boundary_bce",
     "boundary_dice",
     "border_bce",
@@ -39,11 +40,11 @@ class LossTerm(Config):
     """One term of the sum."""
 
     kind: TermKind
-    """"bce" for binary and multilabel tasks, "cross_entropy" for multiclass, "dice" for all. The others are for
-    binary and multilabel tasks: "boundary_bce" and "boundary_dice" weight pixels near the boundary more, "border_bce"
-    and "border_dice" see only pixels near it, "bootstrapped_bce" mixes the model's own prediction into the target,
-    "online_bootstrapping" is the BCE of the hardest pixels, "signed_distance" lets auxiliary maps of the network (one
-    per map of the task) learn the signed log distance to the boundary."""
+    """"bce" for binary and multilabel tasks, "cross_entropy" for multiclass, "dice" and "jaccard" for all. The others
+    are for binary and multilabel tasks: "boundary_bce" and "boundary_dice" weight pixels near the boundary more,
+    "border_bce" and "border_dice" see only pixels near it, "bootstrapped_bce" mixes the model's own prediction into the
+    target, "online_bootstrapping" is the BCE of the hardest pixels, "signed_distance" lets auxiliary maps of the
+    network (one per map of the task) learn the signed log distance to the boundary."""
     weight: float = Field(default=1.0, gt=0)
     """Factor of this term."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
@@ -51,12 +52,13 @@ class LossTerm(Config):
     class_weights: tuple[float, ...] | None = None
     """One weight per class, at least 0 and one above it ("cross_entropy")."""
     smooth: float = Field(default=1.0, ge=1e-30)
-    """Pixels added above and below the fraction (the Dice terms)."""
+    """Pixels added above and below the fraction (the Dice terms and "jaccard"); Dstl's 3rd place takes 1e-12."""
     log: bool = False
-    """-log(Dice) instead of 1 - Dice (the Dice terms of binary and multilabel tasks)."""
+    """-log(Dice) instead of 1 - Dice, -log(Jaccard) instead of 1 - Jaccard (the Dice terms of binary and multilabel
+    tasks, and "jaccard")."""
     per_image: bool | None = None
-    """Dice of each image, then their mean, instead of Dice over the batch; None: over the batch for "dice", of each
-    image for "boundary_dice" and "border_dice" (binary and multilabel tasks)."""
+    """Dice or Jaccard of each image, then their mean, instead of that over the batch; None: over the batch for "dice"
+    and "jaccard", of each image for "boundary_dice" and "border_dice" (binary and multilabel tasks)."""
     weighting: Literal["band", "hill"] = "band"
     """How "boundary_bce" and "boundary_dice" weight pixels: "band" 3 where the averaged mask is in [0.01, 0.99], else
     1; "hill" 5·exp(-5·|averaged mask - 0.5|); both scaled to mean 1. BCE takes the weights, Dice their squares."""
@@ -87,15 +89,16 @@ class LossSettings(Config):
 
 
 DICE_TERMS: tuple[TermKind, ...] = ("dice", "boundary_dice", "border_dice")
+REGION_TERMS: tuple[TermKind, ...] = (*DICE_TERMS, "jaccard")
 BOUNDARY_TERMS: tuple[TermKind, ...] = ("boundary_bce", "boundary_dice")
 BORDER_TERMS: tuple[TermKind, ...] = ("border_bce", "border_dice")
 
 TERMS_WITH: dict[str, tuple[TermKind, ...]] = {
     "label_smoothing": ("bce", "cross_entropy"),
     "class_weights": ("cross_entropy",),
-    "smooth": DICE_TERMS,
-    "log": DICE_TERMS,
-    "per_image": DICE_TERMS,
+    "smooth": REGION_TERMS,
+    "log": REGION_TERMS,
+    "per_image": REGION_TERMS,
     "weighting": BOUNDARY_TERMS,
     "window": BOUNDARY_TERMS + BORDER_TERMS,
     "mixture": ("bootstrapped_bce",),
@@ -157,6 +160,8 @@ def _exclusive_loss(terms: tuple[LossTerm, ...]) -> Loss:
                 value = pixel.cross_entropy(
                     log_probabilities, labels, class_weights=term.class_weights, label_smoothing=term.label_smoothing
                 )
+            elif term.kind == "jaccard":
+                value = region.soft_jaccard_exclusive(log_probabilities.exp(), labels, smooth=term.smooth, log=term.log)
             else:
                 value = region.soft_dice_exclusive(log_probabilities.exp(), labels, smooth=term.smooth)
             total = total + term.weight * value
@@ -168,7 +173,8 @@ def _exclusive_loss(terms: tuple[LossTerm, ...]) -> Loss:
 def _check(term: LossTerm, task: Task, where: str) -> None:
     """Raises ``UserError`` unless the term and its options mean something for the task."""
     usual = ("binary", "multilabel")
-    fitting = {"dice": (task.kind,), "cross_entropy": ("multiclass",)}.get(term.kind, usual)
+    everywhere = (task.kind,)
+    fitting = {"dice": everywhere, "jaccard": everywhere, "cross_entropy": ("multiclass",)}.get(term.kind, usual)
     if task.kind not in fitting:
         instead = "cross_entropy" if task.kind == "multiclass" else "bce"
         raise UserError(
@@ -180,7 +186,7 @@ def _check(term: LossTerm, task: Task, where: str) -> None:
         if term.kind not in kinds:
             others = ", ".join(map(repr, kinds))
             raise UserError(f"{where}.{option}: {term.kind!r} has no such option, only {others}; leave it out")
-        if task.kind == "multiclass" and option in ("log", "per_image"):
+        if task.kind == "multiclass" and (option == "per_image" or (option == "log" and term.kind == "dice")):
             raise UserError(f"{where}.{option}: for {' and '.join(usual)} tasks, found a multiclass task; leave it out")
     if term.class_weights is None:
         return

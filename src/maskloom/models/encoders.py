@@ -16,12 +16,13 @@ from pydantic import Field, model_validator
 from maskloom.config import Config
 from maskloom.errors import UserError, closest
 from maskloom.models.classic.traits import CLASSIC_TRAITS, DECODER_OPTIONS, NO_ENCODER, OPTIONS, Traits
+from maskloom.rasters.indices import IndexSettings
 
 Architecture = Literal[
     "unet", "linknet", "fpn", "pspnet", "deeplabv3plus", "upernet", "segformer",
     "unet_scratch", "unet_vgg11", "ternausnet", "linknet_deconv", "unet_dilated", "unet_resnet",
     "unet_plain", "unet_resnet50_4th", "unet_vgg_4th", "unet_inception_resnet_4th", "unet_mobilenet_4th",
-    "incnet", "dinknet",
+    "incnet", "dinknet", "unet_elu", "index",
 ]  # fmt: skip
 """First the decoders that go with any encoder; the others are published networks as they are (``classic``)."""
 
@@ -70,6 +71,8 @@ class NetworkSettings(Config):
     convolution after one."""
     bottleneck: Literal["cascade", "parallel"] | None = None
     """How the six dilated convolutions of "unet_dilated" stand: each after the last (the usual), or side by side."""
+    index: IndexSettings | None = None
+    """The rules of "index", a classifier by spectral indices: nothing is trained, thresholds are searched for."""
 
     @model_validator(mode="before")
     @classmethod
@@ -98,6 +101,16 @@ class NetworkSettings(Config):
                     f"{option}: {self.architecture} has no such option; leave it out"
                     + (f", or use {' or '.join(having)}" if having else "")
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _index_has_rules(self) -> NetworkSettings:
+        if (self.architecture == "index") != (self.index is not None):
+            raise ValueError("index: expected rules for the architecture index, and for no other")
+        if self.index is not None and (self.channels != len(self.index.bands) or self.auxiliary_maps):
+            raise ValueError(
+                f"channels: expected {len(self.index.bands)}, one per band of index.bands, found {self.channels}"
+            )
         return self
 
     @property

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from maskloom.data.augment import apply
 from maskloom.data.loader import Batch, batches
 from maskloom.errors import UserError
+from maskloom.records import IGNORE
 from maskloom.runtime import autocast, derive_seed
 from maskloom.training.memory import fitting_pieces, is_out_of_memory, release
 from maskloom.training.session import Session
@@ -20,7 +22,7 @@ def find_pieces(session: Session) -> int:
     """Returns into how many pieces a batch must be cut, tried or measured with copies of one sample."""
     job = session.job
     sample = next(batches(session.dataset, epoch=0, batch_size=1, device=job.device))
-    images, labels = _prepared(sample, job.device)
+    images, labels = _prepared(sample, job.device, margin=session.dataset.policy.margin)
 
     def attempt(count: int) -> None:
         torch.manual_seed(derive_seed(job.seed, "attempt", count))
@@ -40,13 +42,14 @@ def gradients(session: Session, group: list[Batch]) -> Tensor:
     When memory runs out, the batches are cut into twice as many pieces and the step begins anew.
     """
     job, total = session.job, sum(len(batch.ids) for batch in group)
+    margin = session.dataset.policy.margin
     while True:
         torch.manual_seed(derive_seed(job.seed, "step", session.position.step))
         session.updater.optimiser.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=job.device)
         try:
             for batch in group:
-                images, labels = _prepared(batch, job.device)
+                images, labels = _prepared(batch, job.device, margin=margin)
                 pieces = zip(images.chunk(session.position.pieces), labels.chunk(session.position.pieces), strict=True)
                 for some_images, some_labels in pieces:
                     loss += _backward(session, some_images, some_labels, share=len(some_images) / total)
@@ -58,11 +61,19 @@ def gradients(session: Session, group: list[Batch]) -> Tensor:
         _cut_smaller(session)
 
 
-def _prepared(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Returns the batch's images and labels on the device, augmented there."""
+def _prepared(batch: Batch, device: torch.device, *, margin: int) -> tuple[Tensor, Tensor]:
+    """Returns the batch's images and labels on the device, augmented there.
+
+    What shifts and turns brought into the policy's margin is ignored again.
+    """
     images = batch.images.to(device, non_blocking=True)
     labels = batch.labels.to(device, non_blocking=True)
-    return (images, labels) if batch.draws is None else apply(images, labels, batch.draws)
+    if batch.draws is None:
+        return images, labels
+    images, labels = apply(images, labels, batch.draws)
+    if margin:
+        labels = functional.pad(labels[..., margin:-margin, margin:-margin], (margin,) * 4, value=IGNORE)
+    return images, labels
 
 
 def _backward(session: Session, images: Tensor, labels: Tensor, *, share: float) -> Tensor:

@@ -18,9 +18,9 @@ from maskloom.config import Config
 from maskloom.data.image_io import MAX_PIXELS, image_size
 from maskloom.data.mask_coding import MaskCoding
 from maskloom.errors import BadFile, UserError, closest
-from maskloom.records import CocoSegments, MaskFile, Record, RunLengths, Shapes, Size, Task, TaskKind, Truth
+from maskloom.records import BandFile, CocoSegments, MaskFile, Record, RunLengths, Shapes, Size, Task, TaskKind, Truth
 
-Layout = Literal["auto", "folder", "table", "coco", "carvana"]
+Layout = Literal["auto", "folder", "table", "coco", "carvana", "dstl"]
 
 _BATCH = 256  # files per thread task: a header takes about 20 µs, as long as handing over one task
 _THREADS = 8
@@ -244,6 +244,8 @@ def _record_to_json(record: Record, root: Path) -> dict[str, Any]:
         values["split"] = record.split
     if record.attributes:
         values["attributes"] = dict(record.attributes)
+    if record.bands:
+        values["bands"] = [_band_to_json(band, root) for band in record.bands]
     return values
 
 
@@ -257,7 +259,17 @@ def _record_from_json(values: dict[str, Any], root: Path) -> Record:
         group=values.get("group", ""),
         split=values.get("split", ""),
         attributes=values.get("attributes", {}),
+        bands=tuple(_band_from_json(band, root) for band in values.get("bands", ())),
     )
+
+
+def _band_to_json(band: BandFile, root: Path) -> dict[str, Any]:
+    return {"path": _relative(band.path, root), "resampling": band.resampling, "moved": list(band.moved)}
+
+
+def _band_from_json(values: dict[str, Any], root: Path) -> BandFile:
+    a, b, c, d, e, f = map(float, values["moved"])
+    return BandFile(path=root / values["path"], resampling=values["resampling"], moved=(a, b, c, d, e, f))
 
 
 def _truth_to_json(truth: Truth, root: Path) -> dict[str, Any]:

@@ -78,6 +78,19 @@ def _linknet_over_encoder(settings: NetworkSettings, num_maps: int) -> nn.Module
     return EncoderLinkNet(settings, num_maps)
 
 
+def _unet_elu(settings: NetworkSettings, num_maps: int) -> nn.Module:
+    from maskloom.models.classic.dstl import EluUnet
+
+    return EluUnet(settings, num_maps)
+
+
+def _index(settings: NetworkSettings, num_maps: int) -> nn.Module:
+    from maskloom.models.index_network import IndexNetwork
+
+    assert settings.index is not None, "the settings see to that"
+    return IndexNetwork(settings.index, num_maps)
+
+
 CLASSIC: dict[str, Builder] = {
     "unet_scratch": _unet_scratch,
     "unet_vgg11": _unet_vgg11,
@@ -92,4 +105,6 @@ CLASSIC: dict[str, Builder] = {
     "unet_mobilenet_4th": _unet_over_encoder,
     "incnet": _linknet_over_encoder,
     "dinknet": _linknet_over_encoder,
+    "unet_elu": _unet_elu,
+    "index": _index,
 }

@@ -76,4 +76,6 @@ CLASSIC_TRAITS: dict[str, Traits] = {
     "unet_mobilenet_4th": Traits(encoders=("mobilenetv1_100",), encoder_prefixes=("encoder.",), options=("dropout",)),
     "incnet": Traits(encoders=("inception_v3",), encoder_prefixes=("encoder.",)),
     "dinknet": Traits(encoders=("densenet121", "densenet169"), encoder_prefixes=("encoder.",)),
+    "unet_elu": Traits(multiple=16, imagenet_input=False),
+    "index": Traits(multiple=1, imagenet_input=False),
 }

@@ -1,0 +1,58 @@
+"""A record's image as one array: its file alone, or with the bands of further files stacked behind it.
+
+Knows nothing about truth, samples and networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from maskloom.data.image_io import MAX_PIXELS, read_image
+from maskloom.errors import BadFile
+from maskloom.records import Record
+from maskloom.windows import Window
+
+MOVED_RIM = 16.0
+"""So many pixels beyond its edge a file that was registered is mirrored: a shift leaves no rim without pixels."""
+_UNMOVED = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+
+
+def read_record_image(record: Record) -> np.ndarray:
+    """Returns the image of a record as stored, H×W×C uint8, uint16 or float32, its further bands last.
+
+    Pixels that a raster with bands calls invalid are 0. Raises ``BadFile`` as ``read_image`` does, and where a file of
+    bands is missing, damaged or of other ground.
+    """
+    if not record.bands:
+        return read_image(record.image)
+    height, width = record.size
+    if height * width > MAX_PIXELS:
+        raise BadFile(record.image, f"{width}×{height} pixels are over the budget of {MAX_PIXELS:,} for a whole image")
+    pixels, is_valid = read_pixels(record, Window(0, 0, height, width))
+    pixels[~is_valid] = 0
+    return pixels
+
+
+def read_pixels(record: Record, window: Window) -> tuple[np.ndarray, np.ndarray]:
+    """Returns a window inside the image of a record with bands, H×W×C as stored, and bool H×W of where it is valid.
+
+    Only what the window needs is read of each file. Raises ``BadFile`` as ``read_record_image`` does.
+    """
+    from maskloom.rasters.stack import REFLECTED, open_stack
+
+    is_moved = any(band.moved != _UNMOVED for band in record.bands)
+    with open_stack(record.image, record.bands, reflected=MOVED_RIM if is_moved else REFLECTED) as stack:
+        if stack.size != record.size:
+            found, expected = (f"{width}×{height}" for height, width in (stack.size, record.size))
+            raise BadFile(record.image, f"the image is {found} now, it was {expected} when opened")
+        return stack.read(window)
+
+
+def image_files(record: Record) -> Iterator[Path]:
+    """Yields the files that a record's image is read from."""
+    yield record.image
+    for band in record.bands:
+        yield band.path
