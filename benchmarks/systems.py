@@ -1,4 +1,4 @@
-"""Every published system at smoke scale, end to end: one line each, with its submission and its report.
+"""Every published Carvana system at smoke scale, end to end: one line each, with its submission and its report.
 
     python benchmarks/systems.py [--data DIR] [--out runs/systems] [--cars 8] [NAME ...]
 
@@ -29,7 +29,7 @@ STUDIO = {"objects": CARS, "test_objects": 1, "views": 16, "size": (128, 192), "
 def main(words: Sequence[str] | None = None) -> int:
     arguments = parsed(words)
     data = arguments.data or generated(arguments.out / "data")
-    names = arguments.names or [name for name in api.builders() if name != "default"]
+    names = arguments.names or [name for name in api.builders() if name.startswith("carvana_")]
     began = time.monotonic()
     failed = [name for name in names if not ran(name, data, arguments.out / name, arguments.cars)]
     print(f"{len(names) - len(failed)} of {len(names)} systems in {time.monotonic() - began:.0f} s", flush=True)

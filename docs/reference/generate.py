@@ -68,6 +68,8 @@ NETWORKS = {
     "unet_mobilenet_4th": "U-Net over MobileNet (Carvana, 4th)",
     "incnet": "LinkNet over Inception v3 (Carvana, 6th)",
     "dinknet": "LinkNet over DenseNet (Carvana, 6th)",
+    "unet_elu": "U-Net with ELUs, depth 4 (Dstl, 3rd)",
+    "index": "thresholds of spectral indices, searched for instead of trained",
 }
 BOUNDS = {Ge: ("≥", "ge"), Gt: (">", "gt"), Le: ("≤", "le"), Lt: ("<", "lt")}
 

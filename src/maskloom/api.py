@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from maskloom.outputs.convert import Conversion
     from maskloom.recipe import Recipe, Scale
     from maskloom.records import Size
+    from maskloom.stages.context import Context
     from maskloom.stages.images import Opened, Prediction
 
 RecipeBuilder = Callable[..., "Recipe"]
@@ -43,12 +44,22 @@ def builders() -> dict[str, RecipeBuilder]:
     from maskloom.contests.carvana.sixth import carvana_6th
     from maskloom.contests.carvana.tenth import carvana_10th
     from maskloom.contests.carvana.third import carvana_3rd
+    from maskloom.contests.dstl.third import dstl_3rd
     from maskloom.recipes.default import default
 
     carvana = (
         carvana_1st, carvana_3rd, carvana_4th, carvana_6th, carvana_7th, carvana_10th, carvana_11th, carvana_15th,
     )  # fmt: skip
-    return {"default": default} | {build.__name__: build for build in carvana}
+    return {"default": default} | {build.__name__: build for build in (*carvana, dstl_3rd)}
+
+
+def submitters() -> dict[str, Callable[[Context], Path]]:
+    """Returns what writes a contest's table from a run's predictions, by the contest's name."""
+    from maskloom.contests import carvana
+    from maskloom.contests.dstl.deliver import write_submission as write_polygons
+    from maskloom.stages.prediction import write_submission
+
+    return {"carvana": lambda context: write_submission(context, carvana.SUBMISSION), "dstl": write_polygons}
 
 
 def recipes() -> dict[str, str]:
@@ -64,7 +75,7 @@ def open_source(data: Path | str, settings: DataSettings) -> DataSource:
 
     Raises ``UserError`` when the folder does not exist or is of no known layout.
     """
-    from maskloom.contests import carvana
+    from maskloom.contests import carvana, dstl
     from maskloom.data.sources import coco, folder, table
 
     path = Path(data)
@@ -72,6 +83,7 @@ def open_source(data: Path | str, settings: DataSettings) -> DataSource:
         raise UserError(f"{path}: expected a folder, table or COCO file with images and masks, found no such path")
     layouts = {
         "carvana": (carvana.recognise, carvana.open_carvana),
+        "dstl": (dstl.recognise, dstl.open_dstl),
         "folder": (lambda where: folder.recognise(where, settings), folder.open_folder),
         "coco": (coco.recognise, coco.open_coco),
         "table": (table.recognise, table.open_table),
@@ -84,8 +96,8 @@ def open_source(data: Path | str, settings: DataSettings) -> DataSource:
     if settings.images or settings.masks:
         return folder.open_folder(path, settings)  # which says what of it is not there
     raise UserError(
-        f"{path}: expected images/ and masks/, a table (CSV, Parquet), a COCO file, or train*/ with train_masks/; "
-        "found none of them; name the folders with --set data.images=… --set data.masks=…"
+        f"{path}: expected images/ and masks/, a table (CSV, Parquet), a COCO file, train*/ with train_masks/, "
+        "or a Dstl folder; found none of them; name the folders with --set data.images=… --set data.masks=…"
     )
 
 
@@ -115,7 +127,6 @@ def fit(
     Raises:
         UserError: For every mistake in options, recipe or data.
     """
-    from maskloom.contests import carvana
     from maskloom.pipeline import run_pipeline
     from maskloom.runtime import choose_device, hardware, make_deterministic, num_cores
     from maskloom.stages.context import Context
@@ -148,7 +159,7 @@ def fit(
             progress=listener,
             workers=min(max(num_cores() - 1, 1), 8) if workers is None else workers,
         )
-        run_pipeline(context, carvana.SUBMISSION if source.submission == "carvana" else None)
+        run_pipeline(context, submitters().get(source.submission))
     return open_run(root, device=chosen.type)
 
 

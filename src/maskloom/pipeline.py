@@ -13,7 +13,6 @@ from pathlib import Path
 from maskloom.config import to_yaml
 from maskloom.data.folds import FoldSettings
 from maskloom.files import checksum, fingerprint, remove_partial, write_json, write_text
-from maskloom.outputs.tables import SubmissionFormat
 from maskloom.recipe import MemberSettings, OutsideMember
 from maskloom.stages import data as data_stages
 from maskloom.stages.context import Context
@@ -23,9 +22,10 @@ from maskloom.stages.guides import check_guidance
 from maskloom.stages.oof import predict_out_of_fold
 from maskloom.stages.outside import map_files, take_in
 from maskloom.stages.postprocess import check_postprocess, fit_postprocess
-from maskloom.stages.prediction import predict_unlabelled, write_submission
+from maskloom.stages.prediction import predict_unlabelled
 from maskloom.stages.pseudo import choose_pseudo_labels
 from maskloom.stages.pseudo_views import check_pseudo, round_of, teachers_of
+from maskloom.stages.registration import register_bands, registration_fingerprint, with_registration
 from maskloom.stages.reporting import write_report
 from maskloom.stages.train import train_fold, weights_mark
 
@@ -33,12 +33,16 @@ RESULT_FORMAT = 1
 """Raise it when a stage computes something else from the same inputs: runs then repeat what depends on it."""
 
 
-def run_pipeline(context: Context, submission: SubmissionFormat | None) -> None:
-    """Runs every stage of the context's recipe that is not finished; leaves the report last."""
+def run_pipeline(context: Context, submit: Callable[[Context], Path] | None) -> None:
+    """Runs every stage of the context's recipe that is not finished; leaves the report last.
+
+    ``submit`` writes the contest's table from what was predicted, where the data belongs to one.
+    """
     remove_partial(context.run.root)
     write_text(context.run.recipe, to_yaml(context.recipe))
     recipe = context.recipe
     context.progress.note(data_stages.summary(context.source))
+    context = _registered(context)
     data_mark = fingerprint(RESULT_FORMAT, data_stages.source_fingerprint(context.source))
     _stage(context, "survey", data_mark, lambda: data_stages.survey_data(context))
     # On every fit: its notes, problems and images without truth are no part of the survey's fingerprint.
@@ -46,6 +50,7 @@ def run_pipeline(context: Context, submission: SubmissionFormat | None) -> None:
     context = data_stages.without_bad_records(context)
 
     tables = _folds(context, data_mark)
+    recipe.partial_members(context.source.task)  # raises for classes that the data has not
     check_tree(recipe, tables)
     check_guidance(recipe, tables)
     check_postprocess(recipe, context.source.task)
@@ -70,10 +75,20 @@ def run_pipeline(context: Context, submission: SubmissionFormat | None) -> None:
         unlabelled = data_stages.unlabelled_fingerprint(context.source)
         predict_mark = fingerprint(decided_mark, unlabelled, recipe.delivery.masks)
         _stage(context, "predict", predict_mark, lambda: predict_unlabelled(context, fingerprint=predict_mark))
-        if submission is not None and recipe.delivery.submission:
+        if submit is not None and recipe.delivery.submission:
             submit_mark = fingerprint(predict_mark, _checksum(context.source.sample_submission))
-            _stage(context, "submit", submit_mark, lambda: [write_submission(context, submission)])
+            _stage(context, "submit", submit_mark, lambda: [submit(context)])
     _stage(context, "report", fingerprint(time.time_ns()), lambda: [write_report(context.run)])  # always anew
+
+
+def _registered(context: Context) -> Context:
+    """Returns the context whose records' bands lie on their images, where the recipe asks for it."""
+    settings = context.recipe.registration
+    if settings is None:
+        return context
+    mark = registration_fingerprint(context, settings)
+    _stage(context, "register", mark, lambda: register_bands(context, settings, fingerprint=mark))
+    return with_registration(context)
 
 
 def _folds(context: Context, data_mark: str) -> FoldTables:

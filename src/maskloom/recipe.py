@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from maskloom.config import Config, load_yaml, parse
 from maskloom.data.augment import AugmentSettings
+from maskloom.data.band_registration import RegistrationSettings
 from maskloom.data.folds import FoldSettings
 from maskloom.data.input_policy import InputPolicy
 from maskloom.data.sources.base import DataSettings
@@ -25,6 +26,7 @@ from maskloom.inference.predictor import InferenceSettings
 from maskloom.inference.views import find_views
 from maskloom.losses.terms import LossSettings
 from maskloom.models.encoders import NetworkSettings, multiple_of
+from maskloom.records import Task
 from maskloom.training.engine import TrainingSettings
 from maskloom.training.optimisers import OptimiserSettings
 from maskloom.training.phases import augment_preset
@@ -38,6 +40,9 @@ class MemberSettings(Config):
 
     name: str = Field(pattern=r"^[a-z0-9_]+$")
     """Names its folder in the run and its row in the report."""
+    classes: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """The classes of a multilabel task that it learns and predicts; None: all. Each class of the ensemble's map is
+    merged over the members that predict it, and is 0 where none does."""
     network: NetworkSettings
     input: InputPolicy
     loss: LossSettings
@@ -85,6 +90,40 @@ class MemberSettings(Config):
         if value is not None:
             find_views(value)
         return value
+
+    @property
+    def image_channels(self) -> int:
+        """The channels of the images as stored: those of the network without the indices computed from them."""
+        return self.network.channels - (len(self.input.bands.indices) if self.input.bands else 0)
+
+    @model_validator(mode="after")
+    def _channels_are_named(self) -> MemberSettings:
+        bands = self.input.bands
+        if bands is not None and self.network.channels != len(bands.bands) + len(bands.indices):
+            raise ValueError(
+                f"network.channels: expected {len(bands.bands) + len(bands.indices)}, {len(bands.bands)} bands and "
+                f"{len(bands.indices)} indices of them, found {self.network.channels}"
+            )
+        return self
+
+    def task_of(self, task: Task) -> Task:
+        """Returns what its networks learn of the data's task; raises ``UserError`` for classes that are not there."""
+        if self.classes is None:
+            return task
+        if task.kind != "multilabel":
+            raise UserError(
+                f"{self.name}.classes: expected a multilabel task, whose classes can be learnt one by one, found a "
+                f"{task.kind} one; remove classes"
+            )
+        for name in self.classes:
+            if name not in task.classes:
+                raise UserError(f"{self.name}.classes: no class is called {name!r}; {closest(name, task.classes)}")
+        return Task(kind="multilabel", classes=tuple(name for name in task.classes if name in self.classes))
+
+    def class_numbers(self, task: Task) -> tuple[int, ...] | None:
+        """Returns the numbers of its classes in the data's task; None for a member that learns all."""
+        part = self.task_of(task)
+        return None if part == task else tuple(map(task.classes.index, part.classes))
 
     def views_of(self, inference: InferenceSettings) -> InferenceSettings:
         """Returns how the member's networks are asked: the recipe's way, with its own views where it states some."""
@@ -147,6 +186,8 @@ class Recipe(Config):
     metric: Literal["dice", "iou"]
     """"dice": mean over images; "iou": mean over classes of the IoU of summed counts."""
     data: DataSettings = DataSettings()
+    registration: RegistrationSettings | None = None
+    """How further band files are brought onto their image; None: they stay as they lie."""
     folds: FoldSettings = FoldSettings()
     members: tuple[MemberSettings, ...] = Field(min_length=1)
     """Trained in this order; what a member needs of others comes before it."""
@@ -210,13 +251,33 @@ class Recipe(Config):
         """Returns the member of that name, which must be there."""
         return next(member for member in self.members if member.name == name)
 
+    def partial_members(self, task: Task) -> dict[str, tuple[int, ...]]:
+        """Returns the numbers of the classes of every member that predicts only some of the task's."""
+        found = {member.name: member.class_numbers(task) for member in self.members}
+        return {name: numbers for name, numbers in found.items() if numbers is not None}
+
+    @model_validator(mode="after")
+    def _partial_members_fit_in(self) -> Recipe:
+        for member in self.members:
+            if member.classes is None:
+                continue
+            if self.ensemble.weights != "equal":
+                raise ValueError(
+                    f"ensemble.weights: {self.ensemble.weights} compares members that predict the same classes, "
+                    f"{member.name} predicts some of them; state equal"
+                )
+            if member.guidance is not None and member.guidance.region is not None:
+                raise ValueError(f"{member.name}: expected a member of all classes for guidance.region; remove classes")
+        return self
+
     @model_validator(mode="after")
     def _channels_agree(self) -> Recipe:
-        found = {member.name: member.network.channels for member in self.members}
+        found = {member.name: member.image_channels for member in self.members}
         if len(set(found.values())) > 1:
             stated = ", ".join(f"{name}: {channels}" for name, channels in found.items())
             raise ValueError(
-                f"expected the same network.channels in every member, which are given the same images; found {stated}"
+                "expected the same network.channels in every member, which are given the same images (indices apart); "
+                f"found {stated}"
             )
         return self
 

@@ -63,7 +63,6 @@ class Broken(nn.Module):
         (Shared(), "differs by"),
         (Twice(), "no convolution"),
         (Broken(), "no such size"),
-        (nn.Conv2d(2, 1, 1), "no conv"),
     ],
 )
 def test_what_cannot_be_folded_stays_and_says_why(network: nn.Module, reason: str) -> None:
@@ -73,3 +72,8 @@ def test_what_cannot_be_folded_stays_and_says_why(network: nn.Module, reason: st
     if not isinstance(network, Broken):
         images = torch.randn(1, 2, 4, 4)
         assert torch.equal(fused.network(images), network.eval()(images))
+
+
+def test_without_batch_normalisation_there_is_nothing_to_say() -> None:
+    fused = fuse(nn.Conv2d(2, 1, 1), 2)
+    assert (fused.num_pairs, fused.reason) == (0, "")

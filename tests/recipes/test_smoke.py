@@ -17,12 +17,14 @@ from maskloom.recipes.smoke import PIXELS, smoked
 from maskloom.records import Size
 from maskloom.training.engine import TrainingSettings
 from maskloom.training.phases import plan_epochs
+from scenes import described_scenes
 
 SYSTEMS = sorted(name for name in builders() if name != "default")
 
 
 def built(name: str, scale: Scale) -> Recipe:
-    return builders()[name](described(8), device="cpu", scale=scale)
+    source = described_scenes(8, swir=name == "dstl_swir") if name.startswith("dstl_") else described(8)
+    return builders()[name](source, device="cpu", scale=scale)
 
 
 def what_it_is(member: MemberSettings) -> dict[str, Any]:
@@ -40,7 +42,7 @@ def what_it_is(member: MemberSettings) -> dict[str, Any]:
         ),
         "mines": training.hard_negative_every is not None,
         "accumulates": training.accumulation > 1,
-        "input": member.input.model_dump(exclude={"mode", "size", "scale"}),
+        "input": member.input.model_dump(exclude={"mode", "size", "scale", "margin"}),
         "cuts": member.input.mode in ("window", "parts"),
         "others": member.model_dump(exclude={"network", "loss", "optimiser", "schedule", "augment", "training", "input",
                                              "validation_images"}),

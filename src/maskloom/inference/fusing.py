@@ -28,7 +28,7 @@ class Fused:
     num_pairs: int
     """Convolutions that absorbed their normalisation."""
     reason: str
-    """Why nothing was folded, or ""."""
+    """Why nothing was folded; "" where something was, or there is nothing to fold."""
 
 
 def fuse(network: nn.Module, channels: int, *, side: int = 64) -> Fused:
@@ -43,7 +43,8 @@ def fuse(network: nn.Module, channels: int, *, side: int = 64) -> Fused:
         with torch.no_grad():
             pairs, expected = _find_pairs(copy, probe)
             if not pairs:
-                return Fused(copy, 0, "no convolution is followed by batch normalisation")
+                has_any = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in copy.modules())
+                return Fused(copy, 0, "no convolution is followed by batch normalisation" if has_any else "")
             for convolution, normalisation in pairs:
                 _fold(copy, convolution, normalisation)
             difference = float((expected - copy(probe)).abs().max())

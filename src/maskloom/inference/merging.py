@@ -3,7 +3,8 @@
 One evaluator serves the one pass over many networks and the merging of stored maps. It walks the tree in a fixed
 order and keeps one sum per open node, never all leaves. Arithmetic means are linear, and so is bringing a map back
 to the image's size; a mean therefore stays a sum per *space* (where the leaves' maps lie) until something that is
-not linear, a tap or the result needs it at the image's size. Knows nothing about images and networks.
+not linear, a tap or the result needs it at the image's size. A network may predict only some of the classes: each
+class is merged over those that predict it. Knows nothing about images and networks.
 """
 
 from __future__ import annotations
@@ -41,6 +42,9 @@ class Merge(Config):
     """One per child, at least 0, of any sum above 0; equal when None."""
     children: tuple[Merge | str, ...] = Field(min_length=1)
     """Nodes, or names of networks ("member/fold0"); in a recipe a member's name stands for the mean of its folds."""
+    classes: tuple[int, ...] | None = None
+    """The classes, by number, that the networks below predict, in a multilabel task (their maps are 0 elsewhere);
+    None: what the nodes below say, all where there are none. A class is merged over the children that predict it."""
     name: str | None = None
     """Makes the node a tap: its own map is returned under this name beside the result."""
 
@@ -81,15 +85,34 @@ class Merge(Config):
         return [leaf for _, child in self.shares() for leaf in ([child] if isinstance(child, str) else child.leaves())]
 
 
+def predicted_classes(node: Merge | str) -> frozenset[int] | None:
+    """Returns the classes that something below a node predicts; None: all."""
+    if isinstance(node, str):
+        return None
+    if node.classes is not None:
+        return frozenset(node.classes)
+    below = [predicted_classes(child) for share, child in node.shares() if share > 0]
+    known = [classes for classes in below if classes is not None]
+    return frozenset[int]().union(*known) if len(known) == len(below) else None
+
+
 def tap_names(node: Merge) -> list[str]:
     """Returns the names of all taps, children before their parents."""
     below = [name for child in node.children if isinstance(child, Merge) for name in tap_names(child)]
     return below + ([node.name] if node.name else [])
 
 
-def standard_tree(members: Mapping[str, Sequence[str]], weights: Sequence[float] | None = None) -> Merge:
-    """Returns the mean over each member's folds, then over members: ``members`` maps a name to its leaves."""
-    children = tuple(Merge(children=tuple(folds)) for folds in members.values())
+def standard_tree(
+    members: Mapping[str, Sequence[str]],
+    weights: Sequence[float] | None = None,
+    classes: Mapping[str, tuple[int, ...]] | None = None,
+) -> Merge:
+    """Returns the mean over each member's folds, then over members: ``members`` maps a name to its leaves.
+
+    ``classes`` are those of the members that predict only some.
+    """
+    classes = classes or {}
+    children = tuple(Merge(children=tuple(folds), classes=classes.get(name)) for name, folds in members.items())
     return Merge(children=children, weights=None if weights is None else tuple(weights))
 
 
@@ -141,7 +164,8 @@ def evaluate(
     ``leaf`` gives one network's probabilities float32 …×C×h×w, which are not changed; ``exclusive`` says that classes
     exclude each other (multiclass). ``space_of`` names the space of a leaf's map and ``restore`` brings a map of that
     space to the image's size; ``restore`` must be linear. ``remember`` gives a node's value, from ``value()`` or from
-    an earlier time that it was asked for; remembered values are not changed.
+    an earlier time that it was asked for; remembered values are not changed. A class that nothing below
+    a node predicts is 0 there.
     """
     evaluation = _Evaluation(leaf, exclusive, epsilon, space_of, restore, remember)
     value = evaluation.value(node)
@@ -183,10 +207,11 @@ class _Evaluation:
             for space, part in self.value(child).items():
                 if share == 0:  # only there for its tap
                     continue
+                factor = _factor(share, child, node, part)
                 if space in total:
-                    total[space].add_(part, alpha=share)
+                    _add(total[space], part, factor)
                 else:
-                    total[space] = part if is_alone else part * share  # a sum of its own: others may hold the part
+                    total[space] = part if is_alone else part * factor  # a sum of its own: others may hold the part
         return total
 
     def _merged(self, node: Merge) -> Tensor:
@@ -197,9 +222,34 @@ class _Evaluation:
             if share == 0:  # only there for its tap
                 continue
             encoded = code.encode(self.restored(value))
-            total = encoded.mul_(share) if total is None else total.add_(encoded, alpha=share)
+            factor = _factor(share, child, node, encoded)
+            total = encoded.mul_(factor) if total is None else _add(total, encoded, factor)
         assert total is not None, "shares add up to 1"
-        return code.decode(total)
+        merged, classes = code.decode(total), predicted_classes(node)
+        return merged if classes is None else merged * _marked(classes, merged)
+
+
+def _factor(share: float, child: Merge | str, node: Merge, like: Tensor) -> float | Tensor:
+    """Returns what a child's map is multiplied with: its share, per class among the children that predict it."""
+    children = [(share, predicted_classes(child)) for share, child in node.shares() if share > 0]
+    own = predicted_classes(child)
+    if all(classes == own for _, classes in children):
+        return share
+    total = torch.stack([share * _marked(classes, like) for share, classes in children]).sum(dim=0)
+    return share * _marked(own, like) / total.clamp(min=torch.finfo(total.dtype).tiny)
+
+
+def _marked(classes: frozenset[int] | None, like: Tensor) -> Tensor:
+    """Returns C×1×1 of 1 for these classes and 0 for the others, as many as the map …×C×H×W has."""
+    marks = like.new_zeros(like.shape[-3]) if classes is not None else like.new_ones(like.shape[-3])
+    if classes is not None:
+        marks[sorted(classes)] = 1
+    return marks[:, None, None]
+
+
+def _add(total: Tensor, part: Tensor, factor: float | Tensor) -> Tensor:
+    """Adds ``factor · part`` in place."""
+    return total.addcmul_(part, factor) if isinstance(factor, Tensor) else total.add_(part, alpha=factor)
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,12 +82,14 @@ class OnePass:
 
     def _asked(self, name: str) -> Tensor:
         need = self._ensemble.prepared(name)
+        segmenter = self._ensemble.segmenters[name]
         windows, source = self._kept.get(need, lambda: self._prepare(need))
         coarse = None if need.region is None else self._floats(self._member(need.region.of))
         values = coarse
         if source is not None:
             views = self._asking.own_views.get(name, self._asking.views)
-            found = source.predict(self._ensemble.segmenters[name], views, self._asking.overlap)
+            found = source.predict(segmenter, views, self._asking.overlap)
+            found = placed(found, segmenter.task, self._asking.task)
             values = found[0]
             if coarse is not None:
                 values = paste(coarse, windows, resized(found, (windows[0].height, windows[0].width)))
@@ -135,3 +137,12 @@ class OnePass:
 
     def _restore(self, space: Hashable, values: Tensor) -> Tensor:
         return resized(values, (self._image.shape[0], self._image.shape[1]))
+
+
+def placed(maps: Tensor, part: Task, whole: Task) -> Tensor:
+    """Returns maps …×c×h×w of a network for some classes as …×C×h×w of the whole task, 0 for the others."""
+    if part == whole:
+        return maps
+    found = maps.new_zeros((*maps.shape[:-3], whole.num_maps, *maps.shape[-2:]))
+    found[..., [whole.classes.index(name) for name in part.classes], :, :] = maps
+    return found

@@ -25,6 +25,7 @@ from maskloom.inference.one_pass import Asking, OnePass
 from maskloom.inference.view_merging import ViewMerger
 from maskloom.inference.views import find_views
 from maskloom.models.segmenter import Segmenter
+from maskloom.records import Task, is_part
 from maskloom.runtime import Precision, autocast, fast_precision, keep_freed_memory
 
 PLAIN = "plain"
@@ -41,7 +42,7 @@ class InferenceSettings(Config):
     """How networks are asked."""
 
     views: str | tuple[str, ...] = "flip"
-    """A set of test-time views ("none", "flip", "flips", "symmetry"), or a list of names of views."""
+    """A set of test-time views ("none", "flip", "flips", "flips_transpose", "symmetry"), or a list of views' names."""
     view_merge: Literal["mean", "logit_mean", "geometric"] = "mean"
     """How the views of one network are merged: mean of probabilities, of logits, or geometric mean."""
     overlap: float | None = Field(default=None, ge=0, lt=1)
@@ -72,13 +73,15 @@ class Predictor:
         guidance: Mapping[str, GuidanceSettings] | None = None,
         members: Mapping[str, Merge] | None = None,
         own: Mapping[str, InferenceSettings] | None = None,
+        task: Task | None = None,
     ) -> None:
         """Copies the networks to ``device``, one after the other; the given segmenters stay as they are.
 
         With ``plain``, the tree's map without test-time views is returned too, at the cost of its sums alone.
         ``guidance`` says, by leaf, which networks are given members' maps; ``members`` how those maps are made, as
         trees over leaves. A leaf of a tree without "/" that is no network is a member: its map as stored. ``own`` holds
-        settings whose views (and how they are merged) replace the ensemble's for single leaves.
+        settings whose views (and how they are merged) replace the ensemble's for single leaves. ``task`` is that of
+        the maps; in a multilabel task a network may be for some of its classes. None: the networks' own, all the same.
         """
         guidance, members = guidance or {}, members or {}
         for name in guidance:
@@ -94,9 +97,9 @@ class Predictor:
         if not names:
             leaf = tree.leaves()[0]
             raise UserError(f"the ensemble tree: unknown network {leaf!r}; {closest(leaf, segmenters)}")
-        self.task = ready[names[0]].task
+        self.task = task or ready[names[0]].task
         for name in names:
-            if ready[name].task != self.task:
+            if not is_part(ready[name].task, self.task):
                 raise UserError(f"{name}: expected a network for {self.task}, found one for {ready[name].task}")
             self._check_guidance(name, ready[name], guidance.get(name))
         self._segmenters = {name: ready[name] for name in names}

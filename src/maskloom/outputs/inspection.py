@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from markupsafe import Markup
 
-from maskloom.data.image_io import read_image
+from maskloom.data.record_images import read_record_image
 from maskloom.data.sources.base import DataSource
 from maskloom.data.statistics import Survey
 from maskloom.data.truth import read_sample
@@ -92,7 +92,7 @@ class _Pictures:
     def plain(self, record_id: str, caption: str = "") -> Markup:
         """Returns the image alone."""
         try:
-            image = read_image(self._records[record_id].image)
+            image = read_record_image(self._records[record_id])
         except BadFile:
             return Markup("")
         return self._figure(shrunk(displayed(image), max_side=PICTURE_SIDE), caption or record_id, record_id)

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 from maskloom.data.augment import PRESETS
 from maskloom.data.folds import FoldSettings
-from maskloom.data.image_io import read_image
 from maskloom.data.input_policy import InputPolicy
+from maskloom.data.record_images import read_record_image
 from maskloom.data.sources.base import DataSource
 from maskloom.errors import BadFile, UserError
 from maskloom.inference.predictor import InferenceSettings
@@ -195,7 +195,7 @@ def num_channels(source: DataSource) -> int:
     """
     for record in source.records:
         try:
-            channels: int = read_image(record.image).shape[2]
+            channels: int = read_record_image(record).shape[2]
         except BadFile:
             continue
         return 3 if channels == 1 else channels

@@ -108,7 +108,8 @@ def _input(policy: InputPolicy, size: Size, *, in_regions: bool) -> InputPolicy:
     changes: dict[str, object] = {"scale": policy.scale * _factor(size)}
     if policy.size is not None:
         window = min(policy.size[0], WINDOW), min(policy.size[1], WINDOW)
-        changes["size"] = round_up(window, policy.multiple)
+        smaller = round_up(window, policy.multiple)
+        changes |= {"size": smaller, "margin": policy.margin * min(smaller) // min(policy.size)}
     return policy.model_copy(update=changes)
 
 

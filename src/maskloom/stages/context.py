@@ -46,5 +46,5 @@ class Context:
         return [record for record in self.source.records if record.id in ids]
 
     def num_channels(self) -> int:
-        """Returns the channels of the networks' input, the same for every member (the recipe sees to that)."""
-        return self.recipe.members[0].network.channels
+        """Returns the channels of the images, the same for every member (the recipe sees to that)."""
+        return self.recipe.members[0].image_channels

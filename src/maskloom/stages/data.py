@@ -10,6 +10,7 @@ from pathlib import Path
 
 from maskloom.data.duplicates import SimilarPair, exact_duplicates, near_duplicates
 from maskloom.data.folds import FoldSettings, FoldTable, check_ids, check_leaks, make_folds
+from maskloom.data.record_images import image_files
 from maskloom.data.sources.base import DataSource, first_problem
 from maskloom.data.statistics import Survey, survey
 from maskloom.files import checksum, fingerprint, read_json, write_json
@@ -34,8 +35,11 @@ def unlabelled_fingerprint(source: DataSource) -> str:
 
     Reading a large test set to hash it costs more than it tells.
     """
-    found = [(record.id, record.image.stat()) for record in source.unlabelled]
-    return fingerprint([(record_id, facts.st_size, facts.st_mtime_ns) for record_id, facts in found])
+    found = [
+        (record.id, [(facts.st_size, facts.st_mtime_ns) for facts in (path.stat() for path in image_files(record))])
+        for record in source.unlabelled
+    ]
+    return fingerprint(found)
 
 
 def summary(source: DataSource) -> str:
@@ -50,7 +54,7 @@ def summary(source: DataSource) -> str:
 
 def labelled_files(record: Record) -> Iterable[Path]:
     """Returns the files that a record's image and truth are read from."""
-    yield record.image
+    yield from image_files(record)
     if isinstance(record.truth, MaskFile):
         yield record.truth.path
 

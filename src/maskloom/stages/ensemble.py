@@ -24,7 +24,7 @@ from maskloom.ensembling.thresholds import HALF, curve, decide, fit_thresholds, 
 from maskloom.ensembling.weights import PixelSample, fit_weights, sample_pixels
 from maskloom.errors import UserError, closest
 from maskloom.files import read_json, write_json, write_text
-from maskloom.inference.merging import RESULT, Merge, merge_stored, pruned, standard_tree
+from maskloom.inference.merging import RESULT, Merge, merge_stored, predicted_classes, pruned, standard_tree
 from maskloom.inference.predictor import Predictor
 from maskloom.metrics import Counts, Metric, dice, from_labels, iou, per_class, score_records
 from maskloom.recipe import Recipe
@@ -52,6 +52,8 @@ class Ensemble:
     """Score at every 8-bit threshold per class; empty for multiclass."""
     weights: dict[str, float]
     """Per member."""
+    task: Task | None = None
+    """Of the map; None: that of the networks, which is the same for all."""
     guiding: dict[str, Merge] = field(default_factory=dict)
     """Of members whose maps guide others: how these maps are made, over leaves."""
 
@@ -64,7 +66,9 @@ def load_ensemble(run: RunDirectory) -> Ensemble:
     """Returns what the stage left in the run."""
     values = read_json(run.ensemble)
     guiding = {name: Merge.model_validate(tree) for name, tree in values["guiding"].items()}
-    return Ensemble(**(values | {"tree": Merge.model_validate(values["tree"]), "guiding": guiding}))
+    stated = values.get("task")
+    task = stated and Task(kind=stated["kind"], classes=tuple(stated["classes"]))
+    return Ensemble(**(values | {"tree": Merge.model_validate(values["tree"]), "guiding": guiding, "task": task}))
 
 
 def open_predictor(run: RunDirectory, ensemble: Ensemble, recipe: Recipe, device: torch.device) -> Predictor:
@@ -78,6 +82,7 @@ def open_predictor(run: RunDirectory, ensemble: Ensemble, recipe: Recipe, device
         guidance=by_leaf(recipe, segmenters),
         members=ensemble.guiding,
         own=own_inference(recipe, segmenters),
+        task=ensemble.task,
     )
 
 
@@ -127,6 +132,7 @@ def fit_ensemble(context: Context) -> list[Path]:
         "scores": scores,
         "curve": curves.round(6).tolist(),
         "weights": weights,
+        "task": {"kind": task.kind, "classes": list(task.classes)},
     }
     write_json(context.run.ensemble, result)
     images = context.run.ensemble.with_name("images.csv")
@@ -176,7 +182,10 @@ class Fitting:
         if task.kind == "multiclass" or wanted != "fitted":
             stated = HALF if wanted == "fitted" else round(255 * wanted)
             return weights, [stated] * task.num_maps
-        return weights, fit_thresholds(self.histograms(records, weights), self._context.recipe.metric, task)
+        cuts = fit_thresholds(self.histograms(records, weights), self._context.recipe.metric, task)
+        predicted = predicted_classes(ensemble_tree(self._context, self._tables, weights))
+        # A class that no member predicts is 0 everywhere: only threshold 0, which marks everything, could score.
+        return weights, [cut if predicted is None or number in predicted else HALF for number, cut in enumerate(cuts)]
 
     def _by_score(self, records: Sequence[Record]) -> dict[str, float]:
         """Returns weights that follow from the members' scores on these records, by value or by rank; sum 1."""
@@ -260,9 +269,9 @@ def ensemble_tree(context: Context, tables: FoldTables, weights: Mapping[str, fl
     recipe = context.recipe
     trained = [member.name for member in recipe.members]
     if recipe.ensemble.tree is not None:
-        return tables.expanded(recipe.ensemble.tree, trained)
+        return tables.expanded(recipe.ensemble.tree, trained, recipe.partial_members(context.source.task))
     members = {name: tables.leaves(name) if name in trained else (name,) for name in weights}
-    return standard_tree(members, list(weights.values()))
+    return standard_tree(members, list(weights.values()), recipe.partial_members(context.source.task))
 
 
 def out_of_fold_maps(
@@ -299,6 +308,7 @@ def summary(
 def _member_scores(context: Context, member: str) -> dict[str, Any]:
     """Returns a member's summary over its own folds, with test-time views and (``without_views``) without."""
     recipe, task = context.recipe, context.source.task
+    task = next((settings.task_of(task) for settings in recipe.members if settings.name == member), task)
     tables = context.fold_tables()
     fold_of = {record_id: tables.fold(member, record_id) for record_id in tables.validated([member])}
     records = context.records(set(fold_of))

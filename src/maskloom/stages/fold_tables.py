@@ -75,14 +75,22 @@ class FoldTables:
 
         return keep
 
-    def expanded(self, tree: Merge, members: Iterable[str]) -> Merge:
-        """Returns the tree with every leaf that is a trained member's name replaced by the mean of its folds."""
-        names = set(members)
+    def expanded(
+        self, tree: Merge, members: Iterable[str], classes: Mapping[str, tuple[int, ...]] | None = None
+    ) -> Merge:
+        """Returns the tree with every leaf that is a trained member's name replaced by the mean of its folds.
+
+        ``classes`` are those of the members that predict only some; the nodes above their networks say so.
+        """
+        names, some = set(members), classes or {}
 
         def replaced(child: Merge | str) -> Merge | str:
             if isinstance(child, Merge):
                 return child.model_copy(update={"children": tuple(replaced(below) for below in child.children)})
-            return Merge(children=self.leaves(child)) if child in names else child
+            own = some.get(leaf_parts(child)[0])
+            if child in names:
+                return Merge(children=self.leaves(child), classes=own)
+            return child if own is None else Merge(children=(child,), classes=own)
 
         expanded = replaced(tree)
         assert isinstance(expanded, Merge)  # as the tree is

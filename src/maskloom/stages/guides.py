@@ -31,7 +31,7 @@ def network_settings(member: MemberSettings, task: Task) -> NetworkSettings:
     return member.network.model_copy(
         update={
             "channels": member.network.channels + num_guides(member, task),
-            "auxiliary_maps": num_auxiliary_maps(member.loss, task),
+            "auxiliary_maps": num_auxiliary_maps(member.loss, member.task_of(task)),
         }
     )
 

@@ -60,8 +60,8 @@ class Opened:
 
     @property
     def channels(self) -> int:
-        """Channels of the networks' input."""
-        return max(member.network.channels for member in self.recipe.members)
+        """Channels of the images."""
+        return max(member.image_channels for member in self.recipe.members)
 
     def predict(self, image: np.ndarray) -> np.ndarray:
         """Returns the labels of one image H×W×C as stored."""

@@ -23,7 +23,7 @@ from maskloom.records import Record
 from maskloom.stages.context import Context
 from maskloom.stages.fold_tables import leaf_name
 from maskloom.stages.guides import given_out_of_fold
-from maskloom.stages.scoring import decided, reader_with_maps
+from maskloom.stages.scoring import decided, of_classes, reader_with_maps
 
 
 def predict_out_of_fold(context: Context, member: MemberSettings, *, fingerprint: str) -> list[Path]:
@@ -49,7 +49,7 @@ def _counts_path(folder: Path, record: Record) -> Path:
 def _predict_fold(
     context: Context, member: MemberSettings, fold: int, records: list[Record], *, done: int, total: int
 ) -> None:
-    folder, task = context.run.oof(member.name), context.source.task
+    folder, task, part = context.run.oof(member.name), context.source.task, member.task_of(context.source.task)
     leaf = leaf_name(member.name, fold)
     segmenter = load_bundle(context.run.bundle(member.name, fold, member.keep))
     predictor = Predictor(
@@ -59,14 +59,16 @@ def _predict_fold(
         context.device,
         plain=True,
         guidance={leaf: member.guidance} if member.guidance else None,
+        task=task,
     )
     context.say(predictor.notes)
 
     def consume(record: Record, maps: dict[str, np.ndarray]) -> None:
         truth = read_truth(record, task, context.source.coding)
+        labels = of_classes(truth, part, task)
         counts = {
-            "views": from_labels(decided(maps[RESULT], task), truth, task).to_json(),
-            "plain": from_labels(decided(maps[PLAIN], task), truth, task).to_json(),
+            kind: from_labels(of_classes(decided(maps[name], task), part, task), labels, part).to_json()
+            for kind, name in (("views", RESULT), ("plain", PLAIN))
         }
         write_map(context.run.oof_map(member.name, record.id), maps[RESULT])
         write_json(_counts_path(folder, record), counts)  # last: its presence says that the record is finished
@@ -78,7 +80,7 @@ def _predict_fold(
         lambda seen: predictor(*seen),
         records,
         consume,
-        read=reader_with_maps(member.network.channels, given_out_of_fold(context.run, member)),
+        read=reader_with_maps(member.image_channels, given_out_of_fold(context.run, member)),
         skip=is_finished,
         on_progress=lambda count, _: context.progress.advance(done + count, total, f"fold {fold}"),
     )

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter
 
-from maskloom.data.image_io import read_image
+from maskloom.data.record_images import read_record_image
 from maskloom.data.sources.base import DataSource
 from maskloom.data.truth import read_truth
 from maskloom.ensembling.bootstrap import Tally, compare_tallies, tally
@@ -247,7 +247,7 @@ def changed_examples(run: RunDirectory, recipe: Recipe, source: DataSource, coun
         before = decide(maps[RESULT], ensemble.thresholds, task)
         after = postprocessor(before, maps)
         try:
-            image, truth = read_image(record.image), read_truth(record, task, source.coding)
+            image, truth = read_record_image(record), read_truth(record, task, source.coding)
         except (BadFile, FileNotFoundError):
             continue
         scores = [score_records([from_labels(labels, truth, task)], ensemble.metric) for labels in (before, after)]

@@ -21,7 +21,8 @@ import numpy as np
 
 from maskloom.data.dataset import with_channels
 from maskloom.data.fingerprints import THUMBNAIL_SIDE, pixel_digest, thumbnail
-from maskloom.data.image_io import read_image, write_png
+from maskloom.data.image_io import write_png
+from maskloom.data.record_images import read_record_image
 from maskloom.ensembling.pseudo_labels import (
     ROWS,
     Candidate,
@@ -113,7 +114,7 @@ def _label(context: Context, number: int, views: Sequence[View]) -> dict[str, st
     seen: dict[str, dict[str, str]] = {}
 
     def read(record: Record) -> np.ndarray:
-        image = read_image(record.image)
+        image = read_record_image(record)
         small = base64.b64encode(thumbnail(image).tobytes()).decode()
         seen[record.id] = {"digest": pixel_digest(image), "thumbnail": small}
         return with_channels(image, context.num_channels(), record.image)
@@ -150,6 +151,8 @@ def _label(context: Context, number: int, views: Sequence[View]) -> dict[str, st
 def _open_teachers(context: Context, views: Sequence[View]) -> Predictor:
     """Returns the predictor whose taps are the views: of each the mean over members of the mean over its networks."""
     run, recipe = context.run, context.recipe
+    task = context.source.task
+    classes = recipe.partial_members(task)
     leaves = dict.fromkeys(leaf for view in views for leaf in view.networks)
     segmenters = bundles_of(run, recipe, leaves)
 
@@ -157,10 +160,12 @@ def _open_teachers(context: Context, views: Sequence[View]) -> Predictor:
         of_member: dict[str, list[str]] = {}
         for leaf in view.networks:
             of_member.setdefault(leaf_parts(leaf)[0], []).append(leaf)
-        return Merge(name=view.name, children=tuple(Merge(children=tuple(each)) for each in of_member.values()))
+        members = (Merge(children=tuple(each), classes=classes.get(name)) for name, each in of_member.items())
+        return Merge(name=view.name, children=tuple(members))
 
     tree = Merge(children=tuple(tap(view) for view in views))
-    return Predictor(tree, segmenters, recipe.inference, context.device, own=own_inference(recipe, leaves))
+    own = own_inference(recipe, leaves)
+    return Predictor(tree, segmenters, recipe.inference, context.device, own=own, task=task)
 
 
 def _choose(

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from maskloom.data.image_io import read_image
+from maskloom.data.record_images import read_record_image
 from maskloom.data.sources.base import DataSource
 from maskloom.data.truth import read_truth
 from maskloom.errors import BadFile
@@ -56,7 +56,7 @@ def labelled_examples(run: RunDirectory, source: DataSource, number: int, count:
     for row in sorted(chosen.values(), key=lambda row: (float(row["confidence"]), row["id"]))[:count]:
         try:
             record = with_labels(run, number, records[row["id"]], row)
-            image, labels = read_image(record.image), read_truth(record, source.task, source.coding)
+            image, labels = read_record_image(record), read_truth(record, source.task, source.coding)
         except (BadFile, FileNotFoundError):
             continue
         found.append(

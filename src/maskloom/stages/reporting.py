@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from maskloom.config import load_yaml, parse
-from maskloom.data.image_io import read_image
+from maskloom.data.record_images import read_record_image
 from maskloom.data.sources.base import DataSource
 from maskloom.data.statistics import Survey
 from maskloom.data.truth import read_truth
@@ -223,6 +223,7 @@ def _learning_curves(run: RunDirectory, recipe: Recipe, tables: FoldTables) -> d
     return {
         leaf: read_log(run.fold(member.name, fold) / "log.jsonl")
         for member in recipe.members
+        if member.network.index is None  # which learns nothing
         for fold, leaf in enumerate(tables.leaves(member.name))
     }
 
@@ -240,11 +241,11 @@ def _seconds(run: RunDirectory, curves: dict[str, list[dict[str, Any]]]) -> dict
 
 def _look_alikes(source: DataSource, pairs: list[dict[str, Any]]) -> list[LookAlikes]:
     """Returns pictures of pairs of near-duplicates; one whose file is gone is left out, as data may have moved."""
-    paths = {record.id: record.image for record in source.records}
+    by_id = {record.id: record for record in source.records}
     found = []
     for pair in pairs:
         try:
-            first, second = (shrunk(displayed(read_image(paths[pair[side]]))) for side in ("first", "second"))
+            first, second = (shrunk(displayed(read_record_image(by_id[pair[side]]))) for side in ("first", "second"))
         except (BadFile, FileNotFoundError):
             continue
         found.append(LookAlikes(ids=(pair["first"], pair["second"]), images=(first, second)))
@@ -293,7 +294,7 @@ def _example(
         kind=kind,
         fold=row["fold"],
         score=row[ensemble.metric],
-        image=read_image(record.image),
+        image=read_record_image(record),
         truth=read_truth(record, source.task, source.coding),
         prediction=prediction,
     )

@@ -1,4 +1,4 @@
-"""What the scoring stages share: reading images with the right channels, deciding at one half."""
+"""What the scoring stages share: reading images with the right channels, deciding at one half, a member's classes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from maskloom.data.dataset import with_channels
-from maskloom.data.image_io import read_image
+from maskloom.data.record_images import read_record_image
 from maskloom.ensembling.thresholds import HALF, decide
 from maskloom.records import Record, Task
 
@@ -16,7 +16,7 @@ def image_reader(channels: int) -> Callable[[Record], np.ndarray]:
     """Returns a function from record to image H×W×``channels``."""
 
     def read(record: Record) -> np.ndarray:
-        return with_channels(read_image(record.image), channels, record.image)
+        return with_channels(read_record_image(record), channels, record.image)
 
     return read
 
@@ -32,3 +32,8 @@ def reader_with_maps(
 def decided(values: np.ndarray, task: Task) -> np.ndarray:
     """Returns labels from 8-bit maps C×H×W at one half (binary, multilabel) or by the largest (multiclass)."""
     return decide(values, [HALF] * task.num_maps, task)
+
+
+def of_classes(labels: np.ndarray, part: Task, whole: Task) -> np.ndarray:
+    """Returns the labels C×H×W of a task's part; all where the part is the whole."""
+    return labels if part == whole else labels[[whole.classes.index(name) for name in part.classes]]

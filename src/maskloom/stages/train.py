@@ -37,9 +37,10 @@ from maskloom.stages.guides import (
     training_guides,
     training_regions,
 )
+from maskloom.stages.index_member import search_fold
 from maskloom.stages.pseudo import pseudo_records
 from maskloom.stages.pseudo_views import round_of
-from maskloom.stages.scoring import decided, reader_with_maps
+from maskloom.stages.scoring import decided, of_classes, reader_with_maps
 from maskloom.training.engine import TrainingJob, TrainingResult, train
 from maskloom.training.tracking import TrainingProgress
 
@@ -48,6 +49,8 @@ def train_fold(context: Context, member: MemberSettings, fold: int, *, fingerpri
     """Returns the bundles of one fold, the best and the last; continues from the fold's checkpoint."""
     training_ids, validation_ids = context.fold_tables().of(member.name).split(fold)
     seed = derive_seed(context.recipe.seed, member.name, fold)
+    if member.network.index is not None:
+        return search_fold(context, member, fold, context.records(set(training_ids)))
     validation = evenly_spread(context.records(set(validation_ids)), member.validation_images)
     segmenter = first_segmenter(context, member, fold, seed, set(training_ids))
     labelled = context.records(set(training_ids))
@@ -58,7 +61,9 @@ def train_fold(context: Context, member: MemberSettings, fold: int, *, fingerpri
         job = TrainingJob(
             segmenter=segmenter,
             dataset=training_samples(context, member, lesson.records, seed),
-            loss=build_loss(member.loss, context.source.task, image_height=image_height(context, member)),
+            loss=build_loss(
+                member.loss, member.task_of(context.source.task), image_height=image_height(context, member)
+            ),
             optimiser=member.optimiser,
             schedule=member.schedule,
             training=member.training,
@@ -99,11 +104,12 @@ def training_samples(context: Context, member: MemberSettings, records: list[Rec
     return SegmentationDataset(
         records=records,
         task=context.source.task,
+        part=member.task_of(context.source.task),
         coding=context.source.coding,
         policy=member.input,
         augment=member.augment,
         seed=seed,
-        channels=member.network.channels,
+        channels=member.image_channels,
         guides=training_guides(context.run, member),
         regions=training_regions(context.run, member),
     )
@@ -143,12 +149,15 @@ def first_segmenter(
     Fresh (or pretrained), or with the weights of the same fold of the member that the settings name as its start.
     """
     torch.manual_seed(seed)
+    task = member.task_of(context.source.task)
     segmenter = build_segmenter(
         network_settings(member, context.source.task),
-        task=context.source.task,
+        task=task,
         policy=member.input,
         normalisation=with_guides(
-            normalisation(load_survey(context), member, training_ids), num_guides(member, context.source.task)
+            normalisation(load_survey(context), member, training_ids),
+            num_guides(member, context.source.task),
+            bands=member.input.bands is not None,
         ),
     )
     if member.start is not None:
@@ -162,8 +171,11 @@ def normalisation(found: Survey, member: MemberSettings, training_ids: set[str])
     """Returns the encoder's own normalisation for 8-bit images, else the statistics of the images trained on.
 
     Pretrained encoders expect 8-bit photos on the scale 0…1; deeper images use a part of their range that only the
-    data tells.
+    data tells. Bands that are brought to 0…1 with indices beside them stay as they are.
     """
+    if member.input.bands is not None:
+        neutral = {"mean": (0.0,) * member.network.channels, "std": (1.0,) * member.network.channels, "scale": 1}
+        return Normalisation.model_validate(neutral | {"dtype": found.dtype})
     if found.dtype == "uint8":
         mean, std = encoder_normalisation(member.network)
         return Normalisation(mean=mean, std=std, scale=255)
@@ -175,11 +187,14 @@ def normalisation(found: Survey, member: MemberSettings, training_ids: set[str])
     return Normalisation(mean=mean, std=tuple(max(value, 1e-6) for value in std), scale=1, dtype=dtype)
 
 
-def with_guides(image: Normalisation, count: int) -> Normalisation:
-    """Returns the normalisation of images with so many guides behind their channels: centred, like the image's own."""
+def with_guides(image: Normalisation, count: int, *, bands: bool = False) -> Normalisation:
+    """Returns the normalisation of images with so many guides behind their channels: centred, like the image's own.
+
+    ``bands`` says that all is on the scale 0…1, whatever is stored.
+    """
     if count == 0:
         return image
-    half = 257 * 127.5 if image.dtype == "uint16" else 0.5
+    half = 257 * 127.5 if image.dtype == "uint16" and not bands else 0.5
     guides = (half,) * count
     return image.model_copy(update={"mean": image.mean + guides, "std": image.std + guides})
 
@@ -207,14 +222,16 @@ def validation_score(context: Context, member: MemberSettings, segmenter: Segmen
     leaf = leaf_name(member.name, 0)
     settings = InferenceSettings(views="none")
     guidance = {leaf: member.guidance} if member.guidance else None
-    predictor = Predictor(Merge(children=(leaf,)), {leaf: segmenter}, settings, context.device, guidance=guidance)
-    task = context.source.task
+    task, part = context.source.task, member.task_of(context.source.task)
+    tree = Merge(children=(leaf,))
+    predictor = Predictor(tree, {leaf: segmenter}, settings, context.device, guidance=guidance, task=task)
     counts: dict[str, Counts] = {}
 
     def consume(record: Record, maps: dict[str, np.ndarray]) -> None:
         truth = read_truth(record, task, context.source.coding)
-        counts[record.id] = from_labels(decided(maps[RESULT], task), truth, task)
+        prediction = decided(maps[RESULT], task)
+        counts[record.id] = from_labels(of_classes(prediction, part, task), of_classes(truth, part, task), part)
 
-    read = reader_with_maps(member.network.channels, given_out_of_fold(context.run, member))
+    read = reader_with_maps(member.image_channels, given_out_of_fold(context.run, member))
     predict_records(lambda seen: predictor(*seen), records, consume, read=read)
     return score_records([counts[record.id] for record in records], context.recipe.metric)

@@ -1,0 +1,200 @@
+"""The tables of Dstl polygons: rows of image, class number and WKT in grid coordinates become shapes in pixels.
+
+Source: kaggle.com/c/dstl-satellite-imagery-feature-detection, "Data": ``train_wkt_v4.csv`` has one row per image and
+class, ``grid_sizes.csv`` the extent of each image. Knows nothing about image files.
+"""
+
+from __future__ import annotations
+
+import gzip
+import tempfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from maskloom.data.union_find import UnionFind
+from maskloom.encodings.grid_coordinates import Grid, read_grids, to_pixels
+from maskloom.encodings.outlines import areas
+from maskloom.errors import BadFile
+from maskloom.outputs.tables import open_table
+from maskloom.outputs.vectors import DSTL_COLUMNS
+from maskloom.records import Shapes, Size
+
+if TYPE_CHECKING:
+    from shapely import Polygon
+
+CLASSES = (
+    "buildings", "structures", "roads", "tracks", "trees", "crops", "fast_water", "slow_water", "large_vehicles",
+    "small_vehicles",
+)  # fmt: skip
+"""The contest's classes 1…10: fast water are waterways, slow water is standing, structures are miscellaneous ones."""
+
+_TOLERANCE = 1e-6  # pixels; coordinates that went to the grid and back may end so far outside
+_DECIMALS = 6  # of pixels
+
+
+class TableRow(NamedTuple):
+    """One row of a table as stored; ``number`` is its place in the file, the header being row 1."""
+
+    number: int
+    image: str
+    class_type: str
+    wkt: str
+
+    @property
+    def place(self) -> str:
+        """Where the row stands, for messages."""
+        return f"row {self.number} ({self.image}, class {self.class_type})"
+
+
+@dataclass(frozen=True, slots=True)
+class PixelTruth:
+    """The shapes of one image; by label, what reached outside the image and was cut off, what was repaired."""
+
+    shapes: Shapes
+    clipped: tuple[int, ...] = ()
+    repaired: tuple[int, ...] = ()
+
+
+def read_rows(path: Path) -> Iterator[TableRow]:
+    """Returns the rows of a table ImageId,ClassType,MultipolygonWKT, plain or gzip, one at a time.
+
+    Raises ``BadFile`` for other columns and for a row that is cut.
+    """
+    with open_table(path) as rows:
+        header = tuple(next(rows, ()))
+        if header != DSTL_COLUMNS:
+            raise BadFile(path, f"expected the columns {','.join(DSTL_COLUMNS)}, found {','.join(header)[:200]}")
+        for number, row in enumerate(rows, start=2):
+            if len(row) == len(header):
+                yield TableRow(number, *row)
+            elif row:  # a blank line holds nothing
+                raise BadFile(path, f"expected {len(header)} columns in row {number}, found {len(row)}; mend the row")
+
+
+def label_of(path: Path, row: TableRow) -> int:
+    """Returns the index into ``CLASSES`` of a row's class; raises ``BadFile`` for a number that is none."""
+    if row.class_type not in _LABELS:
+        raise BadFile(path, f"{row.place}: expected a class number of 1 to {len(CLASSES)}; mend the row")
+    return _LABELS[row.class_type]
+
+
+_LABELS = {str(number): number - 1 for number in range(1, len(CLASSES) + 1)}
+
+
+def parsed(path: Path, row: TableRow) -> list[Polygon]:
+    """Returns the polygons of a row, as they are; an empty geometry of any kind has none.
+
+    Raises ``BadFile`` for text that is not WKT, for points and lines, and for coordinates that are not finite.
+    """
+    import shapely
+
+    try:
+        with np.errstate(invalid="ignore"):  # NaN is refused below, by its own message
+            geometry = shapely.from_wkt(row.wkt)
+    except shapely.errors.ShapelyError as error:
+        reason = " ".join(str(error).split())
+        found = f"{row.wkt!r:.60} ({reason:.80})"
+        raise BadFile(path, f"{row.place}: expected WKT polygons or MULTIPOLYGON EMPTY, found {found}") from None
+    if not np.isfinite(shapely.get_coordinates(geometry)).all():
+        raise BadFile(path, f"{row.place}: expected finite coordinates, found NaN or infinity; mend the row")
+    parts = np.array([geometry], dtype=object)
+    while np.any(shapely.get_type_id(parts) > shapely.GeometryType.POLYGON):  # collections may hold MultiPolygons
+        parts = shapely.get_parts(parts)
+    parts = parts[~shapely.is_empty(parts)]
+    others = parts[shapely.get_type_id(parts) != shapely.GeometryType.POLYGON]
+    if len(others):
+        reason = f"expected polygons, found a {others[0].geom_type}; draw areas, not lines or points"
+        raise BadFile(path, f"{row.place}: {reason}")
+    polygons: list[Polygon] = shapely.force_2d(parts).tolist()
+    return polygons
+
+
+def mended(polygons: list[Polygon]) -> list[Polygon]:
+    """Returns what ``encodings.outlines.repaired`` says, the very list where nothing is to be repaired.
+
+    Only polygons that touch each other are united: a table may hold tens of thousands, of which a few overlap.
+    """
+    import shapely
+
+    if not polygons or shapely.is_valid(shapely.multipolygons(polygons)):
+        return polygons
+    parts = np.array(areas(shapely.make_valid(polygons)), dtype=object)
+    groups = UnionFind(range(len(parts)))
+    for one, other in zip(*shapely.STRtree(parts).query(parts, predicate="intersects").tolist(), strict=True):
+        groups.join(one, other)
+    members: dict[int, list[Polygon]] = {}
+    for place, part in enumerate(parts):
+        members.setdefault(groups.find(place), []).append(part)
+    return areas([group[0] if len(group) == 1 else shapely.union_all(group) for group in members.values()])
+
+
+def pixel_truth(path: Path, rows: Sequence[TableRow], size: Size, grid: Grid) -> PixelTruth:
+    """Returns the shapes of one image of ``size`` (height, width) from its rows, each polygon valid and inside it.
+
+    Areas that cross or touch themselves are repaired as ``encodings.outlines.repaired`` says. Raises ``BadFile`` for
+    a class that is none or comes twice, and for what ``parsed`` refuses.
+    """
+    import shapely
+
+    wkt: dict[int, str] = {}
+    clipped: list[int] = []
+    repaired: list[int] = []
+    for row in rows:
+        label = label_of(path, row)
+        if label in wkt:
+            raise BadFile(path, f"{row.place}: found a second row for this image and class, expected one")
+        stored = parsed(path, row)
+        polygons = mended(stored)
+        if polygons is not stored:
+            repaired.append(label)
+        inside, is_clipped = _inside(_placed(polygons, size, grid), size)
+        if is_clipped:
+            clipped.append(label)
+        wkt[label] = shapely.to_wkt(shapely.multipolygons(inside), rounding_precision=_DECIMALS) if inside else ""
+    shapes = Shapes(wkt=tuple((label, text) for label, text in sorted(wkt.items()) if text))
+    return PixelTruth(shapes, tuple(clipped), tuple(repaired))
+
+
+def _placed(polygons: list[Polygon], size: Size, grid: Grid) -> list[Polygon]:
+    import shapely
+
+    if not polygons:
+        return []
+    placed: list[Polygon] = shapely.get_parts(to_pixels(shapely.multipolygons(polygons), size, grid)).tolist()
+    return placed
+
+
+def _inside(polygons: list[Polygon], size: Size) -> tuple[list[Polygon], bool]:
+    """Returns the parts of valid polygons inside the image, and whether any reached outside."""
+    import shapely
+
+    if not polygons:
+        return [], False
+    height, width = size
+    shapes = np.array(polygons, dtype=object)
+    left, top, right, bottom = shapely.bounds(shapes).T
+    reaches = (left < -_TOLERANCE) | (top < -_TOLERANCE) | (right > width + _TOLERANCE) | (bottom > height + _TOLERANCE)
+    if not reaches.any():
+        return polygons, False
+    shapes[reaches] = shapely.intersection(shapes[reaches], shapely.box(0, 0, width, height))
+    return areas(shapes), True
+
+
+def read_grid_table(path: Path) -> dict[str, Grid]:
+    """Returns the grid of each image from ``grid_sizes.csv``, plain or gzip; raises ``BadFile``."""
+    if path.suffix != ".gz":
+        return read_grids(path)
+    with tempfile.TemporaryDirectory() as folder:
+        plain = Path(folder) / path.stem
+        try:
+            plain.write_bytes(gzip.decompress(path.read_bytes()))
+            return read_grids(plain)
+        except (OSError, EOFError, zlib.error) as error:
+            raise BadFile(path, f"expected a table compressed with gzip, found something else ({error})") from None
+        except BadFile as error:
+            raise BadFile(path, error.reason) from None

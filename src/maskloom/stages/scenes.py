@@ -1,0 +1,289 @@
+"""Rasters of any size through a finished run: blocks shared among processes, then rasters, polygons or tables.
+
+Every process that is started with the same command predicts blocks that no other one is at, stores each block's 8-bit
+maps below ``.blocks``, and waits until all are there; one of them writes what was asked for. A claim is a lock of the
+kernel's, which ends with its process, so a killed process costs the blocks that it was at. What is written depends
+neither on who predicted which block nor on the order.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from maskloom.data.dataset import with_channels
+from maskloom.data.input_policy import InputPolicy
+from maskloom.encodings.probability_maps import write_map
+from maskloom.ensembling.thresholds import decide
+from maskloom.errors import BadFile, UserError, closest
+from maskloom.files import TEMPORARY_PREFIX, checksum, fingerprint, read_json, write_json
+from maskloom.inference.blocks import BlockPixels, block_grid, predict_block, read_block
+from maskloom.inference.guidance import GuidanceSettings
+from maskloom.inference.merging import RESULT
+from maskloom.inference.streaming import predict_records
+from maskloom.progress import Progress
+from maskloom.rasters.stack import open_stack
+from maskloom.records import BandFile, Record
+from maskloom.run_directory import RunDirectory
+from maskloom.runtime import generator
+from maskloom.stages.claims import Claims
+from maskloom.stages.fold_tables import leaf_parts
+from maskloom.stages.guides import networks_of
+from maskloom.stages.images import Opened, Prediction, mark_output
+from maskloom.stages.scene_files import (
+    SCENE_FORMATS,
+    SceneWriter,
+    StoredBlocks,
+    Wanted,
+    check_scenes,
+    scene_files,
+    stored,
+)
+from maskloom.stages.scene_sources import Scene, find_scenes
+
+BLOCKS, SHARED = ".blocks", ".scenes"
+"""The folders, beside what is written, of blocks' maps, and of what the processes tell each other."""
+PAUSE_SECONDS = 0.5
+"""So long a process waits when others are at all the blocks that are left."""
+
+_MAPS = "maps"
+_WRITING = 0  # the claim to write the files; those to blocks follow
+
+
+def predict_scenes(
+    run: RunDirectory,
+    scenes: Path,
+    *,
+    out: Path,
+    to: str,
+    opened: Callable[[], Opened],
+    bands: Mapping[str, Sequence[BandFile]] | None = None,
+    probabilities: bool = False,
+    uncertainty: bool = False,
+    simplify: float = 0.0,
+    min_area: float = 0.0,
+    grid: Path | None = None,
+    skip_bad: bool = False,
+    shuffle: int | None = None,
+    progress: Progress,
+) -> Prediction:
+    """Returns what was written for a TIFF raster or a folder of them, of any size.
+
+    ``to`` is "geotiff" (``<id>.tif`` per scene), "geojson", "gpkg" or "fgb" (one file ``predictions.*`` of polygons),
+    or "wkt" (``predictions.csv.gz``); see ``stages.scene_files`` for what is in them, and for ``probabilities`` and
+    ``uncertainty``. ``bands`` are further files of a scene, by its id. ``simplify`` and ``min_area`` are in pixels;
+    ``grid`` is a table of grid sizes, in whose coordinates WKT is written. ``shuffle`` seeds another order of blocks,
+    which changes nothing else. With ``skip_bad``, scenes that are damaged are left out.
+
+    Started again it continues; started several times at once, the processes share the blocks. Scenes are decided by the
+    run's thresholds: post-processing looks at whole objects, which blocks would cut, and is left out with a note.
+
+    Raises ``UserError`` for what cannot be done, before any network is loaded where files alone tell.
+    """
+    if to not in SCENE_FORMATS:
+        raise UserError(f"to={to!r}: {closest(to, SCENE_FORMATS)}")
+    wanted = Wanted(
+        out=out, to=to, probabilities=probabilities, uncertainty=uncertainty, simplify=simplify, min_area=min_area,
+        grid=grid,
+    )  # fmt: skip
+    progress.stage("predict", cached=False)
+    bad: list[BadFile] = []
+    found = find_scenes(scenes, out=out, bands=bands or {}, bad=bad if skip_bad else None, note=progress.note)
+    crs = check_scenes(found, wanted, note=progress.note)
+    mark_output(out, run, to, scenes if scenes.is_dir() else scenes.parent)
+    options = fingerprint(wanted.facts(), checksum(run.ensemble), skip_bad)
+    parts = [[scene] for scene in found] if to == "geotiff" else [found] if found else []
+    deliveries = [Delivery(wanted, part, options) for part in parts]
+    if not all(delivery.is_finished() for delivery in deliveries):
+        process = _Process(opened(), wanted, crs, found, skip_bad=skip_bad, shuffle=shuffle, progress=progress)
+        pending = deliveries
+        while pending:
+            before = process.num_predicted
+            pending = [delivery for delivery in pending if not process.visit(delivery)]
+            if pending and process.num_predicted == before:
+                time.sleep(PAUSE_SECONDS)
+        _tidy(out, deliveries)
+    left_out = [problem for delivery in deliveries for problem in delivery.left_out().values()]
+    return Prediction(out=out, num_written=len(found) - len(left_out), bad=[*bad, *left_out])
+
+
+def _tidy(out: Path, deliveries: Sequence[Delivery]) -> None:
+    """Removes what killed processes left beside finished files, and empty folders of blocks."""
+    for file in (file for delivery in deliveries for file in delivery.files()):
+        for leftover in file.parent.glob(f"{TEMPORARY_PREFIX}*{file.suffix}"):
+            leftover.unlink(missing_ok=True)
+    for folder, _, _ in os.walk(out / BLOCKS, topdown=False):
+        with suppress(OSError):  # one that is not empty
+            Path(folder).rmdir()
+
+
+class Delivery:
+    """Scenes whose files are finished together: one of rasters, all whose polygons share a file."""
+
+    def __init__(self, wanted: Wanted, scenes: Sequence[Scene], options: str) -> None:
+        self.scenes = tuple(scenes)
+        key = fingerprint(options, [scene.fingerprint for scene in scenes])
+        self.claims = wanted.out / SHARED / f"{key}.claims"
+        self._marker = self.claims.with_suffix(".json")
+        self._wanted = wanted
+        self._problems: dict[str, BadFile] = {}
+
+    def leave_out(self, scene: Scene, problem: BadFile) -> None:
+        """Writes the files without this scene."""
+        self._problems[scene.id] = problem
+
+    def left_out(self) -> dict[str, BadFile]:
+        """Returns what is wrong with the scenes that are left out, by id."""
+        if not self._marker.is_file():
+            return dict(self._problems)
+        found = read_json(self._marker)["left_out"]
+        return {name: BadFile(problem["path"], problem["reason"]) for name, problem in found.items()}
+
+    def remaining(self) -> list[Scene]:
+        """Returns the scenes that are not left out."""
+        left_out = self.left_out()
+        return [scene for scene in self.scenes if scene.id not in left_out]
+
+    def files(self) -> list[Path]:
+        """Returns the files of the scenes that are not left out."""
+        remaining = self.remaining()
+        return scene_files(remaining, self._wanted) if remaining else []
+
+    def is_finished(self) -> bool:
+        """Whether all files were written, by whichever process, and are still there."""
+        return self._marker.is_file() and all(file.is_file() for file in self.files())
+
+    def finish(self) -> None:
+        """Marks it as finished, once the files are there."""
+        problems = {name: {"path": str(bad.path), "reason": bad.reason} for name, bad in self._problems.items()}
+        write_json(self._marker, {"left_out": problems})
+
+
+class _Process:
+    """One of the processes that share the work."""
+
+    def __init__(
+        self,
+        opened: Opened,
+        wanted: Wanted,
+        crs: str | None,
+        scenes: Sequence[Scene],
+        *,
+        skip_bad: bool,
+        shuffle: int | None,
+        progress: Progress,
+    ) -> None:
+        self.num_predicted = 0
+        self._opened, self._skip_bad, self._shuffle, self._progress = opened, skip_bad, shuffle, progress
+        self._has_steps = bool(opened.recipe.postprocess.steps)
+        if self._has_steps:
+            progress.note("post-processing looks at whole objects: scenes are decided by thresholds alone")
+        networks, channels = asked_networks(opened), opened.channels
+        self._stored: dict[str, StoredBlocks] = {}
+        for scene in scenes:
+            grid = block_grid(scene.record.size, networks, channels=channels, overlap=opened.recipe.inference.overlap)
+            cut = fingerprint(scene.fingerprint, grid.side, grid.halo, grid.least, grid.stride)
+            self._stored[scene.id] = StoredBlocks(wanted.out / BLOCKS / scene.id / cut, grid, opened.task.num_maps)
+        self._writer = SceneWriter(wanted=wanted, task=opened.task, stored=self._stored, decide=self._decide, crs=crs)
+        self._done = dict.fromkeys(self._stored, 0)
+        self._total = sum(len(blocks.windows) for blocks in self._stored.values())
+
+    def visit(self, delivery: Delivery) -> bool:
+        """Returns whether a delivery is finished; predicts what of it is missing and no other process is at."""
+        if not delivery.is_finished():
+            with Claims(delivery.claims) as claims:
+                is_complete, first = True, _WRITING + 1
+                for scene in delivery.scenes:
+                    is_complete &= self._is_predicted(scene, delivery, claims, first)
+                    first += len(self._stored[scene.id].windows)
+                if delivery.remaining():
+                    if not is_complete or not claims.take(_WRITING):
+                        return False
+                    if not delivery.is_finished():
+                        self._writer.write(delivery.remaining(), lambda name: self._tell(f"writing {name}"))
+                        delivery.finish()
+                    for scene in delivery.remaining():
+                        shutil.rmtree(self._stored[scene.id].folder, ignore_errors=True)
+        for scene in delivery.scenes:
+            self._done[scene.id] = len(self._stored[scene.id].windows)
+        return True
+
+    def _is_predicted(self, scene: Scene, delivery: Delivery, claims: Claims, first: int) -> bool:
+        """Returns whether all blocks of a scene are there, or it is left out; ``first`` is its first block's claim."""
+        if scene.id in delivery.left_out():
+            return True
+        try:
+            return self._predict_missing(scene, delivery, claims, first)
+        except BadFile as problem:
+            if not self._skip_bad:
+                raise
+            delivery.leave_out(scene, problem)
+            self._progress.note(f"left out: {problem}")
+            return True
+
+    def _predict_missing(self, scene: Scene, delivery: Delivery, claims: Claims, first: int) -> bool:
+        blocks, record = self._stored[scene.id], scene.record
+        missing = [number for number in range(len(blocks.windows)) if not blocks.path(number).is_file()]
+        if delivery.is_finished():  # asked after looking for blocks, which go only once this is so
+            return True
+        there = len(blocks.windows) - len(missing)
+        self._done[scene.id] = there
+        self._tell(scene.id)
+        if not missing:
+            return True
+        if self._shuffle is not None:
+            missing = [missing[place] for place in generator(self._shuffle, scene.id).permutation(len(missing))]
+        pieces = [Record(id=str(number), image=record.image, size=record.size) for number in missing]
+        channels = self._opened.channels
+        with open_stack(record.image, record.bands) as raster:
+            with_channels(np.empty((1, 1, raster.count)), channels, record.image)  # which refuses other numbers
+
+            def read(piece: Record) -> BlockPixels | None:
+                number = int(piece.id)
+                if not claims.take(first + number):
+                    return None
+                if blocks.path(number).is_file() or delivery.is_finished():
+                    claims.give_back(first + number)
+                    return None
+                return read_block(raster, blocks.grid, blocks.windows[number])
+
+            def ask(image: np.ndarray) -> dict[str, np.ndarray]:
+                return {RESULT: self._opened.predictor(with_channels(image, channels, record.image))[RESULT]}
+
+            def predict(found: BlockPixels | None) -> dict[str, np.ndarray]:
+                return {} if found is None else {_MAPS: stored(predict_block(ask, found), found.is_valid)}
+
+            def consume(piece: Record, maps: dict[str, np.ndarray]) -> None:
+                if maps:
+                    write_map(blocks.path(int(piece.id)), maps[_MAPS])
+                    claims.give_back(first + int(piece.id))
+                    self.num_predicted += 1
+
+            def advance(done: int, _: int) -> None:
+                self._done[scene.id] = there + done
+                self._tell(scene.id)
+
+            predict_records(predict, pieces, consume, read=read, on_progress=advance, read_ahead=1)
+        return all(blocks.path(number).is_file() for number in missing)
+
+    def _tell(self, detail: str) -> None:
+        self._progress.advance(sum(self._done.values()), self._total, detail)
+
+    def _decide(self, values: np.ndarray) -> np.ndarray:
+        """Returns labels from 8-bit maps C×h×w, every pixel by itself."""
+        if self._has_steps:
+            return decide(values, self._opened.ensemble.thresholds, self._opened.task)
+        return self._opened.labels({RESULT: values})
+
+
+def asked_networks(opened: Opened) -> list[tuple[InputPolicy, GuidanceSettings | None]]:
+    """Returns how the networks of a run see images, once per member."""
+    leaves = networks_of(opened.ensemble.tree, opened.ensemble.guiding)
+    members = [opened.recipe.member(name) for name in dict.fromkeys(leaf_parts(leaf)[0] for leaf in leaves)]
+    return [(member.input, member.guidance) for member in members]
