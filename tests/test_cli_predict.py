@@ -12,6 +12,10 @@ import pytest
 import tifffile
 
 from maskloom.cli import main
+from maskloom.rasters.georeference import Georeference
+from maskloom.rasters.reading import open_raster
+from maskloom.rasters.writing import write_geotiff
+from maskloom.windows import Window
 
 Predict = Callable[..., tuple[int, str, str]]
 
@@ -97,3 +101,37 @@ def test_nothing_but_bad_images(predict: Predict, finished_run: Path, photos: Pa
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
         code, printed, _ = predict(finished_run, photos, "--skip-bad", to=to)
         assert code == 0 and printed.startswith("0 predictions") and "2 left out" in printed
+
+
+def test_rasters_become_rasters_and_polygons_on_the_ground(
+    predict: Predict, finished_run: Path, tmp_path: Path
+) -> None:
+    """The same masks as those of images, where the file says that its pixels lie."""
+    pixels = np.random.default_rng(1).integers(0, 255, (3, 96, 128), np.uint8)
+    place = Georeference("EPSG:32633", (2.0, 0.0, 500_000.0, 0.0, -2.0, 100_000.0))
+    scenes = tmp_path / "scenes"
+    scenes.mkdir()
+    write_geotiff(scenes / "a.tif", pixels, place)
+    out = tmp_path / "out"
+
+    code, printed, _ = predict(finished_run, scenes, "--probabilities", "--uncertainty", to="geotiff")
+    assert code == 0 and "1 predictions" in printed
+    with open_raster(out / "a.tif") as raster:
+        assert raster.georeference == place
+        mask = raster.read(Window(0, 0, 96, 128))[0][..., 0]
+    assert set(np.unique(mask).tolist()) <= {0, 1, 255}
+    assert len(list(out.rglob("*.tif"))) == 3
+    shutil.rmtree(out)
+
+    code, _, _ = predict(finished_run, scenes, to="png")
+    assert code == 0
+    assert np.array_equal(cv2.imread(str(out / "a.png"), cv2.IMREAD_UNCHANGED) > 0, mask == mask.max())
+    shutil.rmtree(out)
+
+    code, _, _ = predict(finished_run, scenes, to="geojson")
+    assert code == 0 and "EPSG::32633" in (out / "predictions.geojson").read_text()
+
+
+def test_what_belongs_to_rasters_is_refused_for_images(predict: Predict, finished_run: Path, photos: Path) -> None:
+    code, _, error = predict(finished_run, photos, "--simplify", "1", to="png")
+    assert code == 2 and "simplify, min_area and grid are for geotiff, geojson, gpkg, fgb, wkt" in error

@@ -278,25 +278,53 @@ class Run:
         *,
         out: Path | str,
         to: str = "png",
+        probabilities: bool = False,
+        uncertainty: bool = False,
+        simplify: float = 0.0,
+        min_area: float = 0.0,
+        grid: Path | str | None = None,
         skip_bad: bool = False,
         progress: Progress | None = None,
     ) -> Prediction:
         """Returns what was written for an image or a folder of images.
 
         ``to`` is "png" (masks), "prob" (8-bit maps), "rle" (``predictions.csv.gz``) or "coco"
-        (``predictions.json``). Images already written by the same run are skipped.
+        (``predictions.json``). Images already written by the same run are skipped. Or, for TIFF rasters of any size,
+        "geotiff" (masks; with ``probabilities`` and ``uncertainty`` also those, 8 bits), "geojson", "gpkg", "fgb" or
+        "wkt" (polygons of all scenes in one file): these are predicted block by block, by as many processes as are
+        started with the same arguments. ``simplify`` and ``min_area`` are in pixels; ``grid`` is a table of grid sizes
+        in whose coordinates WKT is written (Dstl).
         """
-        from maskloom.stages.images import predict_images
+        from maskloom.stages.images import FORMATS, predict_images
+        from maskloom.stages.scene_files import SCENE_FORMATS
+        from maskloom.stages.scenes import predict_scenes
 
-        return predict_images(
-            self.folder,
-            Path(images),
-            out=Path(out),
-            to=to,
-            opened=lambda: self._opened,
-            skip_bad=skip_bad,
-            progress=progress or Silent(),
-        )
+        if to not in (*FORMATS, *SCENE_FORMATS):
+            raise UserError(f"to={to!r}: expected one of {', '.join((*FORMATS, *SCENE_FORMATS))}")
+        common: dict[str, Any] = {
+            "out": Path(out),
+            "to": to,
+            "opened": lambda: self._opened,
+            "skip_bad": skip_bad,
+            "progress": progress or Silent(),
+        }
+        if to in SCENE_FORMATS:
+            return predict_scenes(
+                self.folder,
+                Path(images),
+                probabilities=probabilities,
+                uncertainty=uncertainty,
+                simplify=simplify,
+                min_area=min_area,
+                grid=None if grid is None else Path(grid),
+                **common,
+            )
+        if probabilities or uncertainty or simplify or min_area or grid is not None:
+            raise UserError(
+                f"to={to!r}: probabilities, uncertainty, simplify, min_area and grid are for "
+                f"{', '.join(SCENE_FORMATS)}; leave them out"
+            )
+        return predict_images(self.folder, Path(images), **common)
 
     def predict_array(self, image: np.ndarray) -> np.ndarray:
         """Returns the labels uint8 H×W (multilabel C×H×W) of one image H×W×C as stored."""

@@ -45,6 +45,11 @@ class Format(StrEnum):
     prob = "prob"
     rle = "rle"
     coco = "coco"
+    geotiff = "geotiff"
+    geojson = "geojson"
+    gpkg = "gpkg"
+    fgb = "fgb"
+    wkt = "wkt"
 
 
 Data = Annotated[Path, typer.Option("--data", help="Folder, table or COCO file with images and masks.")]
@@ -85,7 +90,19 @@ def predict(
     run: Run,
     images: Annotated[Path, typer.Argument(help="An image, or a folder of images.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for what is written.")],
-    to: Annotated[Format, typer.Option("--to", help="png: masks; prob: 8-bit maps; rle: a table; coco: JSON.")],
+    to: Annotated[
+        Format,
+        typer.Option(
+            "--to",
+            help="png: masks; prob: 8-bit maps; rle: a table; coco: JSON. Of rasters of any size: geotiff: masks; "
+            "geojson, gpkg, fgb, wkt: polygons.",
+        ),
+    ],
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="Probability rasters, too (geotiff).")] = False,
+    uncertainty: Annotated[bool, typer.Option("--uncertainty", help="Uncertainty rasters, too (geotiff).")] = False,
+    simplify: Annotated[float, typer.Option("--simplify", help="Pixels by which outlines may move.")] = 0.0,
+    min_area: Annotated[float, typer.Option("--min-area", help="Leave out smaller polygons; in pixels.")] = 0.0,
+    grid: Annotated[Path | None, typer.Option("--grid", help="Grid sizes whose coordinates WKT has (Dstl).")] = None,
     device: DeviceOption = None,
     skip_bad: SkipBad = False,
 ) -> None:
@@ -94,7 +111,10 @@ def predict(
 
     with _terminal() as terminal:
         opened = api.open_run(run, device=device)
-        done = opened.predict(images, out=out, to=to.value, skip_bad=skip_bad, progress=terminal)
+        done = opened.predict(
+            images, out=out, to=to.value, probabilities=probabilities, uncertainty=uncertainty, simplify=simplify,
+            min_area=min_area, grid=grid, skip_bad=skip_bad, progress=terminal,
+        )  # fmt: skip
     print(f"{done.num_written} predictions in {done.out}" + (f", {len(done.bad)} left out" if done.bad else ""))
 
 

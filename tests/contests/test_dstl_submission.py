@@ -21,9 +21,8 @@ from maskloom.contests.dstl.submission import (
     read_submission,
     validate,
 )  # fmt: skip
-from maskloom.contests.dstl.truth import mended
 from maskloom.encodings.grid_coordinates import Grid, to_grid, to_pixels
-from maskloom.encodings.outlines import outlines, repaired
+from maskloom.encodings.outlines import outlines
 from maskloom.errors import BadFile, UserError
 
 SIZE = (3349, 3396)
@@ -194,22 +193,3 @@ def test_damaged_samples(tmp_path: Path) -> None:
     path.write_text("img,rle_mask\n")
     with pytest.raises(BadFile, match="expected the columns"):
         DstlWriter(tmp_path / "out.csv", GRIDS, sample=path)
-
-
-@settings(max_examples=30)
-@given(st.integers(0, 2**32 - 1))
-def test_areas_are_mended_as_outlines_are_repaired(seed: int) -> None:
-    """Boxes and bow ties that overlap, touch or lie apart: the same area, valid; sound ones are left as they are."""
-    rng = np.random.default_rng(seed)
-    corners = rng.integers(0, 12, (6, 2))
-    boxes = [
-        box(x, y, x + width, y + height)
-        for (x, y), (width, height) in zip(corners, rng.integers(1, 4, (6, 2)), strict=True)
-    ]
-    polygons = [*boxes, Polygon([(20, 20), (24, 24), (24, 20), (20, 24)])]
-    found = mended(polygons)
-    assert shapely.multipolygons(found).is_valid
-    difference = shapely.union_all(found).symmetric_difference(shapely.union_all(repaired(polygons)))
-    assert difference.area == pytest.approx(0, abs=1e-9)
-    assert sum(part.area for part in found) == pytest.approx(sum(part.area for part in repaired(polygons)))
-    assert mended(found) is found

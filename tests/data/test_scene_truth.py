@@ -13,10 +13,11 @@ import shapely
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from maskloom.data import scene_truth
+from maskloom.data import scene_truth, window_drawing
 from maskloom.data.mask_coding import MaskCoding
-from maskloom.data.scene_truth import MaskTruth, PolygonTruth, draw_window
+from maskloom.data.scene_truth import MaskTruth, PolygonTruth
 from maskloom.data.truth import read_truth
+from maskloom.data.window_drawing import draw_window
 from maskloom.errors import BadFile, UserError
 from maskloom.rasters.reading import open_raster
 from maskloom.rasters.writing import write_geotiff
@@ -124,9 +125,9 @@ def test_shapely_areas_are_taken_as_they_are() -> None:
         ("POLYGON ((0 0", "expected WKT"),
         ("LINESTRING (0 0, 4 4)", "found a LineString"),
         ("POLYGON ((0 0, NaN 1, 1 1, 0 0))", "finite"),
-        (shapely.LineString([(0, 0), (4, 4)]), "expected polygons, found a LineString"),
+        (shapely.LineString([(0, 0), (4, 4)]), "polygons, found a LineString"),
         (shapely.GeometryCollection([shapely.box(0, 0, 1, 1), shapely.Point(0, 0)]), "polygons, found a Point"),
-        (shapely.Polygon([(0, 0), (math.inf, 1), (1, 1)]), "expected polygons in pixels"),
+        (shapely.Polygon([(0, 0), (math.inf, 1), (1, 1)]), "expected finite"),
         (shapely.box(0, 0, 1e12, 1), "expected polygons in pixels, found coordinates of up to 1e.12"),
     ],
 )
@@ -316,7 +317,7 @@ def test_uniform_windows_lie_anywhere_they_may(forbidden: list[Window]) -> None:
     assert_fits(found, {window: 1 / len(windows) for window in windows})
     areas = [(area.top, area.left, area.top + area.height, area.left + area.width) for area in forbidden]
     bounds = np.array(areas, np.int64).reshape(-1, 4)
-    counted = [scene_truth._counted_window(SCENE, SIDES, Scripted(number), bounds) for number in range(len(windows))]
+    counted = [window_drawing._counted_window(SCENE, SIDES, Scripted(number), bounds) for number in range(len(windows))]
     assert sorted(counted, key=repr) == sorted(windows, key=repr)
 
 
@@ -325,7 +326,7 @@ def test_uniform_windows_lie_anywhere_they_may(forbidden: list[Window]) -> None:
 def test_windows_for_classes_have_the_stated_probabilities(
     monkeypatch: pytest.MonkeyPatch, prefer: float, forbidden: list[Window]
 ) -> None:
-    monkeypatch.setattr(scene_truth, "MAX_DRAWS", 3)
+    monkeypatch.setattr(window_drawing, "MAX_DRAWS", 3)
     shapes = [(0, box(0, 0, 3, 3)), (1, box(4, 1, 13, 3)), (2, box(11, 8, 13, 11)), (2, box(2, 9, 4, 11))]
     windows = allowed(forbidden)
     expected = dict.fromkeys(windows, 0.0)

@@ -186,3 +186,22 @@ def test_areas_of_nested_collections() -> None:
     nested = shapely.GeometryCollection([shapely.MultiPolygon([square]), shapely.Point(0, 0), Polygon()])
     assert areas([nested, shapely.LineString([(0, 0), (1, 1)]), square]) == [square, square]
     assert areas([]) == []
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 2**32 - 1))
+def test_repaired_areas_are_valid_and_cover_the_same(seed: int) -> None:
+    """Boxes and a bow tie that overlap, touch or lie apart; what meets nothing stays as it is."""
+    rng = np.random.default_rng(seed)
+    boxes = [
+        box(x, y, x + width, y + height)
+        for (x, y), (width, height) in zip(rng.integers(0, 12, (6, 2)), rng.integers(1, 4, (6, 2)), strict=True)
+    ]
+    alone = box(40, 40, 42, 42)
+    bow_tie = Polygon([(20, 20), (24, 24), (24, 20), (20, 24)])
+    found = repaired([*boxes, alone, bow_tie])
+    assert shapely.multipolygons(found).is_valid and alone in found
+    expected = shapely.union_all([*boxes, alone, shapely.make_valid(bow_tie)])
+    assert shapely.union_all(found).symmetric_difference(expected).area == pytest.approx(0, abs=1e-9)
+    assert sum(part.area for part in found) == pytest.approx(expected.area)
+    assert repaired(found) == found

@@ -44,6 +44,30 @@ def test_nodata_is_not_valid(tmp_path: Path) -> None:
         assert raster.read(Window(0, 0, 2, 2))[1].tolist() == [[False, True], [False, True]]
 
 
+@pytest.mark.parametrize(("dtype", "nodata"), [("uint8", 3), ("uint16", 0), ("float32", -9999.0), ("float32", np.nan)])
+def test_validity_is_that_of_gdal(tmp_path: Path, dtype: str, nodata: float) -> None:
+    values = RNG.integers(0, 9, (3, 20, 30)).astype(dtype)
+    values[:, :8], values[0, 9:12] = nodata, nodata
+    write_geotiff(tmp_path / "a.tif", values, PLACE, nodata=nodata)
+    with open_raster(tmp_path / "a.tif") as raster, rasterio.open(tmp_path / "a.tif") as dataset:
+        found = raster.read(Window(0, 0, 20, 30))[1]
+        assert np.array_equal(found, dataset.dataset_mask() > 0)
+    assert not found[:8].any() and found[9:12].any()
+
+
+def test_an_alpha_band_is_no_band_but_says_what_is_valid(tmp_path: Path) -> None:
+    values = RNG.integers(0, 255, (4, 20, 30), np.uint8)
+    values[3] = np.where(np.arange(30) < 10, 0, 255)
+    profile = {"driver": "GTiff", "width": 30, "height": 20, "count": 4, "dtype": "uint8", "photometric": "rgb"}
+    place = {"crs": PLACE.crs, "transform": rasterio.Affine(*PLACE.transform)}
+    with rasterio.open(tmp_path / "a.tif", "w", ALPHA="NON-PREMULTIPLIED", **place, **profile) as dataset:
+        dataset.write(values)
+    with open_raster(tmp_path / "a.tif") as raster:
+        pixels, is_valid = raster.read(Window(0, 0, 20, 30))
+    assert raster.count == 3 and np.array_equal(pixels, np.moveaxis(values[:3], 0, -1))
+    assert np.array_equal(is_valid, np.broadcast_to(np.arange(30) >= 10, (20, 30)))
+
+
 def test_blocks_and_overviews(tmp_path: Path) -> None:
     labels = np.kron(RNG.integers(0, 5, (130, 140)), np.ones((8, 8))).astype(np.uint8)
     write_geotiff(tmp_path / "large.tif", labels, PLACE)

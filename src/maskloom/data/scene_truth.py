@@ -1,4 +1,4 @@
-"""Truth of a scene by window, from polygons or from a mask raster, and the windows that training draws from a scene.
+"""Truth of a scene by window, from polygons or from a mask raster.
 
 The labels of a window are those that the whole scene has there, bit for bit; the whole is never rasterised nor kept.
 Knows nothing about images, nor about where truth comes from.
@@ -6,14 +6,14 @@ Knows nothing about images, nor about where truth comes from.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from maskloom.data.mask_coding import MaskCoding, apply, pack, packed_colours, single_channel
-from maskloom.encodings.polygons import rasterize_wkt
+from maskloom.encodings.polygons import polygons_of
 from maskloom.errors import BadFile, UserError
 from maskloom.rasters.reading import Raster
 from maskloom.records import IGNORE, Size, Task
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from shapely import Polygon
     from shapely.geometry.base import BaseGeometry
 
-MAX_DRAWS = 50
-"""So many windows are drawn at most in search of one that touches nothing forbidden."""
 
 _BAND = 256  # rows: polygons are indexed band by band, so that a window meets few edges of a large one
 _CELL = 512  # pixels: the side of the squares in which the pixels of a mask raster are counted
@@ -187,21 +185,11 @@ def _polygons(shape: str | BaseGeometry) -> list[Polygon]:
     """Returns the polygons of an area, also of nested collections; raises ``UserError`` for anything else."""
     import shapely
 
-    if isinstance(shape, str):
-        rasterize_wkt(shape, (1, 1))  # says what is wrong with a text
-        shape = shapely.from_wkt(shape)
-    xy = shapely.get_coordinates(shape)
-    farthest = np.abs(xy).max(initial=0)
-    if not farthest <= _FARTHEST:  # nor NaN
+    polygons = polygons_of(shape)
+    farthest = np.abs(shapely.get_coordinates(np.array(polygons, dtype=object))).max(initial=0)
+    if farthest > _FARTHEST:
         raise UserError(f"expected polygons in pixels, found coordinates of up to {farthest:g} in {shape!s:.60}")
-    parts = np.array([shape], dtype=object)
-    while np.any(shapely.get_type_id(parts) > shapely.GeometryType.POLYGON):  # collections may hold MultiPolygons
-        parts = shapely.get_parts(parts)
-    filled: list[Polygon] = parts[~shapely.is_empty(parts)].tolist()
-    for part in filled:
-        if part.geom_type != "Polygon":
-            raise UserError(f"expected polygons, found a {part.geom_type} in {shape!s:.60}; draw areas, not lines")
-    return filled
+    return polygons
 
 
 def _edges(polygons: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -381,98 +369,3 @@ def _any_named(coding: MaskCoding) -> int | tuple[int, int, int]:
     if coding.kind == "colours":
         return coding.colours[0][0]
     return coding.values[0][0] if coding.kind == "values" else 0
-
-
-# Windows ------------------------------------------------------------------------------------------------------------
-
-
-def draw_window(
-    size: Size,
-    window: Size,
-    rng: np.random.Generator,
-    *,
-    truth: PolygonTruth | MaskTruth | None = None,
-    task: Task | None = None,
-    prefer_class: float = 0.0,
-    forbidden: Sequence[Window] = (),
-) -> Window:
-    """Returns a random window of that size inside a scene of ``size`` that shares no pixel with a ``forbidden`` one.
-
-    With probability ``prefer_class`` it is drawn for a class: one of those present in ``truth``, each as likely, then
-    a pixel of the class (``pixel_of``), and the window lies as near around it as it fits into the scene. Where that
-    touches something forbidden, another pixel of the class is drawn, ``MAX_DRAWS`` times at most. In all other cases
-    every allowed position is equally likely. Raises ``UserError`` where there is none.
-    """
-    if window[0] > size[0] or window[1] > size[1]:
-        raise UserError(
-            f"expected windows that fit into the scene of {size[1]}×{size[0]} (width×height), found "
-            f"{window[1]}×{window[0]}; choose smaller windows"
-        )
-    areas = [(area.top, area.left, area.top + area.height, area.left + area.width) for area in forbidden]
-    bounds = np.array(areas, np.int64).reshape(-1, 4)
-    if prefer_class > 0 and truth is not None:
-        if task is None or truth.size != size:
-            raise ValueError(f"windows drawn for a class need the task, and truth of {size}, got {task}, {truth.size}")
-        chosen = _class_window(window, rng, truth, task, bounds) if rng.random() < prefer_class else None
-        if chosen is not None:
-            return chosen
-    ends = (size[0] - window[0] + 1, size[1] - window[1] + 1)
-    for _ in range(MAX_DRAWS):
-        chosen = Window(int(rng.integers(ends[0])), int(rng.integers(ends[1])), *window)
-        if _is_allowed(chosen, bounds):
-            return chosen
-    return _counted_window(size, window, rng, bounds)
-
-
-def _class_window(
-    window: Size, rng: np.random.Generator, truth: PolygonTruth | MaskTruth, task: Task, bounds: np.ndarray
-) -> Window | None:
-    """Returns an allowed window around a pixel of a class, or None where none was found."""
-    classes = truth.classes_present(task)
-    if not classes:
-        return None
-    label = classes[int(rng.integers(len(classes)))]
-    for _ in range(MAX_DRAWS):
-        centre = truth.pixel_of(label, task, rng)
-        top, left = (
-            min(max(place - part // 2, 0), length - part)
-            for place, part, length in zip(centre, window, truth.size, strict=True)
-        )
-        chosen = Window(top, left, *window)
-        if _is_allowed(chosen, bounds):
-            return chosen
-    return None
-
-
-def _is_allowed(window: Window, bounds: np.ndarray) -> bool:
-    """Returns whether a window shares no pixel with areas n×4 (top, left, bottom, right)."""
-    below, right = window.top + window.height, window.left + window.width
-    top, left, bottom, far = bounds.T
-    return not np.any((top < below) & (bottom > window.top) & (left < right) & (far > window.left))
-
-
-def _counted_window(size: Size, window: Size, rng: np.random.Generator, bounds: np.ndarray) -> Window:
-    """Returns a window at one of the allowed positions, each as likely, found by counting them.
-
-    Areas forbid rectangles of positions; between their sides all positions of a rectangle are alike.
-    """
-    ends = np.array(size) - window + 1
-    lows = np.clip(bounds[:, :2] - window + 1, 0, ends)
-    highs = np.clip(bounds[:, 2:], 0, ends)
-    rows, columns = (np.unique(np.concatenate([[0, ends[axis]], lows[:, axis], highs[:, axis]])) for axis in (0, 1))
-    counts = np.outer(np.diff(rows), np.diff(columns))
-    row_places = np.searchsorted(rows, np.stack([lows[:, 0], highs[:, 0]], axis=1)).tolist()
-    column_places = np.searchsorted(columns, np.stack([lows[:, 1], highs[:, 1]], axis=1)).tolist()
-    for (top, bottom), (left, right) in zip(row_places, column_places, strict=True):
-        counts[top:bottom, left:right] = 0
-    passed = np.cumsum(counts)
-    if not passed[-1]:
-        raise UserError(
-            f"expected room for windows of {window[1]}×{window[0]} (width×height) outside the validation areas and "
-            "their buffer, found none; choose smaller windows, a smaller buffer or fewer folds"
-        )
-    number = int(rng.integers(passed[-1]))
-    place = int(np.searchsorted(passed, number, side="right"))
-    row, column = divmod(place, len(columns) - 1)
-    down, across = divmod(int(passed[place]) - number - 1, int(columns[column + 1] - columns[column]))
-    return Window(int(rows[row]) + down, int(columns[column]) + across, *window)

@@ -12,7 +12,8 @@ import numpy as np
 
 from maskloom.data.input_policy import InputPolicy, cut_image, cut_labels, place
 from maskloom.data.record_images import read_pixels
-from maskloom.data.scene_truth import PolygonTruth, draw_window
+from maskloom.data.scene_truth import PolygonTruth
+from maskloom.data.window_drawing import draw_window
 from maskloom.records import IGNORE, Record, Shapes, Size, Task
 from maskloom.windows import Window
 

@@ -281,14 +281,19 @@ def repaired(polygons: Sequence[Polygon]) -> list[Polygon]:
     """Returns polygons that cover the same area and whose MultiPolygon is valid; valid ones come back unchanged.
 
     Inside one polygon that crosses itself the even-odd rule holds, several that overlap are united, as in
-    ``rasterize_wkt``. Empty polygons, and whatever has no area, are left out.
+    ``rasterize_wkt``; those that meet no other stay as they are, as a table may hold tens of thousands of which a few
+    overlap. Empty polygons, and whatever has no area, are left out.
     """
     import shapely
 
     filled = [polygon for polygon in polygons if not polygon.is_empty]
     if not filled or shapely.is_valid(shapely.multipolygons(filled)):
         return filled
-    return areas([shapely.union_all(areas(shapely.make_valid(filled)))])
+    parts = np.array(areas(shapely.make_valid(filled)), dtype=object)
+    one, other = shapely.STRtree(parts).query(parts, predicate="intersects")
+    meets = np.zeros(len(parts), np.bool_)
+    meets[one[one != other]] = True
+    return areas([*parts[~meets].tolist(), shapely.union_all(parts[meets])])
 
 
 def areas(geometries: Iterable[BaseGeometry]) -> list[Polygon]:

@@ -33,12 +33,21 @@ def rasterize_wkt(wkt: str, size: Size) -> np.ndarray:
     """
     from rasterio.features import rasterize
 
-    polygons = _polygons(_parse_wkt(wkt), wkt)
+    polygons = polygons_of(wkt)
     if not polygons:
         return np.zeros(size, bool)
     # One shape per polygon: rings of one shape are filled by the even-odd rule, so overlaps would cancel out.
     mask: np.ndarray = rasterize(polygons, out_shape=size, fill=0, default_value=1, dtype="uint8")
     return mask.view(bool)
+
+
+def polygons_of(shape: str | BaseGeometry) -> list[Polygon]:
+    """Returns the polygons of WKT or of a geometry, as they are; an empty one of any kind has none.
+
+    Raises ``UserError`` for text that is not WKT, for points and lines, and for coordinates that are not finite.
+    """
+    geometry = _parse_wkt(shape) if isinstance(shape, str) else shape
+    return _polygons(geometry, shape if isinstance(shape, str) else f"{shape!s:.60}")
 
 
 def _parse_wkt(wkt: str) -> BaseGeometry:

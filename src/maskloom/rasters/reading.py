@@ -19,7 +19,10 @@ from maskloom.windows import Window
 
 @dataclass(frozen=True, slots=True)
 class Raster:
-    """An opened raster: ``size`` (height, width), ``count`` bands of ``dtype``, ``nodata`` value or None."""
+    """An opened raster: ``size`` (height, width), ``count`` bands of ``dtype``, ``nodata`` value or None.
+
+    A last band that the file marks as alpha is no band: it says which pixels are valid.
+    """
 
     path: Path
     size: Size
@@ -42,12 +45,27 @@ class Raster:
             raise ValueError(f"{window} reaches outside the raster of {self.size} (height, width)")
         place = RasterioWindow(window.left, window.top, window.width, window.height)
         try:
-            pixels = np.moveaxis(self._dataset.read(window=place), 0, -1)
-            is_valid = self._dataset.dataset_mask(window=place) > 0
+            bands = self._dataset.read(list(range(1, self.count + 1)), window=place)
+            is_valid = self._valid(bands, place)
         except RasterioError as error:
             reason = " ".join(str(error.__cause__ or error).split())
             raise BadFile(self.path, f"the raster is cut off or damaged at {window} ({reason}); restore it") from None
-        return np.ascontiguousarray(pixels), is_valid
+        return np.ascontiguousarray(np.moveaxis(bands, 0, -1)), is_valid
+
+    def _valid(self, bands: np.ndarray, place: Any) -> np.ndarray:
+        """Returns bool H×W as GDAL's dataset mask says; it is only read where the pixels C×H×W do not tell."""
+        from rasterio.enums import MaskFlags
+
+        flags = [set(of_band) for of_band in self._dataset.mask_flag_enums]
+        if all(of_band == {MaskFlags.all_valid} for of_band in flags):
+            return np.ones(bands.shape[1:], np.bool_)
+        if len(flags) != self.count or any(of_band != {MaskFlags.nodata} for of_band in flags):
+            masked: np.ndarray = self._dataset.dataset_mask(window=place) > 0
+            return masked
+        pairs = zip(bands, self._dataset.nodatavals, strict=True)
+        known = [~np.isnan(band) if np.isnan(nodata) else band != nodata for band, nodata in pairs]
+        is_valid: np.ndarray = np.logical_or.reduce(known)  # one valid band makes a valid pixel
+        return is_valid
 
 
 @contextmanager
@@ -56,11 +74,14 @@ def open_raster(path: Path) -> Iterator[Raster]:
 
     GDAL's cache is capped. Bands of different types are read as the type of the first.
     """
+    from rasterio.enums import ColorInterp
+
     with opened(path) as dataset:
+        has_alpha = dataset.count > 1 and dataset.colorinterp[-1] == ColorInterp.alpha
         yield Raster(
             path=path,
             size=(dataset.height, dataset.width),
-            count=dataset.count,
+            count=dataset.count - has_alpha,
             dtype=np.dtype(dataset.dtypes[0]),
             nodata=dataset.nodata,
             georeference=georeference_of(path, dataset),

@@ -92,6 +92,9 @@ class Stack:
         """
         if window.clipped(self.size) != window:
             raise ValueError(f"{window} reaches outside the raster of {self.size} (height, width)")
+        if len(self.layers) == 1:
+            alone, is_valid = self.layers[0].read(window)
+            return alone.astype(self.dtype, copy=False), is_valid
         pixels = np.empty((window.height, window.width, self.count), self.dtype)
         is_valid = np.ones((window.height, window.width), np.bool_)
         first = 0

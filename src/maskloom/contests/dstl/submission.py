@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 
-from maskloom.contests.dstl.truth import CLASSES, TableRow, label_of, mended, parsed, read_rows
+from maskloom.contests.dstl.truth import CLASSES, TableRow, label_of, parsed, read_rows
 from maskloom.encodings.grid_coordinates import Grid, to_grid
 from maskloom.encodings.outlines import repaired
 from maskloom.errors import BadFile, UserError
@@ -172,8 +172,8 @@ def read_submission(path: Path, *, note: Callable[[str], None] = lambda _: None)
     num_repaired = 0
     for row in read_rows(path):
         stored = parsed(path, row)
-        polygons = mended(stored)
-        num_repaired += polygons is not stored
+        polygons = repaired(stored)
+        num_repaired += polygons != stored
         yield DstlRow(row.image, label_of(path, row), polygons)
     if num_repaired:
         note(f"{path.name}: areas in {num_repaired} rows cross or touch themselves; repaired")

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from maskloom.data.union_find import UnionFind
 from maskloom.encodings.grid_coordinates import Grid, read_grids, to_pixels
-from maskloom.encodings.outlines import areas
+from maskloom.encodings.outlines import areas, repaired
 from maskloom.errors import BadFile
 from maskloom.outputs.tables import open_table
 from maskloom.outputs.vectors import DSTL_COLUMNS
@@ -114,25 +113,6 @@ def parsed(path: Path, row: TableRow) -> list[Polygon]:
     return polygons
 
 
-def mended(polygons: list[Polygon]) -> list[Polygon]:
-    """Returns what ``encodings.outlines.repaired`` says, the very list where nothing is to be repaired.
-
-    Only polygons that touch each other are united: a table may hold tens of thousands, of which a few overlap.
-    """
-    import shapely
-
-    if not polygons or shapely.is_valid(shapely.multipolygons(polygons)):
-        return polygons
-    parts = np.array(areas(shapely.make_valid(polygons)), dtype=object)
-    groups = UnionFind(range(len(parts)))
-    for one, other in zip(*shapely.STRtree(parts).query(parts, predicate="intersects").tolist(), strict=True):
-        groups.join(one, other)
-    members: dict[int, list[Polygon]] = {}
-    for place, part in enumerate(parts):
-        members.setdefault(groups.find(place), []).append(part)
-    return areas([group[0] if len(group) == 1 else shapely.union_all(group) for group in members.values()])
-
-
 def pixel_truth(path: Path, rows: Sequence[TableRow], size: Size, grid: Grid) -> PixelTruth:
     """Returns the shapes of one image of ``size`` (height, width) from its rows, each polygon valid and inside it.
 
@@ -143,21 +123,21 @@ def pixel_truth(path: Path, rows: Sequence[TableRow], size: Size, grid: Grid) ->
 
     wkt: dict[int, str] = {}
     clipped: list[int] = []
-    repaired: list[int] = []
+    changed: list[int] = []
     for row in rows:
         label = label_of(path, row)
         if label in wkt:
             raise BadFile(path, f"{row.place}: found a second row for this image and class, expected one")
         stored = parsed(path, row)
-        polygons = mended(stored)
-        if polygons is not stored:
-            repaired.append(label)
+        polygons = repaired(stored)
+        if polygons != stored:
+            changed.append(label)
         inside, is_clipped = _inside(_placed(polygons, size, grid), size)
         if is_clipped:
             clipped.append(label)
         wkt[label] = shapely.to_wkt(shapely.multipolygons(inside), rounding_precision=_DECIMALS) if inside else ""
     shapes = Shapes(wkt=tuple((label, text) for label, text in sorted(wkt.items()) if text))
-    return PixelTruth(shapes, tuple(clipped), tuple(repaired))
+    return PixelTruth(shapes, tuple(clipped), tuple(changed))
 
 
 def _placed(polygons: list[Polygon], size: Size, grid: Grid) -> list[Polygon]:
