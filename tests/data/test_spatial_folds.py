@@ -10,7 +10,6 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from maskloom.data.scene_truth import draw_window
 from maskloom.data.spatial_folds import (
     BlockRow,
     Scene,
@@ -19,6 +18,7 @@ from maskloom.data.spatial_folds import (
     check_scenes,
     make_spatial_folds,
 )
+from maskloom.data.window_drawing import draw_window
 from maskloom.errors import UserError
 from maskloom.rasters.georeference import Georeference
 from maskloom.windows import Window
