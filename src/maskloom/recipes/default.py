@@ -67,7 +67,7 @@ BUDGETS = {
     "cpu": Budget(
         encoder="tf_efficientnet_lite0",
         folds=3,
-        whole=Whole(most_pixels=512 * 512, total_pixels=7.4e8, decoder=LIGHT_DECODER, progressive=0.57),
+        whole=Whole(most_pixels=512 * 512, total_pixels=8.0e8, decoder=LIGHT_DECODER, progressive=0.57),
         windows=Windows(side=256, total_pixels=1.3e9),
         max_epochs=40,
     ),
