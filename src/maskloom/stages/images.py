@@ -139,12 +139,7 @@ def find_images(
     paths = _photos(root, out, note) if images.is_dir() else [images]
     if not paths:
         raise UserError(f"{images}: expected images ({' '.join(IMAGE_SUFFIXES)}), found none")
-    by_id: dict[str, Path] = {}
-    for path in paths:
-        record_id = path.relative_to(root).with_suffix("").as_posix()
-        other = by_id.setdefault(record_id, path)
-        if other != path:
-            raise UserError(f"{path}: {other.name} would give the same output name; rename one of them")
+    by_id = by_output_name(paths, root)
     sizes = measure(paths)
     problems = [size for size in sizes if isinstance(size, BadFile)]
     if problems and bad is None:
@@ -156,6 +151,16 @@ def find_images(
         for (record_id, path), size in zip(by_id.items(), sizes, strict=True)
         if not isinstance(size, BadFile)
     ]
+
+
+def by_output_name(paths: Sequence[Path], root: Path) -> dict[str, Path]:
+    """Returns files by what their predictions are called; raises ``UserError`` for two that would share a name."""
+    found: dict[str, Path] = {}
+    for path in paths:
+        other = found.setdefault(path.relative_to(root).with_suffix("").as_posix(), path)
+        if other != path:
+            raise UserError(f"{path}: {other.name} would give the same output name; rename one of them")
+    return found
 
 
 def _root(images: Path) -> Path:

@@ -16,6 +16,7 @@ from maskloom.files import OWNER, fingerprint
 from maskloom.rasters.georeference import Georeference, same_crs
 from maskloom.rasters.stack import open_stack
 from maskloom.records import BandFile, Record
+from maskloom.stages.images import by_output_name
 
 SUFFIXES = (".tif", ".tiff")
 """File suffixes, in lower case, that a folder is searched for."""
@@ -58,12 +59,7 @@ def find_scenes(
     paths = [path for path in paths if path.suffix.lower() in SUFFIXES and path.resolve() not in further]
     if not paths:
         raise UserError(f"{scenes}: expected TIFF rasters ({' '.join(SUFFIXES)}), found none")
-    by_id: dict[str, Path] = {}
-    for path in paths:
-        scene_id = path.relative_to(root).with_suffix("").as_posix()
-        other = by_id.setdefault(scene_id, path)
-        if other != path:
-            raise UserError(f"{path}: {other.name} would give the same output name; rename one of them")
+    by_id = by_output_name(paths, root)
     for name in bands:
         if name not in by_id:
             raise UserError(f"bands: no scene is called {name!r}; {closest(name, by_id)}")
