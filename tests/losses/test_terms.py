@@ -44,6 +44,11 @@ SUMS: dict[str, list[dict[str, Any]]] = {
     "hard": [{"kind": "bootstrapped_bce", "mixture": "hard", "weight": 0.2}, {"kind": "dice", "weight": 0.8}],
     "online": [{"kind": "online_bootstrapping"}],
     "distance": [{"kind": "bce"}, {"kind": "signed_distance"}],
+    "focal": [{"kind": "focal"}],
+    "lovasz": [{"kind": "lovasz"}],
+    "lovasz-batch": [{"kind": "lovasz", "per_image": False}],
+    "tversky": [{"kind": "tversky"}],
+    "focal-tversky": [{"kind": "tversky", "power": 0.75, "per_image": True}],
 }
 """The sums of the published systems, and their parts."""
 
@@ -53,6 +58,17 @@ EXCLUSIVE_SUMS: dict[str, list[dict[str, Any]]] = {
     "cross_entropy+dice": [{"kind": "cross_entropy"}, {"kind": "dice"}],
     "jaccard": [{"kind": "jaccard"}],
     "cross_entropy-log-jaccard": [{"kind": "cross_entropy"}, {"kind": "jaccard", "log": True, "smooth": 1e-12}],
+    "log-jaccards": [
+        {"kind": "cross_entropy", "weight": 0.7},
+        {"kind": "jaccard", "weight": 0.3, "log": True, "over_classes": "sum", "smooth": 1e-15},
+    ],
+    "focal": [{"kind": "focal"}],
+    "lovasz": [{"kind": "cross_entropy"}, {"kind": "lovasz"}],
+    "lovasz-alone": [{"kind": "lovasz"}],
+    "tversky": [{"kind": "tversky"}],
+    "focal-tversky": [{"kind": "tversky", "power": 0.75}],
+    "ohem": [{"kind": "ohem", "fraction": 0.25}],
+    "ohem-least": [{"kind": "ohem", "least": 2000}],
 }
 
 CASES = [
@@ -326,6 +342,15 @@ def test_labels_of_another_size_are_refused() -> None:
         (BINARY, {"kind": "bce", "hardest": 9}, "only 'online_bootstrapping'"),
         (BINARY, {"kind": "dice", "scale_pixels": False}, "no such option"),
         (THREE, {"kind": "cross_entropy", "class_weights": [1.0, 2.0]}, "expected 3 weights"),
+        (BINARY, {"kind": "ohem"}, "for multiclass tasks, found a binary task; use 'bce'"),
+        (TWO_MAPS, {"kind": "focal", "class_weights": [1.0]}, "expected 2 weights"),
+        (THREE, {"kind": "tversky", "per_image": True}, "per_image: for binary"),
+        (THREE, {"kind": "lovasz", "smooth": 2.0}, "smooth: 'lovasz' has no such option"),
+        (BINARY, {"kind": "jaccard", "over_classes": "sum"}, "over_classes: for multiclass tasks"),
+        (THREE, {"kind": "dice", "over_classes": "sum"}, "only 'jaccard'"),
+        (THREE, {"kind": "cross_entropy", "gamma": 1.0}, "only 'focal'"),
+        (THREE, {"kind": "ohem", "fraction": 0.1, "least": 9}, "least: fraction takes its place"),
+        (THREE, {"kind": "cross_entropy", "fraction": 0.1}, "only 'ohem'"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(task: Task, term: dict[str, object], message: str) -> None:

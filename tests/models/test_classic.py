@@ -41,6 +41,9 @@ VARIANTS: list[dict[str, Any]] = [
     {"architecture": "unet_resnet", "encoder": "resnet18"},
     {"architecture": "unet_resnet", "encoder": "resnet50", "upsampling": "deconv"},
     {"architecture": "unet_elu"},
+    {"architecture": "unet_wideresnet38"},
+    {"architecture": "unet_wideresnet38", "upsampling": "deconv"},
+    {"architecture": "unet_resnet", "encoder": "resnet18", "attention": "scse"},
 ]
 
 
@@ -161,6 +164,7 @@ def test_bundles_hold_the_same_network(tmp_path: Path, variant: dict[str, Any]) 
         (VARIANTS[1], 0),
         (VARIANTS[4], 1 + 16 + 3 + 2 * 4),  # stem, blocks, shortcuts, and of each decoder block all but the transposed
         (VARIANTS[7], 1 + 16 + 3),
+        (VARIANTS[10], 3 + 3 + 6 + 3),  # of each block the one between its two convolutions
     ],
     ids=lambda value: named(value) if isinstance(value, dict) else str(value),
 )
@@ -189,6 +193,8 @@ def test_a_published_network_brings_its_encoder() -> None:
         ({"architecture": "unet_vgg11", "decoder_channels": [3]}, "decoder_channels: unet_vgg11 has no such option"),
         ({"upsampling": "deconv"}, "upsampling: unet has no such option; leave it out, or use unet_resnet"),
         ({"architecture": "ternausnet", "bottleneck": "cascade"}, "leave it out, or use unet_dilated"),
+        ({"architecture": "unet_elu", "deep_supervision": True}, "deep_supervision: unet_elu has no such option"),
+        ({"architecture": "fpn", "batch_norm": "fixed"}, "batch_norm"),
         ({"architecture": ["unet"]}, "architecture"),
         ({"width": 0}, "width"),
     ],
@@ -211,6 +217,7 @@ def test_encoder_prefixes_name_the_encoders_parameters(architecture: Architectur
         names = [name for name, _ in build_network(settings, 1).named_parameters()]
     inside = [name for name in names if name.startswith(encoder_prefixes(settings) or "no parameter")]
     counts = {"unet_vgg11": 16, "ternausnet": 16, "linknet_deconv": 108, "unet_resnet": 110}
+    counts["unet_wideresnet38"] = 1 + 15 * 6 + 4
     assert len(inside) == counts.get(architecture, 0)
     assert names[: len(inside)] == inside
     assert encoder_prefixes(NetworkSettings()) == ("encoder.",)

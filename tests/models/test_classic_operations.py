@@ -199,6 +199,17 @@ def linknet(images: Tensor, w: Weights) -> Tensor:
     return conv(conv(maps, w, "finalconv2", padding=0).relu(), w, "finalconv3", padding=1)
 
 
+def scse(maps: Tensor, w: Weights, name: str) -> Tensor:
+    """Where the network has it: maps times a gate per channel, and times one per pixel, summed."""
+    if f"{name}.sSE.weight" not in w:
+        return maps
+    squeezed = maps.sum(dim=(2, 3)) / (maps.shape[2] * maps.shape[3])
+    hidden = (squeezed @ w[f"{name}.cSE.0.weight"].T + w[f"{name}.cSE.0.bias"]).relu()
+    channels = hidden @ w[f"{name}.cSE.2.weight"].T + w[f"{name}.cSE.2.bias"]
+    pixels = (maps * w[f"{name}.sSE.weight"]).sum(dim=1, keepdim=True) + w[f"{name}.sSE.bias"]
+    return maps / (1 + (-channels[:, :, None, None]).exp()) + maps / (1 + (-pixels).exp())
+
+
 def over_resnet(*, deconv: bool) -> Callable[[Tensor, Weights], Tensor]:
     def network(images: Tensor, w: Weights) -> Tensor:
         stages = ("resnet.layer1", "resnet.layer2", "resnet.layer3", "resnet.layer4")
@@ -207,13 +218,54 @@ def over_resnet(*, deconv: bool) -> Callable[[Tensor, Weights], Tensor]:
         def block(maps: Tensor, name: str) -> Tensor:
             if deconv:
                 maps = conv(maps, w, f"{name}.block.0.conv", padding=1).relu()
-                return transposed(maps, w, f"{name}.block.1", padding=1).relu()
+                return scse(transposed(maps, w, f"{name}.block.1", padding=1).relu(), w, f"{name}.block.3")
             maps = maps.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
             maps = conv(maps, w, f"{name}.block.0.conv", padding=1).relu()
-            return conv(maps, w, f"{name}.block.1.conv", padding=1).relu()
+            return scse(conv(maps, w, f"{name}.block.1.conv", padding=1).relu(), w, f"{name}.block.2")
 
         def end(maps: Tensor) -> Tensor:
             maps = conv(block(maps, "dec1"), w, "dec0.conv", padding=1).relu()
+            return conv(maps, w, "final", padding=0)
+
+        return decoder_first(skips, block, end)
+
+    return network
+
+
+def leaky(maps: Tensor) -> Tensor:
+    return torch.where(maps > 0, maps, 0.01 * maps)
+
+
+def over_wideresnet(*, deconv: bool) -> Callable[[Tensor, Weights], Tensor]:
+    def network(images: Tensor, w: Weights) -> Tensor:
+        def group(maps: Tensor, name: str) -> Tensor:
+            index = 1
+            while f"{name}.block{index}.bn1.weight" in w:
+                part = f"{name}.block{index}"
+                active, kept = leaky(norm(maps, w, f"{part}.bn1")), maps
+                if f"{part}.proj_conv.weight" in w:
+                    kept = conv(active, w, f"{part}.proj_conv", padding=0)
+                inner = norm(conv(active, w, f"{part}.convs.conv1", padding=1), w, f"{part}.convs.bn2")
+                maps = kept + conv(leaky(inner), w, f"{part}.convs.conv2", padding=1)
+                index += 1
+            return maps
+
+        skips = [conv(images, w, "conv1.conv1", padding=1)]
+        for number in range(2, 6):
+            skips.append(group(max_pool(skips[-1]), f"conv{number}"))
+
+        def block(maps: Tensor, name: str) -> Tensor:
+            if deconv:
+                maps = conv(maps, w, f"{name}.block.0.conv", padding=1).relu()
+                maps = transposed(maps, w, f"{name}.block.1", padding=1).relu()
+            else:
+                maps = maps.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+                maps = conv(maps, w, f"{name}.block.1.conv", padding=1).relu()
+                maps = conv(maps, w, f"{name}.block.2.conv", padding=1).relu()
+            return scse(maps, w, f"{name}.block.3")
+
+        def end(maps: Tensor) -> Tensor:
+            maps = conv(torch.cat([maps, skips[0]], dim=1), w, "dec1.conv", padding=1).relu()
             return conv(maps, w, "final", padding=0)
 
         return decoder_first(skips, block, end)
@@ -258,6 +310,26 @@ CASES: dict[str, tuple[dict[str, str], Callable[[Tensor, Weights], Tensor]]] = {
         {"architecture": "unet_resnet", "encoder": "resnet50", "upsampling": "deconv"},
         over_resnet(deconv=True),
     ),
+    "unet_resnet 18 deconv": (
+        {"architecture": "unet_resnet", "encoder": "resnet18", "upsampling": "deconv"},
+        over_resnet(deconv=True),
+    ),
+    "unet_resnet 101": ({"architecture": "unet_resnet", "encoder": "resnet101"}, over_resnet(deconv=False)),
+    "unet_resnet 152": ({"architecture": "unet_resnet", "encoder": "resnet152"}, over_resnet(deconv=False)),
+    "unet_resnet scse": ({"architecture": "unet_resnet", "attention": "scse"}, over_resnet(deconv=False)),
+    "unet_resnet deconv scse": (
+        {"architecture": "unet_resnet", "upsampling": "deconv", "attention": "scse"},
+        over_resnet(deconv=True),
+    ),
+    "unet_wideresnet38 nearest": ({"architecture": "unet_wideresnet38"}, over_wideresnet(deconv=False)),
+    "unet_wideresnet38 deconv": (
+        {"architecture": "unet_wideresnet38", "upsampling": "deconv"},
+        over_wideresnet(deconv=True),
+    ),
+    "unet_wideresnet38 scse": (
+        {"architecture": "unet_wideresnet38", "attention": "scse"},
+        over_wideresnet(deconv=False),
+    ),
     "unet_dilated cascade": ({"architecture": "unet_dilated"}, dilated(parallel=False)),
     "unet_dilated parallel": ({"architecture": "unet_dilated", "bottleneck": "parallel"}, dilated(parallel=True)),
 }
@@ -273,7 +345,7 @@ def test_the_network_computes_its_published_description(name: str) -> None:
         for key, tensor in network.state_dict().items():
             if key.endswith("running_var"):
                 tensor.uniform_(0.5, 1.5)
-            elif tensor.is_floating_point() and tensor.ndim == 1:  # biases, factors and means
+            elif tensor.is_floating_point() and (tensor.ndim == 1 or not tensor.any()):  # biases, factors, means, gates
                 tensor.add_(torch.randn_like(tensor), alpha=0.1)
         images = torch.randn(2, 3, 64, 128, dtype=torch.float64)
         found = network(images)

@@ -76,7 +76,12 @@ def test_decoder_options_reach_the_decoder() -> None:
         ({"encoder": "../../etc/passwd"}, "expected an encoder of timm"),
         ({"architecture": "linknet", "encoder": "mit_b0"}, "cannot be built"),
         ({"architecture": "linknet", "dropout": 0.1}, "no such option; leave it out, or use fpn or pspnet"),
-        ({"architecture": "fpn", "attention": "scse"}, "no such option"),
+        ({"architecture": "fpn", "attention": "scse"}, "no such option; leave it out, or use unet or unetplusplus"),
+        (
+            {"architecture": "pspnet", "deep_supervision": True},
+            "no such option; leave it out, or use unet or unetplusplus or linknet or fpn or upernet",
+        ),
+        ({"encoder": "wideresnet38"}, "cannot be built over the encoder"),
         ({"attention": "scse", "decoder_channels": [64, 32, 32, 16, 8]}, "at least 16 channels"),
         ({"decoder_channels": [64]}, "expected 5 number"),
         ({"architecture": "upernet", "decoder_channels": [0]}, "from 1 to 4096"),

@@ -143,10 +143,21 @@ def test_nothing_in_a_file_is_executed(tmp_path: Path) -> None:
     target, path = tmp_path / "made-by-a-pickle", tmp_path / "weights.pth"
     for save in (lambda value: path.write_bytes(pickle.dumps(value)), lambda value: torch.save(value, path)):
         save({"weight": Hostile(target)})
-        with pytest.raises(BadFile, match="expected a safetensors file or a torch file of plain tensors") as caught:
+        with pytest.raises(BadFile, match=r"weights\.pth: cannot be imported: .* asks to run '\w+\.mkdir'") as caught:
             encoder_of(path, RESNET)
         assert "\n" not in str(caught.value)
         assert not target.exists()
+
+
+def test_old_files_and_whole_modules_are_read_too(tmp_path: Path) -> None:
+    classifier = timm_classifier(LITE)
+    state = classifier.state_dict()
+    torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    torch.save({"epoch": 3, "model": classifier}, tmp_path / "module.pth")
+    for name in ("old.pth", "module.pth"):
+        weights = pretrained.read_state(tmp_path / name)
+        assert weights.keys() == state.keys()
+        assert all(torch.equal(weights[key], tensor) for key, tensor in state.items())
 
 
 def broken(kind: str, path: Path) -> None:
@@ -176,9 +187,9 @@ def broken(kind: str, path: Path) -> None:
         ("unknown", "holds the unknown 'layer9.weight'"),
         ("shape", r"expected 'conv1.weight' of shape \[64, 3, 7, 7\], found \[64, 3, 3, 3\]"),
         ("nan", "'bn1.weight' holds NaN"),
-        ("list", "expected named tensors, found a list"),
-        ("numbers", "expected named tensors, found 'epoch'"),
-        ("cut", "found something else"),
+        ("list", "or named tensors alone or below one of .*; found a list"),
+        ("numbers", "found a dictionary with the keys 'epoch'"),
+        ("cut", "cannot be imported"),
     ],
 )
 @pytest.mark.parametrize("encoder", [RESNET, f"tu-{RESNET}"])

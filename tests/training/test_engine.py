@@ -325,7 +325,7 @@ def test_killed_at_any_moment_a_training_ends_with_the_same_bytes(tmp_path: Path
     """kill -9 at random times, and around the renaming of files.
 
     With workers, average, accumulation, dropout, phases, a fresh optimiser each epoch, frozen parameters, hard
-    negative mining and a bundle of every epoch.
+    negative mining, a bundle of every epoch and a soup.
     """
     source = str(Path(maskloom.__file__).parents[1])
     done = subprocess.run(
@@ -341,6 +341,6 @@ def test_killed_at_any_moment_a_training_ends_with_the_same_bytes(tmp_path: Path
     assert [training["name"] for training in killed] == ["times", "renames"]
     assert sum(training["kills"] for training in killed) >= 6
     assert any(step % 13 for training in killed for step in training["resumed"])  # 11 steps and 2 repeats an epoch
-    assert len(undisturbed["bundles"]) == 2 + 5
+    assert len(undisturbed["bundles"]) == 2 + 5 + 1
     for training in killed:
         assert training["bundles"] == undisturbed["bundles"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from maskloom.records import Record
 from maskloom.training.checkpoint import read_position
 from maskloom.training.engine import TrainingJob, train
 from maskloom.training.optimisers import OptimiserSettings
-from maskloom.training.phases import Phase, plan_epochs, work_left
+from maskloom.training.phases import PIXEL_POWER, Phase
 from maskloom.training.schedules import ScheduleSettings
 from maskloom.training.tracking import TrainingProgress, read_log
 
@@ -156,13 +157,30 @@ def test_progressive_resizing_continues_to_the_same_bytes(tmp_path: Path, record
     assert checksum(train(job("stopped")).last) == checksum(undisturbed.last)
 
 
-def test_work_left_counts_pixels() -> None:
-    """Of 4 epochs of 10 steps, 3 at half the sides, after 5 steps: 25 steps of a quarter and 10 whole ones."""
-    plans = plan_epochs(
-        (), epochs=4, optimiser=OptimiserSettings(), schedule=ScheduleSettings(), augment=AugmentSettings(),
-        progressive=0.75,
-    )  # fmt: skip
-    assert work_left(plans, epoch=0, step_in_epoch=5, steps_per_epoch=10) == pytest.approx(25 / 4 + 10)
+def test_the_remaining_time_is_that_of_each_scale(
+    tmp_path: Path, records: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 4 epochs of 5 steps, 3 at half the sides; by a clock of our own a step there takes 2 s, a whole one 6 s."""
+    clock = [time.monotonic()]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    left: dict[int, float] = {}
+
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        clock[0] += 1 if logits.shape[-1] == 32 else 3
+        return bce(logits, labels)
+
+    def remember(progress: TrainingProgress) -> None:
+        left[progress.step] = progress.eta
+
+    plain = tiny_job(tmp_path, records, loss=loss, progressive=0.75, epochs=4, images_per_epoch=20)
+    policy = InputPolicy(mode="resize", size=(64, 64))
+    train(replace(plain, dataset=replace(plain.dataset, policy=policy)), on_progress=remember)
+    assert left.keys() == set(range(1, 21))
+    guessed = 2 * 4**PIXEL_POWER
+    assert guessed == pytest.approx(2 * 2.7, abs=0.05)
+    for step in range(1, 18):  # two whole steps are too few to believe
+        assert left[step] == pytest.approx(2 * max(15 - step, 0) + guessed * min(20 - step, 5))
+    assert [left[step] for step in (18, 19, 20)] == pytest.approx([12, 6, 0])
 
 
 def test_the_hardest_batch_is_trained_on_once_more(tmp_path: Path, records: list[Record]) -> None:

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from maskloom.errors import UserError
+from maskloom.models.batch_norm import set_batch_norm
 from maskloom.training.freezing import freeze, learnable_names, train_mode
 
 
@@ -66,3 +67,18 @@ def test_prefixes_that_make_no_sense_are_refused(frozen: tuple[str, ...], said: 
     network = Network()
     with pytest.raises(UserError, match=said):
         freeze(network, frozen, learnable=learnable_names(network))
+
+
+def test_batch_norms_that_the_networks_setting_froze_stay_so() -> None:
+    network = Network()
+    set_batch_norm(network, "frozen")
+    learnable = learnable_names(network)
+    assert learnable == {"encoder.0.weight", "encoder.0.bias", "decoder.0.weight", "decoder.0.bias"}
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    train_mode(network, ("decoder.",))
+    assert network.decoder[2].training
+    network.decoder(network.encoder(torch.randn(4, 3, 8, 8)))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    freeze(network, ("decoder.",), learnable=learnable)
+    freeze(network, (), learnable=learnable)
+    assert learning(network) == set(learnable), "what the setting froze is not let loose by a later phase"

@@ -9,7 +9,7 @@ from maskloom.data.augment import PRESETS, AugmentSettings
 from maskloom.errors import UserError
 from maskloom.training.job import TrainingSettings
 from maskloom.training.optimisers import OptimiserSettings
-from maskloom.training.phases import EpochPlan, Phase, plan_epochs
+from maskloom.training.phases import PIXEL_POWER, EpochPlan, Phase, StepTimes, plan_epochs, seconds_left
 from maskloom.training.schedules import ScheduleSettings
 
 ADAM = OptimiserSettings(kind="adam", lr=1e-4)
@@ -138,3 +138,30 @@ def test_phases_are_changed_like_any_setting() -> None:
 def test_phases_that_make_no_sense_are_refused(values: dict[str, object], said: str) -> None:
     with pytest.raises(UserError, match=said):
         parse(TrainingSettings, {"phases": [values]})
+
+
+def times(**timed: tuple[int, float]) -> StepTimes:
+    found = StepTimes()
+    for scale, (steps, seconds) in timed.items():
+        found.add({"half": 0.5, "whole": 1.0}[scale], steps=steps, seconds=seconds)
+    return found
+
+
+def test_steps_of_a_scale_that_was_not_timed_follow_from_its_pixels() -> None:
+    half = times(half=(10, 20.0))
+    assert half.seconds_per_step(0.5) == 2
+    assert half.seconds_per_step(1.0) == pytest.approx(2 * 4**PIXEL_POWER)
+    assert times(whole=(10, 20.0)).seconds_per_step(0.5) == pytest.approx(2 / 4**PIXEL_POWER)
+    assert times(half=(10, 20.0), whole=(3, 15.0)).seconds_per_step(1.0) == 5
+    assert times(half=(10, 20.0), whole=(2, 90.0)).seconds_per_step(1.0) == half.seconds_per_step(1.0)
+    assert times(half=(1, 2.0), whole=(0, 9.0)).seconds_per_step(1.0) == half.seconds_per_step(1.0)
+    assert times().seconds_per_step(1.0) == times(half=(0, 1.0)).seconds_per_step(0.5) == 0
+
+
+def test_the_time_left_is_that_of_every_epoch_at_its_scale() -> None:
+    """Of 4 epochs of 10 steps, 3 at half the sides, after 5 steps: 25 steps of 2 s and 10 of 5 s."""
+    plans = plan_epochs((), epochs=4, optimiser=RMSPROP, schedule=STAGED, augment=PRESETS["light"], progressive=0.75)
+    timed = times(half=(10, 20.0), whole=(10, 50.0))
+    assert seconds_left(plans, timed, epoch=0, step_in_epoch=5, steps_per_epoch=10) == 25 * 2 + 10 * 5
+    assert seconds_left(plans, timed, epoch=3, step_in_epoch=10, steps_per_epoch=10) == 0
+    assert seconds_left(plans, times(), epoch=0, step_in_epoch=0, steps_per_epoch=10) == 0

@@ -133,7 +133,7 @@ def many_phases(**changes: Any) -> dict[str, Any]:
 
 
 def long_job(folder: Path, records: list[Record], *, checkpoint_seconds: float) -> TrainingJob:
-    changes = many_phases(num_workers=2, images_per_epoch=44, checkpoint_seconds=checkpoint_seconds)
+    changes = many_phases(num_workers=2, images_per_epoch=44, soup=2, checkpoint_seconds=checkpoint_seconds)
     return tiny_job(folder, records, **changes)
 
 

@@ -15,12 +15,14 @@ from torch import Tensor
 from maskloom.data.dataset import with_guides
 from maskloom.data.input_policy import cut_image, place
 from maskloom.errors import UserError
+from maskloom.inference.crop_votes import predict_by_votes
 from maskloom.inference.guidance import guides_of, regions_of
 from maskloom.inference.inputs import Input, resized
 from maskloom.inference.merging import Merge, evaluate, to_stored
 from maskloom.inference.needs import Ensemble, Kept, Leaf, MemberMap, Prepared
 from maskloom.inference.tiles import paste
 from maskloom.inference.view_merging import ViewMerger
+from maskloom.models.segmenter import Segmenter
 from maskloom.records import Task
 from maskloom.windows import Window
 
@@ -34,6 +36,8 @@ class Asking:
     """Of the networks that are asked in their own way, by leaf."""
     overlap: float | None
     """Of neighbouring tiles; None: as each network's input policy says."""
+    crop_offsets: int | None = None
+    """Networks of windows are asked about crops at so many offsets instead of tiles, and their labels vote."""
     device: torch.device
     task: Task
 
@@ -87,15 +91,21 @@ class OnePass:
         coarse = None if need.region is None else self._floats(self._member(need.region.of))
         values = coarse
         if source is not None:
-            views = self._asking.own_views.get(name, self._asking.views)
-            found = source.predict(segmenter, views, self._asking.overlap)
-            found = placed(found, segmenter.task, self._asking.task)
+            found = placed(self._predict(name, segmenter, source), segmenter.task, self._asking.task)
             values = found[0]
             if coarse is not None:
                 values = paste(coarse, windows, resized(found, (windows[0].height, windows[0].width)))
         assert values is not None, "without a region the whole image is looked at"
         self._sums.append((name, values.sum()))
         return values
+
+    def _predict(self, name: str, segmenter: Segmenter, source: Input) -> Tensor:
+        """Returns what a network says of prepared images, N×K×c×h×w, in the way in which it is to be asked."""
+        asking = self._asking
+        views = asking.own_views.get(name, asking.views)
+        if asking.crop_offsets is not None and source.policy.mode == "window":
+            return predict_by_votes(source, segmenter, views, num_offsets=asking.crop_offsets)
+        return source.predict(segmenter, views, asking.overlap)
 
     def _prepare(self, need: Prepared) -> tuple[list[Window], Input | None]:
         """Returns the windows of the image that networks look at, and these as they see them (None: at nothing)."""

@@ -42,11 +42,17 @@ class InferenceSettings(Config):
     """How networks are asked."""
 
     views: str | tuple[str, ...] = "flip"
-    """A set of test-time views ("none", "flip", "flips", "flips_transpose", "symmetry"), or a list of views' names."""
+    """A set of test-time views ("none", "flip", "flips", "flips_transpose", "symmetry", "scales", "flip_scales"), or a
+    list of views' names, each also at another scale ("hflip@0.75"): then the image or tile is resized to that for the
+    network, to sides that it takes, and its answer back."""
     view_merge: Literal["mean", "logit_mean", "geometric"] = "mean"
     """How the views of one network are merged: mean of probabilities, of logits, or geometric mean."""
     overlap: float | None = Field(default=None, ge=0, lt=1)
     """Overlap of neighbouring tiles as a fraction of their shorter side; None: as each network's input policy says."""
+    crop_offsets: int | None = Field(default=None, ge=2, le=25)
+    """Networks of windows are asked about crops side by side, at so many offsets (parts of a crop, along both axes);
+    each pixel takes the label that most of the offsets say, of equally frequent ones that of the lowest offset. 5 are
+    published (Signate's 22nd place). None: overlapping tiles, blended. Other networks are asked as ever."""
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     """What networks compute in; "auto": the fastest that the device computes natively. Sums are always float32."""
     batch_pixels: int | None = Field(default=None, ge=1)
@@ -102,6 +108,11 @@ class Predictor:
             if not is_part(ready[name].task, self.task):
                 raise UserError(f"{name}: expected a network for {self.task}, found one for {ready[name].task}")
             self._check_guidance(name, ready[name], guidance.get(name))
+            if settings.crop_offsets is not None and ready[name].policy.mode != "window":
+                self.notes.append(
+                    f"{name}: inference.crop_offsets is for networks of windows (input.mode=window), this one is asked "
+                    "without crops"
+                )
         self._segmenters = {name: ready[name] for name in names}
         self._ensemble = replace(ensemble, segmenters=self._segmenters)
         self._precision: Precision = fast_precision(device) if settings.precision == "auto" else settings.precision
@@ -114,6 +125,7 @@ class Predictor:
             views=merger(settings),
             own_views={name: merger(stated) for name, stated in (own or {}).items()},
             overlap=settings.overlap,
+            crop_offsets=settings.crop_offsets,
             device=device,
             task=self.task,
         )

@@ -1,13 +1,15 @@
 """One network asked about every test-time view of some images, its answers moved back and merged.
 
-Views share forward passes up to a pixel budget, which shrinks when the device's memory runs out. Knows nothing about
-where the images come from.
+Views share forward passes up to a pixel budget, which shrinks when the device's memory runs out. Views at other scales
+are resized to them just before the network is asked, bilinearly, and its answers back, in the form in which they are
+merged. Knows nothing about where the images come from.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -21,7 +23,7 @@ from maskloom.records import Size
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What one forward pass takes: images of one or more views, stacked view by view."""
+    """What one forward pass takes: images of one or more views of one scale, stacked view by view, not yet resized."""
 
     views: tuple[View, ...]
     images: Tensor
@@ -38,9 +40,10 @@ class ViewMerger:
 
     def see(self, images: Tensor) -> Iterator[Seen]:
         """Yields N×C×H×W images as the views see them, several views together up to the pixel budget."""
-        together = max(1, self.batch_pixels // (images.shape[0] * images.shape[-2] * images.shape[-1]))
-        for swaps in (False, True):
-            views = tuple(view for view in self.views if view.swaps == swaps)
+        pixels = images.shape[0] * images.shape[-2] * images.shape[-1]
+        for scale, swaps in product(dict.fromkeys(view.scale for view in self.views), (False, True)):
+            views = tuple(view for view in self.views if (view.scale, view.swaps) == (scale, swaps))
+            together = max(1, int(self.batch_pixels // (pixels * scale**2)))
             for start in range(0, len(views), together):
                 chunk = views[start : start + together]
                 moved = [view.forward(images) for view in chunk]
@@ -52,10 +55,12 @@ class ViewMerger:
         total: Tensor | None = None
         plain: Tensor | None = None
         for part in seen:
-            logits = segmenter.logits(part.images)
+            size = (part.images.shape[-2], part.images.shape[-1])
+            seen_at = part.views[0].size_of(size, segmenter.policy.multiple)
+            logits = segmenter.logits(_at(part.images, seen_at))
             if self._plain and part.views[0].is_identity:  # first: sums are made in place
                 plain = segmenter.probabilities(logits[: len(logits) // len(part.views)]).contiguous()
-            encoded = _encode(logits, self._kind, segmenter)
+            encoded = _at(_encode(logits, self._kind, segmenter), size)
             for view, values in zip(part.views, encoded.chunk(len(part.views)), strict=True):
                 moved = view.inverse(values)
                 total = moved.contiguous() if total is None else total.add_(moved)
@@ -91,6 +96,14 @@ class ViewMerger:
             )
         self.batch_pixels //= 2
         torch.cuda.empty_cache()
+
+
+def _at(values: Tensor, size: Size) -> Tensor:
+    """Returns images or maps N×C×h×w at ``size``: themselves, or bilinear float32, antialiased where they shrink."""
+    if values.shape[-2:] == size:
+        return values
+    shrinks = values.shape[-2] > size[0] or values.shape[-1] > size[1]
+    return functional.interpolate(values.float(), size, mode="bilinear", align_corners=False, antialias=shrinks)
 
 
 def _encode(logits: Tensor, kind: str, segmenter: Segmenter) -> Tensor:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from maskloom.losses import bootstrap, boundary, distance, pixel, region
+from maskloom.losses import bootstrap, boundary, distance, focal, lovasz, pixel, region
 from maskloom.records import IGNORE
 
 if TYPE_CHECKING:
-    from maskloom.losses.terms import Loss, LossTerm
+    from maskloom.losses.terms import LossTerm, PlainLoss
 
 WeightMap = tuple[Callable[[Tensor, int], Tensor], int]
 """A function of labels and window from ``boundary``, and its window in pixels."""
@@ -49,7 +49,7 @@ class MapBatch:
 
 def map_loss(
     terms: Sequence[LossTerm], *, num_maps: int, num_auxiliary_maps: int, image_height: int, background: bool
-) -> Loss:
+) -> PlainLoss:
     """Returns the weighted sum of the terms as a function of logits and labels; see ``terms.build_loss``.
 
     With ``background`` the labels 0 and 1 change places and all logits their sign, those of signed distances too.
@@ -96,6 +96,22 @@ def _evaluator(term: LossTerm, image_height: int | None) -> Callable[[MapBatch],
                 per_image=bool(term.per_image),
                 log=term.log,
             )
+        case "tversky":
+            return lambda batch: region.tversky(
+                batch.probabilities,
+                batch.labels,
+                false_positives=term.false_positives,
+                false_negatives=term.false_negatives,
+                power=term.power,
+                smooth=term.smooth,
+                per_image=bool(term.per_image),
+            )
+        case "lovasz":
+            return lambda batch: lovasz.lovasz_hinge(batch.logits, batch.labels, per_image=term.per_image is not False)
+        case "focal":
+            return lambda batch: focal.focal(
+                batch.logits, batch.labels, gamma=term.gamma, class_weights=term.class_weights
+            )
         case "boundary_dice":
             chosen = _weight_map(term, height)
             return lambda batch: _dice(term, batch, batch.weights(chosen).square())
@@ -113,8 +129,8 @@ def _evaluator(term: LossTerm, image_height: int | None) -> Callable[[MapBatch],
             )
         case "signed_distance":
             return lambda batch: distance.signed_distance(batch.auxiliary, batch.labels, pixel_size=pixel_size)
-        case "cross_entropy":
-            raise ValueError("cross-entropy is for exclusive labels")
+        case "cross_entropy" | "ohem":
+            raise ValueError(f"{term.kind} is for exclusive labels")
 
 
 def _dice(term: LossTerm, batch: MapBatch, weights: Tensor | None) -> Tensor:

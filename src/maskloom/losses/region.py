@@ -1,16 +1,19 @@
-"""Losses that judge whole regions: soft Dice (V-Net, https://arxiv.org/abs/1606.04797, plain sums) and soft Jaccard.
+"""Losses of whole regions: soft Dice (V-Net, https://arxiv.org/abs/1606.04797, plain sums), soft Jaccard, Tversky.
 
 Dice is (2·Σp·y + s) / (Σp + Σy + s) with s = 1 pixel, so that two empty maps give 1 and an empty truth a gentle push;
 s stands above and below, where some published codes write 2·(Σp·y + s) above (which passes 1) or s below alone (which
 has no logarithm for an empty truth). Jaccard is (Σp·y + s) / (Σy + Σp·(1 - y) + s), which sums the union without a
-difference of large numbers. The loss is one minus either, or minus its logarithm. Pixels labelled ``IGNORE`` are in no
-sum; where nothing counts the loss is 0 with a gradient of 0. Computed in float32. Knows nothing about tasks, settings
-and networks.
+difference of large numbers. The loss is one minus either, or minus its logarithm. Tversky is
+(TP + s) / (TP + a·FP + b·FN + s) with TP = Σp·y, FP = Σp·(1 - y) and FN = Σ(1 - p)·y; its loss is a power of one minus
+it. Pixels labelled ``IGNORE`` are in no sum; where nothing counts the loss is 0 with a gradient of 0. Computed in
+float32. Knows nothing about tasks, settings and networks.
 
 Shapes: N images, K maps, H×W pixels.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,6 +22,12 @@ from maskloom.records import IGNORE
 
 SMOOTH = 1.0
 """Pixels added to numerator and denominator."""
+
+OverClasses = Literal["mean", "sum", "sum_present"]
+"""How exclusive classes come together; see ``soft_jaccard_exclusive``."""
+
+_STRAIGHT = 1e-6
+"""Below this the power of one minus Tversky is a straight line to 0, since powers below 1 have no slope there."""
 
 
 def soft_dice(
@@ -89,16 +98,84 @@ def soft_dice_exclusive(probabilities: Tensor, labels: Tensor, *, smooth: float 
 
 
 def soft_jaccard_exclusive(
-    probabilities: Tensor, labels: Tensor, *, smooth: float = SMOOTH, log: bool = False
+    probabilities: Tensor,
+    labels: Tensor,
+    *,
+    smooth: float = SMOOTH,
+    log: bool = False,
+    over_classes: OverClasses = "mean",
 ) -> Tensor:
-    """Returns one minus the mean soft Jaccard of the classes that the truth holds, or with ``log`` minus its logarithm.
+    """Returns one minus the soft Jaccard of exclusive classes, or with ``log`` minus its logarithm, a scalar.
 
-    Each class against all others; arguments and what is left out as in ``soft_dice_exclusive``.
+    Each class against all others, over the whole batch; arguments as in ``soft_dice_exclusive``. ``over_classes``:
+
+    - "mean": of the mean Jaccard of the classes that the batch's truth holds, the others are left out;
+    - "sum": the sum of every class's own loss, over all classes. One without a true pixel costs -log(s / (Σp + s)) with
+      ``log``, with gradients on the logits that are at most 2 in sum however small s is. This is the published form
+      (TernausNet's loss of several classes, which Signate's 22nd place took, with s = 1e-15); it grows with the number
+      of classes, so the weight of the term is to be chosen for that;
+    - "sum_present": that sum over the classes that the truth holds.
     """
     overlap, true, predicted = _exclusive_sums(probabilities, labels)
     # Two sums in which the overlap is contained may round below it; the union is never below the truth.
     union = true + (predicted - overlap).clamp(min=0)
-    return _mean_loss((overlap + smooth) / (union + smooth), true > 0, log)
+    ratio = (overlap + smooth) / (union + smooth)
+    if over_classes == "mean":
+        return _mean_loss(ratio, true > 0, log)
+    if over_classes == "sum_present":
+        ratio = ratio.where(true > 0, 1)
+    return -ratio.log().sum() if log else (1 - ratio).sum()
+
+
+def tversky(
+    probabilities: Tensor,
+    labels: Tensor,
+    *,
+    false_positives: float,
+    false_negatives: float,
+    power: float = 1.0,
+    smooth: float = SMOOTH,
+    per_image: bool = False,
+) -> Tensor:
+    """Returns the mean of (1 - Tversky) to the ``power``, a scalar in [0, 1).
+
+    Arguments, sums and means as in ``soft_dice``, but that the power is taken of every map (and image) by itself.
+    ``false_positives`` and ``false_negatives`` are a and b: 0.5 and 0.5 make it Dice (with 2·s for s), 1 and 1 Jaccard;
+    0.3 and 0.7 are those of Salehi et al., https://arxiv.org/abs/1706.05721, who find more small objects so. A power of
+    0.75 is the focal Tversky loss of Abraham and Khan, https://arxiv.org/abs/1810.07842 (their γ = 4/3, of which they
+    take 1 / γ). Below 1e-6 powers other than 1 are continued by a straight line to 0, so that gradients stay finite.
+    """
+    truth = (labels == 1).to(torch.float32)
+    background = (labels == 0).to(torch.float32)
+    pixels = (2, 3) if per_image else (0, 2, 3)
+    wrong = false_positives * (probabilities * background).sum(dim=pixels)
+    wrong = wrong + false_negatives * ((1 - probabilities) * truth).sum(dim=pixels)
+    losses = _power(wrong / ((probabilities * truth).sum(dim=pixels) + wrong + smooth), power)
+    if not per_image:
+        return losses.mean()
+    present = ((truth + background).sum(dim=pixels) > 0).to(torch.float32)
+    return (losses * present).sum() / present.sum().clamp(min=1)
+
+
+def tversky_exclusive(
+    probabilities: Tensor,
+    labels: Tensor,
+    *,
+    false_positives: float,
+    false_negatives: float,
+    power: float = 1.0,
+    smooth: float = SMOOTH,
+) -> Tensor:
+    """Returns the mean of (1 - Tversky) to the ``power`` over the classes that the truth holds, a scalar in [0, 1).
+
+    Each class against all others, over the whole batch; what is left out as in ``soft_dice_exclusive``, the other
+    arguments as in ``tversky``.
+    """
+    overlap, true, predicted = _exclusive_sums(probabilities, labels)
+    wrong = false_positives * (predicted - overlap).clamp(min=0) + false_negatives * (true - overlap).clamp(min=0)
+    losses = _power(wrong / (overlap + wrong + smooth), power)
+    present = (true > 0).to(torch.float32)
+    return (losses * present).sum() / present.sum().clamp(min=1)
 
 
 def _exclusive_sums(probabilities: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -127,3 +204,11 @@ def _mean_loss(ratio: Tensor, present: Tensor | None, log: bool) -> Tensor:
         return ((1 - ratio) * counts).sum() / num_present.clamp(min=1)
     mean = (ratio * counts).sum() / num_present.clamp(min=1)
     return -mean.where(num_present > 0, 1).log()
+
+
+def _power(values: Tensor, power: float) -> Tensor:
+    """Returns values of at least 0 to a power, with a finite slope everywhere."""
+    if power == 1:
+        return values
+    line = values * _STRAIGHT ** (power - 1)
+    return values.clamp(min=_STRAIGHT).pow(power).where(values >= _STRAIGHT, line)

@@ -18,14 +18,21 @@ from maskloom.records import Task
 if TYPE_CHECKING:
     from torch import Tensor
 
-Loss = Callable[["Tensor", "Tensor"], "Tensor"]
+PlainLoss = Callable[["Tensor", "Tensor"], "Tensor"]
 """Maps logits N×maps×H×W and uint8 labels (N×H×W, or N×maps×H×W for multilabel) to a scalar float32."""
+
+Loss = Callable[["Tensor | tuple[Tensor, ...]", "Tensor"], "Tensor"]
+"""The same, also of logits followed by coarser ones of the same images, as networks with deep supervision give them."""
 
 TermKind = Literal[
     "bce",
     "cross_entropy",
     "dice",
     "jaccard",
+    "focal",
+    "lovasz",
+    "tversky",
+    "ohem",
     "boundary_bce",
     "boundary_dice",
     "border_bce",
@@ -40,25 +47,43 @@ class LossTerm(Config):
     """One term of the sum."""
 
     kind: TermKind
-    """"bce" for binary and multilabel tasks, "cross_entropy" for multiclass, "dice" and "jaccard" for all. The others
-    are for binary and multilabel tasks: "boundary_bce" and "boundary_dice" weight pixels near the boundary more,
-    "border_bce" and "border_dice" see only pixels near it, "bootstrapped_bce" mixes the model's own prediction into the
-    target, "online_bootstrapping" is the BCE of the hardest pixels, "signed_distance" lets auxiliary maps of the
-    network (one per map of the task) learn the signed log distance to the boundary."""
+    """"bce" for binary and multilabel tasks, "cross_entropy" for multiclass, "dice" and "jaccard" for all; also for all
+    "focal", in which sure pixels count less, "lovasz", the extension of Jaccard to errors (hinge of the logits for
+    binary and multilabel tasks, softmax for multiclass), and "tversky", which weighs false positives and negatives.
+    "ohem" is the cross-entropy of each image's hardest pixels (multiclass). The others are for binary and multilabel
+    tasks: "boundary_bce" and "boundary_dice" weight pixels near the boundary more, "border_bce" and "border_dice" see
+    only pixels near it, "bootstrapped_bce" mixes the model's own prediction into the target, "online_bootstrapping" is
+    the BCE of the hardest pixels, "signed_distance" lets auxiliary maps of the network (one per map of the task) learn
+    the signed log distance to the boundary."""
     weight: float = Field(default=1.0, gt=0)
     """Factor of this term."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Part of the target spread over all classes ("bce" and "cross_entropy")."""
     class_weights: tuple[float, ...] | None = None
-    """One weight per class, at least 0 and one above it ("cross_entropy")."""
+    """One weight per class, at least 0 and one above it ("cross_entropy", "ohem" and "focal"): of the pixels that are
+    truly of the class; in binary and multilabel tasks the others weigh 1."""
+    gamma: float = Field(default=2.0, ge=0)
+    """Power of 1 - p(true class) by which a pixel counts ("focal"); 2 is published."""
     smooth: float = Field(default=1.0, ge=1e-30)
-    """Pixels added above and below the fraction (the Dice terms and "jaccard"); Dstl's 3rd place takes 1e-12."""
+    """Pixels added above and below the fraction (the Dice terms, "jaccard" and "tversky"); Dstl's 3rd place takes
+    1e-12, Signate's 22nd 1e-15."""
     log: bool = False
     """-log(Dice) instead of 1 - Dice, -log(Jaccard) instead of 1 - Jaccard (the Dice terms of binary and multilabel
     tasks, and "jaccard")."""
+    over_classes: Literal["mean", "sum", "sum_present"] = "mean"
+    """How the classes of a multiclass task come together ("jaccard"): "mean" judges the mean Jaccard of the classes
+    that the batch's truth holds; "sum" adds every class's own loss, absent ones included, as is published with ``log``
+    (Signate's 22nd place: weight 1 - j of "cross_entropy" and j of this); "sum_present" adds those that are there."""
     per_image: bool | None = None
-    """Dice or Jaccard of each image, then their mean, instead of that over the batch; None: over the batch for "dice"
-    and "jaccard", of each image for "boundary_dice" and "border_dice" (binary and multilabel tasks)."""
+    """Dice, Jaccard, Tversky or Lovász of each image, then their mean, instead of that over the batch; None: over the
+    batch for "dice", "jaccard" and "tversky", of each image for "lovasz", "boundary_dice" and "border_dice" (binary and
+    multilabel tasks; multiclass is over the batch)."""
+    false_positives: float = Field(default=0.3, gt=0)
+    """How much a pixel counts that is predicted and not true ("tversky"); 0.5 and 0.5 is Dice."""
+    false_negatives: float = Field(default=0.7, gt=0)
+    """How much a pixel counts that is true and not predicted ("tversky")."""
+    power: float = Field(default=1.0, gt=0, le=4)
+    """Of 1 - Tversky, of each class by itself ("tversky"); 0.75 is the published focal Tversky loss."""
     weighting: Literal["band", "hill"] = "band"
     """How "boundary_bce" and "boundary_dice" weight pixels: "band" 3 where the averaged mask is in [0.01, 0.99], else
     1; "hill" 5·exp(-5·|averaged mask - 0.5|); both scaled to mean 1. BCE takes the weights, Dice their squares."""
@@ -73,10 +98,16 @@ class LossTerm(Config):
     hardest: int = Field(default=32_768, ge=1)
     """At most so many pixels per image count, for photos of 1280 rows; scales as an area ("online_bootstrapping")."""
     threshold: float = Field(default=0.3, ge=0, lt=1)
-    """Only pixels count whose probability is off by more ("online_bootstrapping")."""
+    """Only pixels count whose probability is off by more ("online_bootstrapping" and "ohem")."""
+    least: int = Field(default=65_536, ge=1)
+    """Where fewer pixels of an image are off by more, so many of the hardest ones count, for photos of 1280 rows;
+    scales as an area ("ohem")."""
+    fraction: float | None = Field(default=None, gt=0, le=1)
+    """This share of each image's pixels counts, the hardest ones, whatever their error, instead of ``threshold`` and
+    ``least`` ("ohem")."""
     scale_pixels: bool = True
     """Pixel constants follow the height of the image from 1280 rows; False: they are taken as they stand (windows,
-    ``hardest``, and the pixels in which "signed_distance" measures)."""
+    ``hardest``, ``least``, and the pixels in which "signed_distance" measures)."""
 
 
 class LossSettings(Config):
@@ -86,26 +117,38 @@ class LossSettings(Config):
     target: Literal["foreground", "background"] = "foreground"
     """What the terms judge: "background" turns labels and logits round, so that Dice is that of the background
     (binary tasks); the network still predicts the foreground."""
+    deep_supervision: float = Field(default=0.4, ge=0)
+    """Factor of the whole sum on each coarser map that a network with deep supervision gives while it is trained;
+    labels are brought to its size from the nearest pixel. 0 lets these maps learn nothing."""
 
 
 DICE_TERMS: tuple[TermKind, ...] = ("dice", "boundary_dice", "border_dice")
 REGION_TERMS: tuple[TermKind, ...] = (*DICE_TERMS, "jaccard")
 BOUNDARY_TERMS: tuple[TermKind, ...] = ("boundary_bce", "boundary_dice")
 BORDER_TERMS: tuple[TermKind, ...] = ("border_bce", "border_dice")
+TERMS_OF_ALL_TASKS: tuple[TermKind, ...] = ("dice", "jaccard", "focal", "lovasz", "tversky")
+TERMS_OF_EXCLUSIVE_CLASSES: tuple[TermKind, ...] = ("cross_entropy", "ohem")
 
 TERMS_WITH: dict[str, tuple[TermKind, ...]] = {
     "label_smoothing": ("bce", "cross_entropy"),
-    "class_weights": ("cross_entropy",),
-    "smooth": REGION_TERMS,
+    "class_weights": ("cross_entropy", "ohem", "focal"),
+    "gamma": ("focal",),
+    "smooth": (*REGION_TERMS, "tversky"),
     "log": REGION_TERMS,
-    "per_image": REGION_TERMS,
+    "over_classes": ("jaccard",),
+    "per_image": (*REGION_TERMS, "tversky", "lovasz"),
+    "false_positives": ("tversky",),
+    "false_negatives": ("tversky",),
+    "power": ("tversky",),
     "weighting": BOUNDARY_TERMS,
     "window": BOUNDARY_TERMS + BORDER_TERMS,
     "mixture": ("bootstrapped_bce",),
     "alpha": ("bootstrapped_bce",),
     "hardest": ("online_bootstrapping",),
-    "threshold": ("online_bootstrapping",),
-    "scale_pixels": (*BOUNDARY_TERMS, *BORDER_TERMS, "online_bootstrapping", "signed_distance"),
+    "threshold": ("online_bootstrapping", "ohem"),
+    "least": ("ohem",),
+    "fraction": ("ohem",),
+    "scale_pixels": (*BOUNDARY_TERMS, *BORDER_TERMS, "online_bootstrapping", "ohem", "signed_distance"),
 }
 """The terms that each option belongs to."""
 
@@ -120,8 +163,9 @@ def build_loss(settings: LossSettings, task: Task, *, image_height: int = 1280) 
 
     Labels are N×H×W for binary and multiclass tasks, N×maps×H×W for multilabel ones; ``IGNORE`` counts nowhere, and
     a batch of nothing else gives 0 with a gradient of 0. The logits are the task's maps, then
-    ``num_auxiliary_maps(settings, task)`` others; of these only "signed_distance" knows. ``image_height`` is the
-    height in pixels of the whole image at the scale at which the network sees it, also where it sees windows of it.
+    ``num_auxiliary_maps(settings, task)`` others; of these only "signed_distance" knows. A tuple of logits and coarser
+    ones is judged as ``settings.deep_supervision`` says; no distances are learnt from coarser ones. ``image_height`` is
+    the height in pixels of the whole image at the scale at which the network sees it, also where it sees windows of it.
     Raises ``UserError`` for a term or an option that does not fit the task.
     """
     if image_height < 1:
@@ -133,61 +177,56 @@ def build_loss(settings: LossSettings, task: Task, *, image_height: int = 1280) 
             f"loss.target: 'background' is for binary tasks, found a {task.kind} task, which can name the background "
             "as a class; leave it out"
         )
+    from maskloom.losses.deep_supervision import deeply_supervised
+
+    of_coarser = tuple(term for term in settings.terms if term.kind != "signed_distance")
+    return deeply_supervised(
+        _plain_loss(settings, settings.terms, task, image_height),
+        lambda height: _plain_loss(settings, of_coarser, task, height),
+        image_height=image_height,
+        num_maps=task.num_maps,
+        weight=settings.deep_supervision if of_coarser else 0.0,
+    )
+
+
+def _plain_loss(settings: LossSettings, terms: tuple[LossTerm, ...], task: Task, image_height: int) -> PlainLoss:
+    """Returns the weighted sum of these terms of the settings."""
     if task.kind == "multiclass":
-        return _exclusive_loss(settings.terms)
+        from maskloom.losses.exclusive import exclusive_loss
+
+        return exclusive_loss(terms, image_height=image_height)
     from maskloom.losses.maps import map_loss
 
     return map_loss(
-        settings.terms,
+        terms,
         num_maps=task.num_maps,
-        num_auxiliary_maps=num_auxiliary_maps(settings, task),
+        num_auxiliary_maps=task.num_maps if any(term.kind == "signed_distance" for term in terms) else 0,
         image_height=image_height,
         background=settings.target == "background",
     )
 
 
-def _exclusive_loss(terms: tuple[LossTerm, ...]) -> Loss:
-    """Returns the loss of exclusive labels (multiclass); the softmax is computed once for all terms."""
-    from maskloom.losses import pixel, region
-
-    def loss(logits: Tensor, labels: Tensor) -> Tensor:
-        if logits.shape[:1] + logits.shape[2:] != labels.shape:
-            raise ValueError(f"logits {tuple(logits.shape)} do not fit labels {tuple(labels.shape)}")
-        log_probabilities = logits.float().log_softmax(dim=1)
-        total = log_probabilities.new_zeros(())
-        for term in terms:
-            if term.kind == "cross_entropy":
-                value = pixel.cross_entropy(
-                    log_probabilities, labels, class_weights=term.class_weights, label_smoothing=term.label_smoothing
-                )
-            elif term.kind == "jaccard":
-                value = region.soft_jaccard_exclusive(log_probabilities.exp(), labels, smooth=term.smooth, log=term.log)
-            else:
-                value = region.soft_dice_exclusive(log_probabilities.exp(), labels, smooth=term.smooth)
-            total = total + term.weight * value
-        return total
-
-    return loss
-
-
 def _check(term: LossTerm, task: Task, where: str) -> None:
     """Raises ``UserError`` unless the term and its options mean something for the task."""
     usual = ("binary", "multilabel")
-    everywhere = (task.kind,)
-    fitting = {"dice": everywhere, "jaccard": everywhere, "cross_entropy": ("multiclass",)}.get(term.kind, usual)
-    if task.kind not in fitting:
+    fitting: tuple[str, ...] = ("multiclass",) if term.kind in TERMS_OF_EXCLUSIVE_CLASSES else usual
+    if task.kind not in fitting and term.kind not in TERMS_OF_ALL_TASKS:
         instead = "cross_entropy" if task.kind == "multiclass" else "bce"
         raise UserError(
             f"{where}: {term.kind!r} is for {' and '.join(fitting)} tasks, found a {task.kind} task; use {instead!r}"
         )
-    for option, kinds in TERMS_WITH.items():
-        if getattr(term, option) == LossTerm.model_fields[option].default:
-            continue
+    stated = [option for option in TERMS_WITH if getattr(term, option) != LossTerm.model_fields[option].default]
+    for option in stated:
+        kinds = TERMS_WITH[option]
         if term.kind not in kinds:
             others = ", ".join(map(repr, kinds))
             raise UserError(f"{where}.{option}: {term.kind!r} has no such option, only {others}; leave it out")
         if task.kind == "multiclass" and (option == "per_image" or (option == "log" and term.kind == "dice")):
             raise UserError(f"{where}.{option}: for {' and '.join(usual)} tasks, found a multiclass task; leave it out")
+        if task.kind != "multiclass" and option == "over_classes":
+            raise UserError(f"{where}.{option}: for multiclass tasks, found a {task.kind} task; leave it out")
+        if term.fraction is not None and option in ("threshold", "least"):
+            raise UserError(f"{where}.{option}: fraction takes its place, found both; leave one of them out")
     if term.class_weights is None:
         return
     weights = term.class_weights

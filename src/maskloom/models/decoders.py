@@ -33,18 +33,50 @@ class Decoder:
     """Divides every width."""
     attention: str = ""
     dropout: str = ""
+    stages: tuple[str, ...] = ()
+    """Parts of the decoder that deep supervision looks at, finest first; () where none gives maps of its own size."""
+    last: str = ""
+    """Where in such a part the convolution stands that says how many maps the part gives."""
 
 
 ARCHITECTURES: dict[Architecture, Decoder] = {
-    "unet": Decoder(channels="decoder_channels", widths=(256, 128, 64, 32, 16), attention="decoder_attention_type"),
-    "linknet": Decoder(),
-    "fpn": Decoder(channels="decoder_segmentation_channels", widths=(128,), divisor=32, dropout="decoder_dropout"),
+    "unet": Decoder(
+        channels="decoder_channels",
+        widths=(256, 128, 64, 32, 16),
+        attention="decoder_attention_type",
+        stages=("blocks.3", "blocks.2", "blocks.1"),
+        last="conv2.0",
+    ),
+    "unetplusplus": Decoder(
+        channels="decoder_channels",
+        widths=(256, 128, 64, 32, 16),
+        attention="decoder_attention_type",
+        stages=("blocks.x_0_3", "blocks.x_0_2", "blocks.x_0_1"),
+        last="conv2.0",
+    ),
+    "linknet": Decoder(stages=("blocks.3", "blocks.2", "blocks.1"), last="block.2.0"),
+    "fpn": Decoder(
+        channels="decoder_segmentation_channels",
+        widths=(128,),
+        divisor=32,
+        dropout="decoder_dropout",
+        stages=("p2", "p3", "p4"),
+        last="skip_conv",
+    ),
     "pspnet": Decoder(channels="psp_out_channels", widths=(512,), dropout="psp_dropout"),
     "deeplabv3plus": Decoder(channels="decoder_channels", widths=(256,), dropout="decoder_aspp_dropout"),
-    "upernet": Decoder(channels="decoder_channels", widths=(256,)),
+    "upernet": Decoder(
+        channels="decoder_channels",
+        widths=(256,),
+        stages=("fpn_conv_blocks.2", "fpn_conv_blocks.1", "fpn_conv_blocks.0"),
+        last="0",
+    ),
     "segformer": Decoder(channels="decoder_segmentation_channels", widths=(256,)),
 }
-"""The decoders that go with any encoder; ``CLASSIC`` has the others."""
+"""The decoders that go with any encoder; ``CLASSIC`` has the others.
+
+U-Net++ is supervised along its outermost nodes, each of another size; its authors supervise the nodes of the finest
+size, each of another depth."""
 
 
 SCSE_REDUCTION = 16
@@ -70,19 +102,39 @@ def build_network(settings: NetworkSettings, num_maps: int) -> nn.Module:
 
 
 def _build(settings: NetworkSettings, num_maps: int) -> nn.Module:
+    """Returns the network with its encoder's weights, its batch normalisations as set, and its heads."""
+    from maskloom.models.batch_norm import set_batch_norm
+    from maskloom.models.deep_supervision import supervise
+
+    network = _with_weights(settings, num_maps + settings.auxiliary_maps)
+    set_batch_norm(network, settings.batch_norm)
+    if settings.deep_supervision:
+        supervise(network, _stages(network, settings), num_maps)
+    return network
+
+
+def _with_weights(settings: NetworkSettings, num_maps: int) -> nn.Module:
     """Returns the network with its encoder's weights."""
     from maskloom.models import pretrained, torchvision_guard
 
     torchvision_guard.ensure()
     source = pretrained.Source(kind="none") if settings.encoder == NO_ENCODER else pretrained.choose(settings)
-    total = num_maps + settings.auxiliary_maps
     if settings.traits is None:
-        network = _over_any_encoder(settings, total)
+        network = _over_any_encoder(settings, num_maps)
         pretrained.load(network.encoder, resolve(settings.encoder), source, settings.channels)
         return network  # type: ignore[no-any-return]
-    classic = CLASSIC[settings.architecture](settings, total)
+    classic = CLASSIC[settings.architecture](settings, num_maps)
     pretrained.load_classic(classic, settings, source)
     return classic
+
+
+def _stages(network: Any, settings: NetworkSettings) -> dict[str, int]:
+    """Returns the names of the stages that deep supervision looks at, finest first, and the maps that each gives."""
+    if settings.traits is not None:
+        return dict(network.supervised)
+    decoder = ARCHITECTURES[settings.architecture]
+    names = [f"decoder.{stage}" for stage in decoder.stages]
+    return {name: network.get_submodule(f"{name}.{decoder.last}").out_channels for name in names}
 
 
 def _over_any_encoder(settings: NetworkSettings, num_maps: int) -> Any:
@@ -115,6 +167,7 @@ def _decoder_options(settings: NetworkSettings) -> dict[str, Any]:
         "width": (None if settings.width == 1 else settings.width, decoder.channels),
         "attention": (settings.attention, decoder.attention),
         "dropout": (settings.dropout, decoder.dropout),
+        "deep_supervision": (settings.deep_supervision or None, decoder.stages),
     }
     for option, (value, keyword) in given.items():
         if value is not None and not keyword:
@@ -153,5 +206,5 @@ def _widths(settings: NetworkSettings, decoder: Decoder) -> tuple[int, ...]:
 
 
 def _having(option: str) -> list[str]:
-    field = {"decoder_channels": "channels"}.get(option, option)
+    field = {"decoder_channels": "channels", "deep_supervision": "stages"}.get(option, option)
     return [name for name, decoder in ARCHITECTURES.items() if getattr(decoder, field)]

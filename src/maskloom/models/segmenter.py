@@ -7,7 +7,7 @@ views. The caller chooses precision (autocast), gradients and mode.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -17,6 +17,7 @@ from torch.nn import functional
 from maskloom.config import Config
 from maskloom.data.input_policy import InputPolicy
 from maskloom.errors import UserError
+from maskloom.models.batch_norm import keep_frozen
 from maskloom.models.encoders import NetworkSettings, multiple_of
 from maskloom.records import Task
 
@@ -52,7 +53,7 @@ class Segmenter:
     """One trained (or fresh) network and how to feed it."""
 
     network: nn.Module
-    """Maps normalised N×C×H×W float32 to logits N×maps×H×W."""
+    """Maps normalised N×C×H×W float32 to logits N×maps×H×W; with deep supervision, in training, to several."""
     normalisation: Normalisation
     policy: InputPolicy
     task: Task
@@ -61,14 +62,23 @@ class Segmenter:
     """Whether the network's weights, and so its inputs, lie in channels-last order."""
     _constants: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False, compare=False)
 
-    def logits(self, images: Tensor) -> Tensor:
+    def logits(self, images: Tensor) -> Tensor | Any:  # Any: of several tensors only training knows
         """Returns logits N×maps×H×W float32 for images N×C×H×W of stored values (uint8, uint16 or float).
 
-        In training mode the task's maps are followed by the network's auxiliary ones. The network runs under the
-        caller's autocast and gradient mode. H and W are multiples of ``multiple_of(network_settings)``.
+        In training mode the task's maps are followed by the network's auxiliary ones, and a network with deep
+        supervision gives a tuple: those logits, then the task's maps as each coarser stage sees them, finest first, at
+        the stage's own size (see ``deep_supervision``). The network runs under the caller's autocast and gradient mode.
+        H and W are multiples of ``multiple_of(network_settings)``.
         Raises ``UserError`` when the images have another number of channels than the network.
         """
-        logits: Tensor = self.network(self.normalise(images))
+        outputs = self.network(self.normalise(images))
+        if isinstance(outputs, tuple):
+            logits, *coarser = outputs
+            return self._fitted(logits, images), *(each.float() for each in coarser)
+        return self._fitted(outputs, images)
+
+    def _fitted(self, logits: Tensor, images: Tensor) -> Tensor:
+        """Returns logits float32 of the images' size, without auxiliary maps in evaluation mode."""
         if self.network_settings.auxiliary_maps and not self.network.training:
             logits = logits[:, : self.task.num_maps]
         if logits.shape[-2:] != images.shape[-2:]:  # a decoder that stops at a coarser stride
@@ -125,8 +135,9 @@ class Segmenter:
         return self
 
     def train(self) -> Segmenter:
-        """Returns this segmenter with its network in training mode."""
+        """Returns this segmenter with its network in training mode; frozen batch normalisations stay as they are."""
         self.network.train()
+        keep_frozen(self.network)
         return self
 
 

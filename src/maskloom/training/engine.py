@@ -27,12 +27,13 @@ from maskloom.runtime import fast_precision, keep_freed_memory, return_freed_mem
 from maskloom.training.checkpoint import Position, interrupt_waits, read_position, restore
 from maskloom.training.freezing import freeze, learnable_names, train_mode
 from maskloom.training.gradients import find_pieces, gradients
-from maskloom.training.job import TrainingJob, TrainingResult, TrainingSettings
+from maskloom.training.job import TrainingJob, TrainingResult, TrainingSettings, snapshot_epochs
 from maskloom.training.mining import HardNegatives
 from maskloom.training.optimisers import MovingAverage, OptimiserSettings, build_optimiser
 from maskloom.training.phases import EpochPlan
 from maskloom.training.schedules import num_without_gain
 from maskloom.training.session import Session, samples
+from maskloom.training.soup import forget_epochs, make_soup, needed_epochs, scored_epochs
 from maskloom.training.tracking import Log, OnProgress
 from maskloom.training.updates import MAX_STREAK, Updater
 
@@ -50,7 +51,8 @@ def train(job: TrainingJob, *, on_progress: OnProgress | None = None) -> Trainin
     """
     position = read_position(job.checkpoint)
     ours = position is not None and position.fingerprint == job.fingerprint
-    if position and ours and position.finished and job.best.is_file() and job.last.is_file():
+    if position and ours and position.finished and all(path.is_file() for path in job.kept()):
+        forget_epochs(job, position)
         return _result(job, position)
     session = _begin(job, position, on_progress)
     try:
@@ -75,7 +77,8 @@ def _begin(job: TrainingJob, position: Position | None, on_progress: OnProgress 
     if position and (position.fingerprint != job.fingerprint or position.finished):
         position = None
     if position is None:
-        for leftover in (job.checkpoint, job.best, job.last, job.log, *job.epoch_bundles()):
+        old = (job.best, job.last, job.soup, *job.epoch_bundles(), *job.snapshots_there())
+        for leftover in (job.checkpoint, job.log, *old):
             leftover.unlink(missing_ok=True)
     if job.device.type == "cpu":
         keep_freed_memory()
@@ -130,7 +133,12 @@ def _optimiser(job: TrainingJob, settings: OptimiserSettings, learnable: frozens
 
 
 def _check_phases(job: TrainingJob, plans: tuple[EpochPlan, ...], learnable: frozenset[str]) -> None:
-    """Raises now for what the network or the images lack in a later phase."""
+    """Raises now for what the network or the images lack in a later phase, and for settings that exclude each other."""
+    if snapshot_epochs(plans) and job.training.early_stopping is not None:
+        raise UserError(
+            "training.early_stopping: expected none with schedule.kind=snapshots, whose cycles all run to their end, "
+            f"found {job.training.early_stopping}; leave it out"
+        )
     for plan in {(plan.augment, plan.image_scale): plan for plan in plans}.values():
         samples(job.dataset, plan)
     for optimiser in dict.fromkeys(plan.optimiser for plan in plans):
@@ -198,7 +206,6 @@ def _step(session: Session, group: list[Batch]) -> None:
     position.step += 1
     position.step_in_epoch += 1
     session.pace.images += sum(len(batch.ids) for batch in group)
-    session.pace.work += session.plan.image_scale**2
     if updater.is_due(position.step):
         _look(session)
 
@@ -231,12 +238,17 @@ def _finish_epoch(session: Session) -> None:
     scores = [*position.scores, score] if score is not None else position.scores
     finished = epoch == settings.epochs or _stops_early(settings, scores)
     extra = {**job.extra, "epoch": epoch, "score": score}
-    if settings.keep_epochs:
+    scored = [*scored_epochs(position), (epoch, score)]
+    if settings.keep_epochs or epoch in needed_epochs(job, scored):
         save_bundle(job.epoch_bundle(epoch), segmenter, extra)
+    ends = snapshot_epochs(session.plans)
+    if epoch in ends:
+        save_bundle(job.snapshot(ends.index(epoch) + 1), segmenter, extra)
     if (score is not None and num_without_gain(scores) == 0) or (finished and job.validate is None):
         save_bundle(job.best, segmenter, extra)
     if finished:
         save_bundle(job.last, segmenter, extra)
+    soup = _soup(session, segmenter, scored) if finished and settings.soup else None
     with interrupt_waits():
         session.clock()
         session.log.add(
@@ -251,6 +263,8 @@ def _finish_epoch(session: Session) -> None:
             images_per_second=round(session.pace.rate, 3),
             seconds=round(position.seconds, 3),
         )
+        if soup is not None:
+            session.log.add("soup", **soup)
         progress = session.progress()
         updater.begin_epoch()
         position.epoch, position.step_in_epoch, position.finished = epoch, 0, finished
@@ -258,6 +272,7 @@ def _finish_epoch(session: Session) -> None:
             # Now rather than with the first step, so that a checkpoint always holds the optimiser of its own epoch.
             updater.renew(_optimiser(job, session.plan.optimiser, session.learnable))
     session.save()
+    forget_epochs(job, position)  # only now that the checkpoint does not lead back to where they are needed
     session.report(progress)
 
 
@@ -274,13 +289,25 @@ def _validated(session: Session, segmenter: Segmenter, epoch: int) -> float | No
         return None
     if time.monotonic() - session.saved >= settings.checkpoint_seconds:
         session.save()
+    return _score(job, segmenter, f"after epoch {epoch}")
+
+
+def _score(job: TrainingJob, segmenter: Segmenter, when: str) -> float:
+    assert job.validate is not None, "asked only where there is something to validate on"
     score = float(job.validate(segmenter.eval()))
     if not math.isfinite(score):
         raise UserError(
-            f"{job.folder}: expected a finite validation score, found {score} after epoch {epoch}; see that the "
+            f"{job.folder}: expected a finite validation score, found {score} {when}; see that the "
             "validation images have truth, or try a lower learning rate (optimiser.lr)"
         )
     return score
+
+
+def _soup(session: Session, segmenter: Segmenter, scored: list[tuple[int, float | None]]) -> dict[str, Any]:
+    """Returns what there is to tell of the soup, which is made of the best of these epochs."""
+    job = session.job
+    score = (lambda soup: _score(job, soup, "of the soup")) if job.validate is not None else None
+    return make_soup(session, segmenter, needed_epochs(job, scored), score=score)
 
 
 def _result(job: TrainingJob, position: Position) -> TrainingResult:
@@ -293,4 +320,6 @@ def _result(job: TrainingJob, position: Position) -> TrainingResult:
         best_score=best["score"] if best else None,
         best_epoch=best["epoch"] if best else len(epochs),
         epochs=tuple(epochs),
+        soup=job.soup if job.training.soup else None,
+        snapshots=job.snapshots(),
     )

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from maskloom.errors import UserError, closest
+from maskloom.models.batch_norm import keep_frozen
 
 
 def learnable_names(network: nn.Module) -> frozenset[str]:
@@ -47,9 +48,11 @@ def freeze(network: nn.Module, frozen: Sequence[str], *, learnable: Collection[s
 def train_mode(network: nn.Module, frozen: Sequence[str]) -> None:
     """Puts the network into training mode, but batch norms whose parameters are all frozen into evaluation mode.
 
-    A batch norm without parameters goes by the names that they would have.
+    A batch norm without parameters goes by the names that they would have. Those that the network's own setting
+    froze (``network.batch_norm``) stay in evaluation mode whatever their names.
     """
     network.train()
+    keep_frozen(network)
     for module in _frozen_norms(network, tuple(frozen)):
         module.eval()
 

@@ -22,7 +22,7 @@ def find_pieces(session: Session) -> int:
     """Returns into how many pieces a batch must be cut, tried or measured with copies of one sample."""
     job = session.job
     sample = next(batches(session.dataset, epoch=0, batch_size=1, device=job.device))
-    images, labels = _prepared(sample, job.device, margin=session.dataset.policy.margin)
+    images, labels = prepared(sample, job.device, margin=session.dataset.policy.margin)
 
     def attempt(count: int) -> None:
         torch.manual_seed(derive_seed(job.seed, "attempt", count))
@@ -49,7 +49,7 @@ def gradients(session: Session, group: list[Batch]) -> Tensor:
         loss = torch.zeros((), device=job.device)
         try:
             for batch in group:
-                images, labels = _prepared(batch, job.device, margin=margin)
+                images, labels = prepared(batch, job.device, margin=margin)
                 pieces = zip(images.chunk(session.position.pieces), labels.chunk(session.position.pieces), strict=True)
                 for some_images, some_labels in pieces:
                     loss += _backward(session, some_images, some_labels, share=len(some_images) / total)
@@ -61,7 +61,7 @@ def gradients(session: Session, group: list[Batch]) -> Tensor:
         _cut_smaller(session)
 
 
-def _prepared(batch: Batch, device: torch.device, *, margin: int) -> tuple[Tensor, Tensor]:
+def prepared(batch: Batch, device: torch.device, *, margin: int) -> tuple[Tensor, Tensor]:
     """Returns the batch's images and labels on the device, augmented there.
 
     What shifts and turns brought into the policy's margin is ignored again.
@@ -80,7 +80,7 @@ def _backward(session: Session, images: Tensor, labels: Tensor, *, share: float)
     """Returns ``share`` times the loss, detached, and adds its gradients."""
     try:
         with autocast(session.job.device, session.precision):
-            logits = session.job.segmenter.logits(images)
+            logits = session.job.segmenter.logits(images)  # with deep supervision, several
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
@@ -88,7 +88,7 @@ def _backward(session: Session, images: Tensor, labels: Tensor, *, share: float)
             f"{session.job.folder}: this network normalises over the images of a batch, expected at least 2 at once, "
             "found 1; set training.batch_size to 2 or more, smaller images or windows if memory is short"
         ) from error
-    loss = session.job.loss(logits.float(), labels) * share
+    loss = session.job.loss(logits, labels) * share
     session.updater.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
     return loss.detach()
 

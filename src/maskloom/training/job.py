@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,7 +16,7 @@ from maskloom.data.dataset import SegmentationDataset
 from maskloom.models.segmenter import Segmenter
 from maskloom.training.optimisers import OptimiserSettings
 from maskloom.training.phases import EpochPlan, Phase, plan_epochs
-from maskloom.training.schedules import ScheduleSettings
+from maskloom.training.schedules import ScheduleSettings, cycle_ends
 
 
 class TrainingSettings(Config):
@@ -28,7 +28,7 @@ class TrainingSettings(Config):
     """Parts with an optimiser, schedule or augmentation of their own; none: one phase of ``epochs`` epochs."""
     progressive: float = Field(default=0.0, ge=0, lt=1)
     """Progressive resizing: this share of the epochs, the first ones, sees whole resized images at half their sides,
-    for a quarter of the time each; validation and prediction see them at full size."""
+    for about 40 % of the time each; validation and prediction see them at full size."""
     images_per_epoch: int | None = Field(default=None, ge=1)
     """How many draws make an epoch; None: every image once."""
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 8
@@ -60,6 +60,9 @@ class TrainingSettings(Config):
     """The fraction of the epochs before which nothing is validated."""
     keep_epochs: bool = False
     """Keep the bundle of every epoch, with its score, in the folder ``epochs``."""
+    soup: int | None = Field(default=None, ge=2)
+    """Also make a bundle with the mean of the weights of so many epochs, those with the highest validation scores (the
+    last ones where nothing is validated); its batch-norm statistics are measured on training images."""
     checkpoint_seconds: float = Field(default=60.0, ge=0)
     """Inside an epoch the state is saved so often; it is also saved at the end of every epoch."""
     tensorboard: bool = False
@@ -78,6 +81,17 @@ class TrainingSettings(Config):
         return self
 
 
+def snapshot_epochs(plans: Sequence[EpochPlan]) -> tuple[int, ...]:
+    """Returns the epochs, counted from 1, after which the network is kept: the ends of a schedule's cycles."""
+    schedules = {plan.span: plan.schedule for plan in plans}
+    return tuple(
+        span.start + end
+        for span, schedule in schedules.items()
+        if schedule.kind == "snapshots"
+        for end in cycle_ends(len(span), schedule.num_cycles)
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingJob:
     """Everything that decides what a training produces, and where."""
@@ -87,7 +101,8 @@ class TrainingJob:
     dataset: SegmentationDataset
     """With the augmentation that holds until a phase states another."""
     loss: Callable[[Tensor, Tensor], Tensor]
-    """Maps logits float32 N×maps×H×W and uint8 labels to a scalar."""
+    """Maps logits float32 N×maps×H×W and uint8 labels to a scalar; a segmenter that gives several in training, as with
+    deep supervision, needs one that takes them as they are given."""
     optimiser: OptimiserSettings
     """Until a phase states another."""
     schedule: ScheduleSettings
@@ -140,6 +155,28 @@ class TrainingJob:
         return sorted((self.folder / "epochs").glob("[0-9]*.safetensors"))
 
     @property
+    def soup(self) -> Path:
+        """The bundle with the mean of good epochs' weights, if ``training.soup`` asks for it."""
+        return self.folder / "soup.safetensors"
+
+    def snapshot(self, number: int) -> Path:
+        """Returns where the network at the end of that cycle, counted from 1, is kept if the schedule has snapshots."""
+        return self.folder / "snapshots" / f"{number}.safetensors"
+
+    def snapshots(self) -> tuple[Path, ...]:
+        """Returns the bundles of all cycles that the schedule has, in order."""
+        return tuple(map(self.snapshot, range(1, len(snapshot_epochs(self.plan())) + 1)))
+
+    def snapshots_there(self) -> list[Path]:
+        """Returns the bundles of cycles that lie in the folder, of whatever training."""
+        return sorted((self.folder / "snapshots").glob("[0-9]*.safetensors"))
+
+    def kept(self) -> tuple[Path, ...]:
+        """Returns the bundles that a finished training leaves, but for those of all epochs."""
+        soup = (self.soup,) if self.training.soup else ()
+        return self.best, self.last, *soup, *self.snapshots()
+
+    @property
     def log(self) -> Path:
         """One line of JSON per event."""
         return self.folder / "log.jsonl"
@@ -157,3 +194,7 @@ class TrainingResult:
     """Counted from 1; the last one where nothing was validated."""
     epochs: tuple[dict[str, Any], ...]
     """The log's line of each epoch."""
+    soup: Path | None = None
+    """None where none was asked for."""
+    snapshots: tuple[Path, ...] = ()
+    """Of each cycle, if the schedule keeps such."""

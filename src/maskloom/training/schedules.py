@@ -18,13 +18,18 @@ from maskloom.config import Config
 class ScheduleSettings(Config):
     """Which schedule. Lengths of cycles, decay and triangular are epochs, those of the others fractions of the whole.
 
+    "snapshots" are cosine falls from 1 to 0 that begin anew; at the end of each the network is kept.
+
     A training (or those of its phases that share the schedule) with fewer epochs than one cycle squeezes the cycle:
     all its parts shrink in proportion until it fits exactly. Decay in at most ``every`` epochs falls once, half-way.
     """
 
-    kind: Literal["one_cycle", "cosine", "step", "plateau", "constant", "cycles", "decay", "triangular"] = "one_cycle"
+    kind: Literal[
+        "one_cycle", "cosine", "step", "plateau", "constant", "cycles", "decay", "triangular", "snapshots"
+    ] = "one_cycle"
     warmup: float = Field(default=0.0, ge=0, lt=1)
-    """All but one_cycle and triangular: the fraction of the steps over which the factor first rises linearly to 1."""
+    """All but one_cycle, triangular and snapshots: the fraction of the steps over which the factor first rises linearly
+    to 1."""
     peak: float = Field(default=0.3, gt=0, lt=1)
     """one_cycle: the fraction of the steps after which the factor is 1."""
     start: float = Field(default=0.04, gt=0, le=1)
@@ -39,6 +44,8 @@ class ScheduleSettings(Config):
     """plateau: so many validations in a row may bring no better score before the factor is multiplied."""
     min_delta: float = Field(default=0.0, ge=0)
     """plateau: only a score above the best one by more than this is a better one."""
+    relative_delta: bool = False
+    """plateau: ``min_delta`` is a fraction of the best score so far, as torch takes it unless told otherwise."""
     minimum: float = Field(default=1e-4, ge=0, le=1)
     """plateau: the factor never falls below."""
     cycle: tuple[tuple[Annotated[int, Field(ge=1)], Annotated[float, Field(ge=0, le=1)]], ...] = Field(
@@ -53,6 +60,9 @@ class ScheduleSettings(Config):
     """triangular: so many epochs does the factor rise, and so many it falls again."""
     mode: Literal["triangular", "triangular2", "exp_range"] = "triangular"
     """triangular: the height above ``base`` stays, is halved with each cycle, or falls by ``gamma`` with each epoch."""
+    num_cycles: int = Field(default=5, ge=1)
+    """snapshots: into so many cycles of whole epochs is the training divided, one per epoch where it has fewer; some
+    are an epoch longer where they cannot be equal."""
 
     @model_validator(mode="after")
     def _consistent(self) -> ScheduleSettings:
@@ -60,6 +70,8 @@ class ScheduleSettings(Config):
             raise ValueError("one_cycle has its own rise: set `peak` instead of `warmup`")
         if self.kind == "triangular" and self.warmup:
             raise ValueError("triangular has its own rise: set `half_cycle` instead of `warmup`")
+        if self.kind == "snapshots" and self.warmup:
+            raise ValueError("snapshots begin each cycle at the highest rate: leave `warmup` out")
         if not all(0 < milestone < 1 for milestone in self.milestones):
             raise ValueError(f"milestones must be fractions between 0 and 1, found {list(self.milestones)}")
         return self
@@ -92,6 +104,7 @@ def learning_rate_factor(
                 gamma=settings.gamma,
                 minimum=settings.minimum,
                 min_delta=settings.min_delta,
+                relative=settings.relative_delta,
             )
         case "cycles":
             return cycles(step, num_steps, cycle=settings.cycle, steps_per_epoch=steps_per_epoch)
@@ -105,6 +118,8 @@ def learning_rate_factor(
             return settings.base + (1 - settings.base) * height * triangle(step, half)
         case "constant":
             return 1.0
+        case "snapshots":
+            return restarts(step, num_steps, num_cycles=settings.num_cycles, steps_per_epoch=steps_per_epoch)
 
 
 def one_cycle(step: int, num_steps: int, *, peak: float, start: float, end: float) -> float:
@@ -137,6 +152,26 @@ def cycles(step: int, num_steps: int, *, cycle: Sequence[tuple[int, float]], ste
     return cycle[-1][1]
 
 
+def restarts(step: int, num_steps: int, *, num_cycles: int, steps_per_epoch: int) -> float:
+    """Returns the factor of cosine falls from 1 that begin anew: (cos(π·step / length) + 1) / 2, ``step`` in its cycle.
+
+    Huang et al., "Snapshot Ensembles: Train 1, get M for free" (2017), https://arxiv.org/abs/1704.00109; but that
+    cycles are whole epochs, so that what an epoch leaves is a network at the end of its cycle.
+    """
+    first = 0
+    for end in cycle_ends(num_steps // steps_per_epoch, num_cycles):
+        if step < end * steps_per_epoch:
+            break
+        first = end * steps_per_epoch
+    return _cosine_between(1.0, 0.0, (step - first) / (end * steps_per_epoch - first))
+
+
+def cycle_ends(epochs: int, num_cycles: int) -> tuple[int, ...]:
+    """Returns after how many of ``epochs`` epochs each cycle ends; there are at most as many cycles as epochs."""
+    count = min(num_cycles, epochs)
+    return tuple(number * epochs // count for number in range(1, count + 1))
+
+
 def triangle(step: int, half: float) -> float:
     """Returns the height, 0…1, of a triangular wave that rises for ``half`` steps from 0 and falls as long.
 
@@ -161,16 +196,25 @@ def _height(settings: ScheduleSettings, step: int, half: float, steps_per_epoch:
             return float(settings.gamma ** (step / steps_per_epoch))
 
 
-def plateau(scores: Sequence[float], *, patience: int, gamma: float, minimum: float, min_delta: float = 0.0) -> float:
+def plateau(
+    scores: Sequence[float],
+    *,
+    patience: int,
+    gamma: float,
+    minimum: float,
+    min_delta: float = 0.0,
+    relative: bool = False,
+) -> float:
     """Returns the factor after these validation scores: multiplied by ``gamma`` whenever they stopped rising.
 
-    As torch's ``ReduceLROnPlateau`` with mode "max" and an absolute threshold: after more than ``patience`` scores in
-    a row that are not above the best one by more than ``min_delta``, the factor is multiplied and the counting begins
-    again.
+    As torch's ``ReduceLROnPlateau`` with mode "max" and an absolute or ``relative`` threshold: after more than
+    ``patience`` scores in a row that are not above the best one by more than ``min_delta`` (times the best one), the
+    factor is multiplied and the counting begins again.
     """
     factor, best, since_best = 1.0, -math.inf, 0
     for score in scores:
-        best, since_best = (score, 0) if score > best + min_delta else (best, since_best + 1)
+        delta = min_delta * abs(best) if relative and math.isfinite(best) else min_delta
+        best, since_best = (score, 0) if score > best + delta else (best, since_best + 1)
         if since_best > patience:
             factor, since_best = max(factor * gamma, minimum), 0
     return factor

@@ -12,7 +12,7 @@ from maskloom.runtime import Precision
 from maskloom.training.checkpoint import Position, save_checkpoint
 from maskloom.training.job import TrainingJob
 from maskloom.training.mining import HardNegatives
-from maskloom.training.phases import EpochPlan, work_left
+from maskloom.training.phases import EpochPlan, StepTimes, seconds_left
 from maskloom.training.schedules import learning_rate_factor
 from maskloom.training.tracking import Log, OnProgress, Pace, TrainingProgress
 from maskloom.training.updates import Updater
@@ -42,6 +42,12 @@ class Session:
     saved: float = field(default_factory=time.monotonic)
     reported: float = -math.inf
     clocked: float = field(default_factory=time.monotonic)
+    times: StepTimes = field(default_factory=StepTimes)
+    _timed: tuple[int, float] = field(init=False)
+    """The step at which the times were last added to, and when."""
+
+    def __post_init__(self) -> None:
+        self._timed = (self.position.step, time.monotonic())
 
     @property
     def plan(self) -> EpochPlan:
@@ -93,25 +99,33 @@ class Session:
     def progress(self, *, note: str = "") -> TrainingProgress:
         """Returns how far the training is; waits for the device."""
         position, scores = self.position, self.position.scores
+        loss = self.updater.mean_loss()  # which waits, so that the steps below are done
+        self._time()
         return TrainingProgress(
             epoch=position.epoch + 1,
             epochs=self.job.training.epochs,
             step=position.step,
             steps=self.num_steps,
-            loss=self.updater.mean_loss(),
+            loss=loss,
             rate=self.pace.rate,
-            eta=self.pace.seconds_for(
-                work_left(
-                    self.plans,
-                    epoch=position.epoch,
-                    step_in_epoch=position.step_in_epoch,
-                    steps_per_epoch=self.steps_per_epoch,
-                )
+            eta=seconds_left(
+                self.plans,
+                self.times,
+                epoch=position.epoch,
+                step_in_epoch=position.step_in_epoch,
+                steps_per_epoch=self.steps_per_epoch,
             ),
             score=scores[-1] if scores else None,
             best=max(scores, default=None),
             note=note,
         )
+
+    def _time(self) -> None:
+        """Adds the steps since the last call to the times: all of one epoch, since each one asks at its end."""
+        step, now = self.position.step, time.monotonic()
+        steps, seconds = step - self._timed[0], now - self._timed[1]
+        self.times.add(self.plan.image_scale, steps=steps, seconds=seconds)
+        self._timed = (step, now)
 
     def report(self, progress: TrainingProgress) -> None:
         """Tells whoever waits."""

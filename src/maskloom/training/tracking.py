@@ -57,8 +57,6 @@ class TrainingProgress:
 class Pace:
     """How fast this session goes, from its start and with everything that it does between steps."""
 
-    work: float = 0.0
-    """Steps, those on smaller images in proportion to their pixels."""
     images: int = 0
     started: float = field(default_factory=time.monotonic)
 
@@ -66,10 +64,6 @@ class Pace:
     def rate(self) -> float:
         """Images per second."""
         return self.images / max(time.monotonic() - self.started, 1e-9)
-
-    def seconds_for(self, work: float) -> float:
-        """Returns how long so much more work will take."""
-        return work * (time.monotonic() - self.started) / self.work if self.work else 0.0
 
 
 OnProgress = Callable[[TrainingProgress], None]

@@ -84,6 +84,12 @@ def _unet_elu(settings: NetworkSettings, num_maps: int) -> nn.Module:
     return EluUnet(settings, num_maps)
 
 
+def _unet_wide_resnet(settings: NetworkSettings, num_maps: int) -> nn.Module:
+    from maskloom.models.classic.wide_resnet import WideResNetUnet
+
+    return WideResNetUnet(settings, num_maps)
+
+
 def _index(settings: NetworkSettings, num_maps: int) -> nn.Module:
     from maskloom.models.index_network import IndexNetwork
 
@@ -106,5 +112,6 @@ CLASSIC: dict[str, Builder] = {
     "incnet": _linknet_over_encoder,
     "dinknet": _linknet_over_encoder,
     "unet_elu": _unet_elu,
+    "unet_wideresnet38": _unet_wide_resnet,
     "index": _index,
 }

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 NO_ENCODER = "none"
 """The name of the encoder of networks that have no exchangeable one."""
 
+OWN_ENCODERS = ("wideresnet38",)
+"""Encoders of published networks that neither timm nor segmentation-models-pytorch has."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Traits:
@@ -33,7 +36,7 @@ class Traits:
     """Which of the settings in ``OPTIONS`` it knows."""
 
 
-DECODER_OPTIONS = ("dropout", "attention", "decoder_channels")
+DECODER_OPTIONS = ("dropout", "attention", "decoder_channels", "deep_supervision")
 """Settings that some decoders over any encoder know; each is checked where it is built."""
 
 OPTIONS = ("upsampling", "bottleneck", *DECODER_OPTIONS)
@@ -42,6 +45,8 @@ OPTIONS = ("upsampling", "bottleneck", *DECODER_OPTIONS)
 RESNETS = ("resnet34", "resnet18", "resnet50", "resnet101", "resnet152")
 _LINKNET_ENCODER = {"conv1.": "firstconv.", "bn1.": "firstbn."} | {f"layer{k}.": f"encoder{k}." for k in range(1, 5)}
 _VGG_ENCODER = (("features.", "encoder."),)
+_WIDE_ENCODER = {f"mod{k}.": f"conv{k}." for k in range(1, 6)}
+"""How the authors of in-place activated normalisation, who trained it, name its groups."""
 
 CLASSIC_TRAITS: dict[str, Traits] = {
     "unet_scratch": Traits(multiple=64, imagenet_input=False),
@@ -59,7 +64,7 @@ CLASSIC_TRAITS: dict[str, Traits] = {
         multiple=64,
         encoder_prefixes=("resnet.",),
         renamed=(("", "resnet."),),
-        options=("upsampling",),
+        options=("upsampling", "attention", "deep_supervision"),
     ),
     "unet_plain": Traits(imagenet_input=False, options=("dropout",)),
     "unet_resnet50_4th": Traits(encoders=("resnet50",), encoder_prefixes=("encoder.",), options=("dropout",)),
@@ -77,5 +82,12 @@ CLASSIC_TRAITS: dict[str, Traits] = {
     "incnet": Traits(encoders=("inception_v3",), encoder_prefixes=("encoder.",)),
     "dinknet": Traits(encoders=("densenet121", "densenet169"), encoder_prefixes=("encoder.",)),
     "unet_elu": Traits(multiple=16, imagenet_input=False),
+    "unet_wideresnet38": Traits(
+        encoders=OWN_ENCODERS,
+        encoder_prefixes=tuple(_WIDE_ENCODER.values()),
+        renamed=tuple(_WIDE_ENCODER.items()),
+        unused=("mod6.", "mod7.", "bn_out."),
+        options=("upsampling", "attention", "deep_supervision"),
+    ),
     "index": Traits(multiple=1, imagenet_input=False),
 }

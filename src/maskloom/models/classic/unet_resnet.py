@@ -2,20 +2,24 @@
 
 The centre stands on the pooled last stage; every block doubles the sides, and its maps are joined with the encoder's
 of that size, the decoder's first, except at the two finest sizes, which have no skip.
-Source: https://github.com/EvgenyKashin/signate_segmentation.
+Source: https://github.com/EvgenyKashin/signate_segmentation. scSE, which its author had planned, is ours: with
+``attention`` it stands at the end of every block, center and dec5 … dec1.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 from torch.nn import functional
 
+from maskloom.models.classic.attention import ScSE, begin_neutral
 from maskloom.models.classic.layers import Block, ConvRelu, check_sides, he_normal, joined
 from maskloom.models.classic.resnet import ResNet
 from maskloom.models.encoders import NetworkSettings, multiple_of
 
 WIDTHS = ((512, 256), (512, 256), (512, 256), (256, 64), (128, 128), (128, 32))
-"""Filters (in the middle, of the result) of the blocks center, dec5 … dec1."""
+"""Filters (in the middle, of the result) of the blocks center, dec5 … dec1: multiples of 32 base filters."""
 LAST_WIDTH = 32
 
 
@@ -27,18 +31,20 @@ class ResNetUnet(nn.Module):
         self.multiple = multiple_of(settings)
         self.resnet = ResNet(settings)
         skips = self.resnet.widths
-        block = transposed_block if settings.upsampling == "deconv" else NearestBlock
         widths = [(settings.scaled(middle), settings.scaled(filters)) for middle, filters in WIDTHS]
-        self.center = block(skips[3], *widths[0])
-        self.dec5 = block(widths[0][1] + skips[3], *widths[1])
-        self.dec4 = block(widths[1][1] + skips[2], *widths[2])
-        self.dec3 = block(widths[2][1] + skips[1], *widths[3])
-        self.dec2 = block(widths[3][1] + skips[0], *widths[4])
-        self.dec1 = block(widths[4][1], *widths[5])
+        self.center = block(settings, skips[3], *widths[0])
+        self.dec5 = block(settings, widths[0][1] + skips[3], *widths[1])
+        self.dec4 = block(settings, widths[1][1] + skips[2], *widths[2])
+        self.dec3 = block(settings, widths[2][1] + skips[1], *widths[3])
+        self.dec2 = block(settings, widths[3][1] + skips[0], *widths[4])
+        self.dec1 = block(settings, widths[4][1], *widths[5])
         last_width = settings.scaled(LAST_WIDTH)
         self.dec0 = ConvRelu(widths[5][1], last_width)
         he_normal(self)
+        begin_neutral(self)
         self.final = nn.Conv2d(last_width, num_maps, 1)
+        self.supervised = {"dec2": widths[4][1], "dec3": widths[3][1], "dec4": widths[2][1]}
+        """Parts that deep supervision looks at, at 1/2, 1/4 and 1/8 of the sides, and how many maps each gives."""
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns logits N×maps×H×W."""
@@ -69,11 +75,11 @@ class ResNetUnet(nn.Module):
 
 
 class NearestBlock(nn.Module):
-    """The nearest pixel twice in both directions, then two convolutions with ReLU."""
+    """The nearest pixel twice in both directions, then two convolutions with ReLU, and what comes after them."""
 
-    def __init__(self, channels: int, middle: int, filters: int) -> None:
+    def __init__(self, channels: int, middle: int, filters: int, *after: nn.Module) -> None:
         super().__init__()
-        self.block = nn.Sequential(ConvRelu(channels, middle), ConvRelu(middle, filters))
+        self.block = nn.Sequential(ConvRelu(channels, middle), ConvRelu(middle, filters), *after)
 
     def forward(self, maps: Tensor) -> Tensor:
         """Returns N×filters×2H×2W."""
@@ -81,7 +87,17 @@ class NearestBlock(nn.Module):
         return result
 
 
-def transposed_block(channels: int, middle: int, filters: int) -> nn.Module:
-    """Returns a convolution with ReLU, then a transposed convolution 4×4 that doubles the sides, and ReLU."""
+def transposed_block(channels: int, middle: int, filters: int, *after: nn.Module) -> nn.Module:
+    """Returns a convolution with ReLU, a transposed convolution 4×4 that doubles the sides, ReLU, and ``after``."""
     doubling = nn.ConvTranspose2d(middle, filters, 4, stride=2, padding=1)
-    return Block(ConvRelu(channels, middle), doubling, nn.ReLU(inplace=True))
+    return Block(ConvRelu(channels, middle), doubling, nn.ReLU(inplace=True), *after)
+
+
+BLOCKS: dict[str, Callable[..., nn.Module]] = {"nearest": NearestBlock, "deconv": transposed_block}
+"""How a block doubles the sides."""
+
+
+def block(settings: NetworkSettings, channels: int, middle: int, filters: int) -> nn.Module:
+    """Returns a decoder block as the settings want it."""
+    after = [ScSE(filters)] if settings.attention else []
+    return BLOCKS[settings.upsampling or "nearest"](channels, middle, filters, *after)
