@@ -1,7 +1,8 @@
 """Kills a small run at ten moments, starts it again each time, and compares its bytes with an uninterrupted run.
 
 Every stage is killed once just after it began, training also in the middle of an epoch, with a moving average and
-loader workers active. Weights, out-of-fold maps and submission must be identical. Runs on the CPU.
+loader workers active. Weights, out-of-fold maps and submission must be identical. Runs on the CPU. Fails where a kill
+came too late or not at all, where nothing was compared, and where anything differs or is left behind.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from common import studio_with_test
@@ -32,6 +34,8 @@ MOMENTS = (
     ("report", 0.0),
 )
 """Stage and seconds after its beginning."""
+EPOCH = '"event": "epoch"'
+"""What the log of a training says once for each epoch."""
 
 
 def command(data: Path, run: Path) -> list[str]:
@@ -56,25 +60,40 @@ def finish(data: Path, run: Path) -> None:
     subprocess.run(command(data, run), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def killed(data: Path, run: Path, stage: str, seconds: float) -> str:
-    """Returns where the run was when it was killed so long after the stage began."""
-    process = subprocess.Popen(command(data, run), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.split()[:2] == [">", stage]:
-            time.sleep(seconds)
-            running = process.poll() is None
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
-            log = run / "members" / "unet" / stage.rpartition("/")[2] / "log.jsonl"
-            epochs = log.read_text().count('"event": "epoch"') if stage.startswith("train") and log.is_file() else ""
-            return (
-                f"{stage} +{seconds} s"
-                + (f", after {epochs} epoch(s)" if epochs != "" else "")
-                + ("" if running else " (the run had ended)")
-            )
-    process.wait()
-    return f"{stage}: not reached"
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """One attempt: where the run was, and whether it was killed there."""
+
+    moment: str
+    landed: bool
+
+
+def killed(arguments: Sequence[str], run: Path, stage: str, seconds: float) -> Kill:
+    """Returns where the run was when it was killed so long after the stage began; drains what the run says."""
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    with process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.split()[:2] == [">", stage]:
+                time.sleep(seconds)
+                process.kill()  # does nothing to a process that has ended
+                landed = process.wait() == -signal.SIGKILL
+                log = run / "members" / "unet" / stage.rpartition("/")[2] / "log.jsonl"
+                moment = f"{stage} +{seconds} s"
+                if stage.startswith("train") and log.is_file():
+                    moment += f", after {log.read_text().count(EPOCH)} epoch(s)"
+                return Kill(moment + ("" if landed else " (the run had ended)"), landed)
+    return Kill(f"{stage}: not reached", landed=False)
+
+
+def failures(
+    kills: Sequence[Kill], whole: Mapping[str, str], resumed: Mapping[str, str], left: Sequence[str]
+) -> list[str]:
+    """Returns what is wrong, in words; nothing where every kill landed and both runs gave the same files."""
+    found = [f"no kill: {kill.moment}" for kill in kills if not kill.landed]
+    found += ["no files were compared"] * (not whole)
+    found += [f"differs: {key}" for key in sorted(whole.keys() | resumed.keys()) if whole.get(key) != resumed.get(key)]
+    return found + [f"left behind: {path}" for path in left]
 
 
 def digests(run: Path) -> dict[str, str]:
@@ -91,14 +110,15 @@ def main() -> None:
         folder = Path(name)
         data = studio_with_test(folder / "data", size=(96, 144))
         finish(data, folder / "whole")
-        moments = [killed(data, folder / "killed", stage, seconds) for stage, seconds in MOMENTS]
-        finish(data, folder / "killed")
-        whole, resumed = digests(folder / "whole"), digests(folder / "killed")
-        left = sorted(str(path) for path in (folder / "killed").rglob(".partial-*"))
-    different = sorted(key for key in whole.keys() | resumed.keys() if whole.get(key) != resumed.get(key))
-    print(json.dumps({"benchmark": "kill_and_resume", "moments": moments, "files_compared": len(whole),
-                      "different": different, "left_behind": left}, indent=1))  # fmt: skip
-    sys.exit(bool(different or left))
+        run = folder / "killed"
+        kills = [killed(command(data, run), run, stage, seconds) for stage, seconds in MOMENTS]
+        finish(data, run)
+        whole, resumed = digests(folder / "whole"), digests(run)
+        left = sorted(str(path) for path in run.rglob(".partial-*"))
+    wrong = failures(kills, whole, resumed, left)
+    print(json.dumps({"benchmark": "kill_and_resume", "moments": [kill.moment for kill in kills],
+                      "files_compared": len(whole), "wrong": wrong}, indent=1))  # fmt: skip
+    sys.exit(bool(wrong))
 
 
 if __name__ == "__main__":

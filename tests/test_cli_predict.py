@@ -18,6 +18,7 @@ from maskloom.rasters.writing import write_geotiff
 from maskloom.windows import Window
 
 Predict = Callable[..., tuple[int, str, str]]
+PLACE = Georeference("EPSG:32633", (2.0, 0.0, 500_000.0, 0.0, -2.0, 100_000.0))
 
 
 @pytest.fixture
@@ -108,16 +109,15 @@ def test_rasters_become_rasters_and_polygons_on_the_ground(
 ) -> None:
     """The same masks as those of images, where the file says that its pixels lie."""
     pixels = np.random.default_rng(1).integers(0, 255, (3, 96, 128), np.uint8)
-    place = Georeference("EPSG:32633", (2.0, 0.0, 500_000.0, 0.0, -2.0, 100_000.0))
     scenes = tmp_path / "scenes"
     scenes.mkdir()
-    write_geotiff(scenes / "a.tif", pixels, place)
+    write_geotiff(scenes / "a.tif", pixels, PLACE)
     out = tmp_path / "out"
 
     code, printed, _ = predict(finished_run, scenes, "--probabilities", "--uncertainty", to="geotiff")
     assert code == 0 and "1 predictions" in printed
     with open_raster(out / "a.tif") as raster:
-        assert raster.georeference == place
+        assert raster.georeference == PLACE
         mask = raster.read(Window(0, 0, 96, 128))[0][..., 0]
     assert set(np.unique(mask).tolist()) <= {0, 1, 255}
     assert len(list(out.rglob("*.tif"))) == 3
@@ -135,3 +135,48 @@ def test_rasters_become_rasters_and_polygons_on_the_ground(
 def test_what_belongs_to_rasters_is_refused_for_images(predict: Predict, finished_run: Path, photos: Path) -> None:
     code, _, error = predict(finished_run, photos, "--simplify", "1", to="png")
     assert code == 2 and "simplify, min_area and grid are for geotiff, geojson, gpkg, fgb, wkt" in error
+
+
+def write_bands(folder: Path) -> np.ndarray:
+    """A scene of three files of one band each, in ``folder/deeper``; returns its pixels 3×H×W."""
+    pixels = np.random.default_rng(1).integers(0, 255, (3, 96, 128), np.uint8)
+    (folder / "deeper").mkdir(parents=True)
+    for name, band in zip("rgb", pixels, strict=True):
+        write_geotiff(folder / "deeper" / f"{name}.tif", band[None], PLACE)
+    return pixels
+
+
+def test_scenes_of_several_files_are_named_by_a_table(predict: Predict, finished_run: Path, tmp_path: Path) -> None:
+    """The same bytes as of one file with all bands."""
+    scenes, out = tmp_path / "scenes", tmp_path / "out"
+    pixels = write_bands(scenes)
+    table = scenes / "scenes.csv"
+    table.write_text("id,image,band,band_2\nsite/one,deeper/r.tif,deeper/g.tif,deeper/b.tif\n")
+    code, printed, _ = predict(finished_run, table, "--probabilities", to="geotiff")
+    assert code == 0 and printed.startswith("1 predictions")
+    found = {path.name: path.read_bytes() for path in (out / "site").glob("*.tif")}
+    shutil.rmtree(out)
+    write_geotiff(tmp_path / "whole/one.tif", pixels, PLACE)
+    assert predict(finished_run, tmp_path / "whole", "--probabilities", to="geotiff")[0] == 0
+    assert found == {path.name: path.read_bytes() for path in out.glob("*.tif")} and len(found) == 2
+
+
+@pytest.mark.parametrize(
+    ("rows", "named"),
+    [
+        ("id,image,band\na,deeper/r.tif,deeper/g.tif\n", "expected 3 band(s) for scene 'a' as the networks take"),
+        ("id,image,band,band_2\na,deeper/r.tif,deeper/g.tif,gone.tif\n", "gone.tif: no such file, but scene 'a'"),
+        ("id,image\n../../a,deeper/r.tif\n", "row 2: id '../../a' cannot name an output file"),
+        ("id,image\n/tmp/a,deeper/r.tif\n", "row 2: id '/tmp/a' cannot name an output file"),
+        ("name,file\na,deeper/r.tif\n", "with the columns id, image, band, band_2 …"),
+    ],
+)
+def test_mistakes_in_a_table_of_scenes(
+    predict: Predict, finished_run: Path, tmp_path: Path, rows: str, named: str
+) -> None:
+    write_bands(tmp_path / "scenes")
+    table = tmp_path / "scenes" / "scenes.csv"
+    table.write_text(rows)
+    code, _, line = predict(finished_run, table, to="geojson")
+    assert code == 2 and line.startswith("error: ") and named in line
+    assert not (tmp_path / "out").exists()

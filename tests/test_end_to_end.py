@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import maskloom
+from maskloom import pipeline
 from maskloom.encodings.rle import decode_runs
 from maskloom.errors import UserError
 from small import SMALL
@@ -179,21 +180,51 @@ def test_another_runs_predictions_are_not_mixed_in(finished_run: Path, studio: P
         run.predict(photos(studio), out=tmp_path / "out", to="prob")
 
 
+def test_a_run_whose_decisions_are_being_made_anew_does_not_predict(
+    finished_run: Path, studio: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    with monkeypatch.context() as killed:
+        killed.setattr(pipeline, "fit_ensemble", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            maskloom.fit("default", studio, run=run, settings=[*SMALL, "metric=iou"], device="cpu", workers=0)
+    with pytest.raises(UserError, match="found one without an ensemble; start `fit` again"):
+        maskloom.open_run(run)
+
+
+def test_a_refused_recipe_leaves_the_run_as_it_was(finished_run: Path, studio: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    recipe = (run / "recipe.yaml").read_bytes()
+    with pytest.raises(UserError, match="expected a multilabel task"):
+        settings = [*SMALL, 'members.0.classes=["chair"]']
+        maskloom.fit("default", studio, run=run, settings=settings, device="cpu", workers=0)
+    assert (run / "recipe.yaml").read_bytes() == recipe
+    assert maskloom.open_run(run).evaluate() == maskloom.open_run(finished_run).evaluate()
+
+
 def test_a_score_of_itself_is_one(studio: Path) -> None:
     result = maskloom.score(studio / "train_masks", studio / "train_masks").to_json()
     assert result["dice"] == 1
 
 
 def test_two_members_get_fitted_weights(studio: Path, tmp_path: Path) -> None:
+    """One has learnt from one image only: it weighs less, and together they score as well as the better one or more."""
     recipe = tmp_path / "two.yaml"
     recipe.write_text("base: default\nscale: smoke\nensemble: {weights: fitted}\n")
     from maskloom.api import plan
 
-    complete, _ = plan(recipe, studio, settings=SMALL[1:], device="cpu")
+    longer = ["members.0.training.images_per_epoch=64", "members.0.training.epochs=2"]
+    complete, _ = plan(recipe, studio, settings=[*SMALL[1:], *longer], device="cpu")
     first = complete.members[0]
-    second = first.model_copy(update={"name": "again"})
+    hardly = first.training.model_copy(update={"images_per_epoch": 1, "epochs": 1})
+    second = first.model_copy(update={"name": "hardly", "training": hardly})
     both = complete.model_copy(update={"members": (first, second)})
     run = maskloom.fit(both, studio, run=tmp_path / "run", device="cpu", workers=0)
     scores = run.evaluate()
-    assert set(scores["members"]) == {"unet", "again"}
+    assert set(scores["members"]) == {"unet", "hardly"}
     assert sum(scores["weights"].values()) == pytest.approx(1)
+    assert scores["weights"]["hardly"] < 0.2 < 0.8 < scores["weights"]["unet"]
+    assert scores["oof"]["mean"] >= max(member["mean"] for member in scores["members"].values())
+    assert scores["oof"]["mean"] > scores["half"]["mean"]  # which is what equal weights give

@@ -19,6 +19,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("ensembling", "outputs"),
     ("recipe", "recipes", "run_directory", "stages", "pipeline"),
     ("contests",),
+    ("registry",),
     ("api", "console", "cli", "__init__", "__main__"),
 )
 ROOMS_THAT_IGNORE_EACH_OTHER = ({"models", "losses", "metrics"}, {"ensembling", "outputs"})

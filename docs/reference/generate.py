@@ -61,6 +61,7 @@ NETWORKS = {
     "linknet_deconv": "LinkNet with transposed convolutions in the head (Carvana, 1st and 6th)",
     "unet_dilated": "U-Net with a bottleneck of dilated convolutions (Carvana, 3rd)",
     "unet_resnet": "U-Net over a ResNet (SIGNATE AI Edge 2018, 22nd)",
+    "unet_wideresnet38": "U-Net over WideResNet38, TernausNetV2 (SIGNATE AI Edge 2018, 22nd)",
     "unet_plain": "plain U-Net of three poolings (Carvana, 4th)",
     "unet_resnet50_4th": "U-Net whose last stage sees the image and VGG16's frozen first stage (Carvana, 4th)",
     "unet_vgg_4th": "U-Net of seven stages (Carvana, 4th)",

@@ -5,100 +5,31 @@ Heavy rooms are imported by the function that needs them.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from maskloom.errors import BadFile, UserError, closest
 from maskloom.files import TEMPORARY_PREFIX, checksum, exclusive, write_json
 from maskloom.progress import Progress, Silent
+from maskloom.registry import builders as builders
+from maskloom.registry import open_scenes, open_source, plan, submitters
+from maskloom.registry import recipes as recipes
 from maskloom.run_directory import FORMAT, RunDirectory
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from maskloom.data.sources.base import DataSettings, DataSource
     from maskloom.models.segmenter import Segmenter
     from maskloom.outputs.comparison import Comparison
     from maskloom.outputs.convert import Conversion
-    from maskloom.recipe import Recipe, Scale
+    from maskloom.recipe import Recipe
     from maskloom.records import Size
-    from maskloom.stages.context import Context
     from maskloom.stages.images import Opened, Prediction
-
-RecipeBuilder = Callable[..., "Recipe"]
-
-
-def builders() -> dict[str, RecipeBuilder]:
-    """Returns the recipes by name: functions of a source, a device and a scale."""
-    from maskloom.contests.carvana.eleventh import carvana_11th
-    from maskloom.contests.carvana.fifteenth import carvana_15th
-    from maskloom.contests.carvana.first import carvana_1st
-    from maskloom.contests.carvana.fourth import carvana_4th
-    from maskloom.contests.carvana.seventh import carvana_7th
-    from maskloom.contests.carvana.sixth import carvana_6th
-    from maskloom.contests.carvana.tenth import carvana_10th
-    from maskloom.contests.carvana.third import carvana_3rd
-    from maskloom.contests.dstl.third import dstl_3rd
-    from maskloom.recipes.default import default
-
-    carvana = (
-        carvana_1st, carvana_3rd, carvana_4th, carvana_6th, carvana_7th, carvana_10th, carvana_11th, carvana_15th,
-    )  # fmt: skip
-    return {"default": default} | {build.__name__: build for build in (*carvana, dstl_3rd)}
-
-
-def submitters() -> dict[str, Callable[[Context], Path]]:
-    """Returns what writes a contest's table from a run's predictions, by the contest's name."""
-    from maskloom.contests import carvana
-    from maskloom.contests.dstl.deliver import write_submission as write_polygons
-    from maskloom.stages.prediction import write_submission
-
-    return {"carvana": lambda context: write_submission(context, carvana.SUBMISSION), "dstl": write_polygons}
-
-
-def recipes() -> dict[str, str]:
-    """Returns the recipes' names with a line on each."""
-    return {
-        name: (sys.modules[build.__module__].__doc__ or "").strip().splitlines()[0]
-        for name, build in builders().items()
-    }
-
-
-def open_source(data: Path | str, settings: DataSettings) -> DataSource:
-    """Returns the opened data; the layout is recognised unless stated.
-
-    Raises ``UserError`` when the folder does not exist or is of no known layout.
-    """
-    from maskloom.contests import carvana, dstl
-    from maskloom.data.sources import coco, folder, table
-
-    path = Path(data)
-    if not path.exists():
-        raise UserError(f"{path}: expected a folder, table or COCO file with images and masks, found no such path")
-    layouts = {
-        "carvana": (carvana.recognise, carvana.open_carvana),
-        "dstl": (dstl.recognise, dstl.open_dstl),
-        "folder": (lambda where: folder.recognise(where, settings), folder.open_folder),
-        "coco": (coco.recognise, coco.open_coco),
-        "table": (table.recognise, table.open_table),
-    }
-    if settings.layout != "auto":
-        return layouts[settings.layout][1](path, settings)
-    for recognise, open_layout in layouts.values():
-        if recognise(path):
-            return open_layout(path, settings)
-    if settings.images or settings.masks:
-        return folder.open_folder(path, settings)  # which says what of it is not there
-    raise UserError(
-        f"{path}: expected images/ and masks/, a table (CSV, Parquet), a COCO file, train*/ with train_masks/, "
-        "or a Dstl folder; found none of them; name the folders with --set data.images=… --set data.masks=…"
-    )
 
 
 def fit(
@@ -163,69 +94,6 @@ def fit(
     return open_run(root, device=chosen.type)
 
 
-def plan(
-    recipe: str | Path | Recipe, data: Path | str, *, settings: Sequence[str], device: str, skip_bad: bool = False
-) -> tuple[Recipe, DataSource]:
-    """Returns the complete recipe for this data and device, and the opened data."""
-    from maskloom.config import override, parse
-    from maskloom.data.sources.base import DataSettings
-    from maskloom.recipe import Recipe, merged, read_recipe_file
-
-    changes: dict[str, Any] = {}
-    base: str | Recipe = recipe if isinstance(recipe, Recipe) else str(recipe)
-    if isinstance(base, str) and (base.endswith((".yaml", ".yml")) or Path(base).is_file()):
-        changes = read_recipe_file(Path(base))
-        _check_kinds(Path(base), changes)
-        base = changes.pop("base", None) or ("default" if "members" not in changes else parse(Recipe, changes))
-    scale, settings = _take_scale(settings, changes.pop("scale", "full"))
-    if scale == "smoke" and isinstance(base, Recipe) and base.scale != "smoke":
-        raise UserError("scale=smoke: expected a recipe by name, found a complete one; shrink its own settings")
-    if skip_bad:
-        settings = [*settings, "data.skip_bad=true"]
-    for text in settings:
-        if text.startswith("data="):
-            raise UserError(f"--set {text}: expected one setting at a time: --set data.KEY=VALUE, as data.limit=10")
-    data_changes = [text.removeprefix("data.") for text in settings if text.startswith("data.")]
-    stated = base.data if isinstance(base, Recipe) else DataSettings()
-    stated = parse(DataSettings, stated.model_dump() | changes.get("data", {}), origin=f"{recipe}: data")
-    stated = override(stated, data_changes)
-    if isinstance(base, str) and base not in builders():
-        raise UserError(f"no recipe is called {base!r} and no such file exists; {closest(base, builders())}")
-    source = open_source(data, stated)
-    if isinstance(base, str):
-        base = builders()[base](source, device=device, scale=scale)
-    complete = merged(base, changes | {"data": stated.model_dump(mode="json")}, origin=str(recipe))
-    return override(complete, [text for text in settings if not text.startswith("data.")]), source
-
-
-def _check_kinds(path: Path, changes: dict[str, Any]) -> None:
-    """Raises ``UserError`` unless the keys of a recipe file that are needed before it is parsed are of their kind."""
-    from maskloom.recipe import Scale
-
-    base, data, scale = changes.get("base", ""), changes.get("data", {}), changes.get("scale", "full")
-    if not isinstance(base, str):
-        raise UserError(f"{path}: base: expected the name of a recipe, found {base!r}; see `maskloom recipes`")
-    if not isinstance(data, dict):
-        raise UserError(f"{path}: data: expected a mapping such as {{limit: 10}}, found {data!r}; mend or remove it")
-    if scale not in get_args(Scale):
-        known = get_args(Scale)
-        hint = closest(scale, known) if isinstance(scale, str) else f"known: {', '.join(known)}"
-        raise UserError(f"{path}: scale: found {scale!r}; {hint}")
-
-
-def _take_scale(settings: Sequence[str], scale: Scale) -> tuple[Scale, list[str]]:
-    """Returns the scale, which recipes need before they are built, and the other settings."""
-    others = []
-    for text in settings:
-        if not text.startswith("scale="):
-            others.append(text)
-        elif text in ("scale=full", "scale=smoke"):
-            scale = "smoke" if text == "scale=smoke" else "full"
-        else:
-            raise UserError(f"--set {text}: expected scale=full or scale=smoke")
-    return scale, others
-
-
 def _dated_folder(name: str) -> Path:
     return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
 
@@ -245,8 +113,7 @@ def _check_empty_or_run(folder: RunDirectory) -> None:
 def open_run(run: Path | str, *, device: str | None = None) -> Run:
     """Returns a finished run, to predict with and to read; raises ``UserError`` when there is none at ``run``."""
     folder = RunDirectory.existing(Path(run))
-    if folder.finished("ensemble") is None:
-        raise UserError(f"{run}: expected a finished run, found one still without an ensemble; start `fit` again")
+    folder.decision()
     return Run(folder=folder, device=device)
 
 
@@ -294,6 +161,9 @@ class Run:
         "wkt" (polygons of all scenes in one file): these are predicted block by block, by as many processes as are
         started with the same arguments. ``simplify`` and ``min_area`` are in pixels; ``grid`` is a table of grid sizes
         in whose coordinates WKT is written (Dstl).
+
+        Of rasters, ``images`` may also be a table of scenes of several files (CSV: id, image, band, band_2 …; see
+        ``stages.scene_table``), or a folder in the Dstl layout; files are registered where the run's recipe does so.
         """
         from maskloom.stages.images import FORMATS, predict_images
         from maskloom.stages.scene_files import SCENE_FORMATS
@@ -317,6 +187,7 @@ class Run:
                 simplify=simplify,
                 min_area=min_area,
                 grid=None if grid is None else Path(grid),
+                layout=open_scenes,
                 **common,
             )
         if probabilities or uncertainty or simplify or min_area or grid is not None:
@@ -471,7 +342,7 @@ def convert(
         progress: Hears notes and how far it is.
 
     Raises:
-        UserError: For every mistake in options or data; nothing is left half-written.
+        UserError: For every mistake in options or data; no file is left half-written.
     """
     from maskloom.outputs.convert import ConvertOptions, convert_masks
 

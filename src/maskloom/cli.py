@@ -88,7 +88,13 @@ def fit(
 @app.command()
 def predict(
     run: Run,
-    images: Annotated[Path, typer.Argument(help="An image, or a folder of images.")],
+    images: Annotated[
+        Path,
+        typer.Argument(
+            help="An image, or a folder of images. Of rasters also a table of scenes (CSV: id, image, band, band_2 …), "
+            "or a folder in the Dstl layout."
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", help="Folder for what is written.")],
     to: Annotated[
         Format,

@@ -32,6 +32,13 @@ class UnfitImage(UserError):
     """A readable image that the networks were not made for, such as one of another depth; says nothing of its file."""
 
 
+def some_of(names: Iterable[str], most: int = 5) -> str:
+    """Returns the names for a message, no more than ``most`` of them: ``a, b and 3 more``."""
+    names = list(names)
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
 def closest(name: str, known: Iterable[str]) -> str:
     """Returns a hint such as ``did you mean 'epochs'?``, or the list of what is known when nothing is near."""
     names = sorted(known)

@@ -14,13 +14,14 @@ from maskloom.config import to_yaml
 from maskloom.data.folds import FoldSettings
 from maskloom.files import checksum, fingerprint, remove_partial, write_json, write_text
 from maskloom.recipe import MemberSettings, OutsideMember
+from maskloom.records import Record, Task
 from maskloom.stages import data as data_stages
 from maskloom.stages.context import Context
 from maskloom.stages.ensemble import check_tree, fit_ensemble
 from maskloom.stages.fold_tables import FoldTables
 from maskloom.stages.guides import check_guidance
 from maskloom.stages.oof import predict_out_of_fold
-from maskloom.stages.outside import map_files, take_in
+from maskloom.stages.outside import check_maps, map_files, take_in
 from maskloom.stages.postprocess import check_postprocess, fit_postprocess
 from maskloom.stages.prediction import predict_unlabelled
 from maskloom.stages.pseudo import choose_pseudo_labels
@@ -32,6 +33,9 @@ from maskloom.stages.train import train_fold, weights_mark
 RESULT_FORMAT = 1
 """Raise it when a stage computes something else from the same inputs: runs then repeat what depends on it."""
 
+_AFTER_DECISIONS = ("predict", "submit", "report")
+"""Stages that use what the others decided; while one of the others runs, nobody else may."""
+
 
 def run_pipeline(context: Context, submit: Callable[[Context], Path] | None) -> None:
     """Runs every stage of the context's recipe that is not finished; leaves the report last.
@@ -39,7 +43,6 @@ def run_pipeline(context: Context, submit: Callable[[Context], Path] | None) -> 
     ``submit`` writes the contest's table from what was predicted, where the data belongs to one.
     """
     remove_partial(context.run.root)
-    write_text(context.run.recipe, to_yaml(context.recipe))
     recipe = context.recipe
     context.progress.note(data_stages.summary(context.source))
     context = _registered(context)
@@ -55,8 +58,10 @@ def run_pipeline(context: Context, submit: Callable[[Context], Path] | None) -> 
     check_guidance(recipe, tables)
     check_postprocess(recipe, context.source.task)
     check_pseudo(context)
+    _write_recipe(context)
     members = _Members(context, data_mark, tables)
     for outside in recipe.outside:
+        check_maps(outside, context.source.unlabelled, context.source.task)
         members.take_in(outside)
     for member in recipe.members:
         members.label_for(member)
@@ -71,14 +76,24 @@ def run_pipeline(context: Context, submit: Callable[[Context], Path] | None) -> 
     if recipe.postprocess.steps:
         decided_mark = fingerprint(ensemble_mark, recipe.postprocess.model_dump(mode="json"))
         _stage(context, "postprocess", decided_mark, lambda: fit_postprocess(context))
+    write_json(context.run.decided, {"fingerprint": decided_mark})
     if context.source.unlabelled:
         unlabelled = data_stages.unlabelled_fingerprint(context.source)
-        predict_mark = fingerprint(decided_mark, unlabelled, recipe.delivery.masks)
+        outside_maps = [_checksums(each, context.source.unlabelled, context.source.task) for each in recipe.outside]
+        predict_mark = fingerprint(decided_mark, unlabelled, recipe.delivery.masks, *outside_maps)
         _stage(context, "predict", predict_mark, lambda: predict_unlabelled(context, fingerprint=predict_mark))
         if submit is not None and recipe.delivery.submission:
             submit_mark = fingerprint(predict_mark, _checksum(context.source.sample_submission))
             _stage(context, "submit", submit_mark, lambda: [submit(context)])
     _stage(context, "report", fingerprint(time.time_ns()), lambda: [write_report(context.run)])  # always anew
+
+
+def _write_recipe(context: Context) -> None:
+    """Writes the resolved recipe; what an earlier one decided counts no more."""
+    path, text = context.run.recipe, to_yaml(context.recipe)
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        context.run.decided.unlink(missing_ok=True)
+        write_text(path, text)
 
 
 def _registered(context: Context) -> Context:
@@ -119,8 +134,7 @@ class _Members:
     def take_in(self, outside: OutsideMember) -> None:
         """Checks and stores the maps of a member from outside."""
         context = self._context
-        files = map_files(outside, context.source.records, context.source.task)
-        mark = fingerprint(self._data_mark, [(str(path), checksum(path)) for path in files])
+        mark = fingerprint(self._data_mark, _checksums(outside, context.source.records, context.source.task))
         _stage(context, f"oof/{outside.name}", mark, lambda: take_in(context, outside, fingerprint=mark))
         self.oof_marks[outside.name] = mark
 
@@ -168,12 +182,18 @@ class _Members:
         taught = [] if number is None else [self._pseudo_marks[number]]
         marks = []
         for fold in range(self._tables.of(member.name).num_folds):
-            first = [] if member.start is None else [self._training_marks[member.start][fold]]
-            mark = fingerprint(self._data_mark, table_mark, fold, trained, *first, *self._guides(member), *taught)
+            before = [*self._start(member, fold), *self._guides(member), *taught]
+            mark = fingerprint(self._data_mark, table_mark, fold, trained, *before)
             name = f"train/{member.name}/fold{fold}"
             _stage(context, name, mark, lambda f=fold, k=mark: train_fold(context, member, f, fingerprint=k))  # type: ignore[misc]
             marks.append(mark)
         self._training_marks[member.name] = marks
+
+    def _start(self, member: MemberSettings, fold: int) -> list[str]:
+        """Returns the marks of the weights that a member begins with."""
+        if member.start is None:
+            return []
+        return [self._training_marks[member.start][fold], self._context.recipe.member(member.start).keep]
 
     def predict_out_of_fold(self, member: MemberSettings) -> None:
         """Predicts every labelled record by the network that never saw its group."""
@@ -190,6 +210,8 @@ def _stage(context: Context, name: str, mark: str, execute: Callable[[], Sequenc
     context.progress.stage(name, cached=cached)
     if cached:
         return
+    if name not in _AFTER_DECISIONS:
+        context.run.decided.unlink(missing_ok=True)
     context.run.marker(name).unlink(missing_ok=True)
     began = time.monotonic()
     files = execute()
@@ -208,6 +230,11 @@ def _training_part(member: MemberSettings) -> dict[str, object]:
             "training": {"checkpoint_seconds", "tensorboard"},
         },
     )
+
+
+def _checksums(outside: OutsideMember, records: Sequence[Record], task: Task) -> list[tuple[str, str]]:
+    """Returns the names and checksums of a member's maps that are there."""
+    return [(str(path), checksum(path)) for path in map_files(outside, records, task)]
 
 
 def _checksum(path: Path | None) -> str:

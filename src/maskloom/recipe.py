@@ -16,6 +16,7 @@ from maskloom.data.augment import AugmentSettings
 from maskloom.data.band_registration import RegistrationSettings
 from maskloom.data.folds import FoldSettings
 from maskloom.data.input_policy import InputPolicy
+from maskloom.data.scene_windows import policy_problem
 from maskloom.data.sources.base import DataSettings
 from maskloom.ensembling.postprocess import PostprocessSettings
 from maskloom.ensembling.pseudo_labels import PseudoLabelSettings
@@ -28,8 +29,9 @@ from maskloom.losses.terms import LossSettings
 from maskloom.models.encoders import NetworkSettings, multiple_of
 from maskloom.records import Task
 from maskloom.training.engine import TrainingSettings
+from maskloom.training.job import snapshot_epochs
 from maskloom.training.optimisers import OptimiserSettings
-from maskloom.training.phases import augment_preset
+from maskloom.training.phases import augment_preset, plan_epochs
 from maskloom.training.schedules import ScheduleSettings
 
 Scale = Literal["full", "smoke"]
@@ -51,9 +53,12 @@ class MemberSettings(Config):
     augment: AugmentSettings = AugmentSettings()
     """Settings, or the name of a preset."""
     training: TrainingSettings
-    keep: Literal["last", "best"] = "last"
-    """Which weights of a fold predict. "last" leaves the validation fold unused by training, so its out-of-fold
-    score is free of selection; "best" is the epoch with the highest validation score."""
+    keep: Literal["last", "best", "soup", "snapshots"] = "last"
+    """Which weights of a fold predict. "last" leaves the validation fold unused by training, so its out-of-fold score
+    is free of selection, unless early stopping or a plateau schedule looks at it (``selected_by``); "best" is the
+    epoch with the highest validation score; "soup" has the mean weights of the best epochs (``training.soup``);
+    "snapshots" are all networks at the ends of the schedule's cycles (``schedule.kind=snapshots``), whose maps are
+    averaged."""
     validation_images: int | None = Field(default=None, ge=1)
     """Score the learning curve on so many images of the fold, evenly spread (all when None)."""
     folds: FoldSettings | None = None
@@ -106,6 +111,26 @@ class MemberSettings(Config):
             )
         return self
 
+    @property
+    def num_snapshots(self) -> int:
+        """How many networks each fold keeps at the ends of its schedule's cycles."""
+        plans = plan_epochs(
+            self.training.phases,
+            epochs=self.training.epochs,
+            optimiser=self.optimiser,
+            schedule=self.schedule,
+            augment=self.augment,
+        )
+        return len(snapshot_epochs(plans))
+
+    @model_validator(mode="after")
+    def _kept_weights_are_there(self) -> MemberSettings:
+        if self.keep == "soup" and self.training.soup is None:
+            raise ValueError("keep: soup expects training.soup to say of how many epochs, found none; state it")
+        if self.keep == "snapshots" and self.num_snapshots == 0:
+            raise ValueError("keep: snapshots expects schedule.kind=snapshots, found another; state it, or keep last")
+        return self
+
     def task_of(self, task: Task) -> Task:
         """Returns what its networks learn of the data's task; raises ``UserError`` for classes that are not there."""
         if self.classes is None:
@@ -124,6 +149,15 @@ class MemberSettings(Config):
         """Returns the numbers of its classes in the data's task; None for a member that learns all."""
         part = self.task_of(task)
         return None if part == task else tuple(map(task.classes.index, part.classes))
+
+    @property
+    def selected_by(self) -> tuple[str, ...]:
+        """What chooses weights by the fold that they are scored on: its out-of-fold score is a little too good."""
+        found = [f"keep={self.keep}"] if self.keep in ("best", "soup") else []
+        found += ["early stopping"] if self.training.early_stopping is not None else []
+        phases = [phase.schedule for phase in self.training.phases]
+        schedules = [self.schedule, *(schedule for schedule in phases if schedule is not None)]
+        return (*found, *(["a plateau schedule"] if any(each.kind == "plateau" for each in schedules) else []))
 
     def views_of(self, inference: InferenceSettings) -> InferenceSettings:
         """Returns how the member's networks are asked: the recipe's way, with its own views where it states some."""
@@ -268,6 +302,36 @@ class Recipe(Config):
                 )
             if member.guidance is not None and member.guidance.region is not None:
                 raise ValueError(f"{member.name}: expected a member of all classes for guidance.region; remove classes")
+        return self
+
+    def objection_to_blocks(self) -> str:
+        """Returns what of the recipe does not go with folds of blocks, with what to do; "" where all does."""
+        kfold = "or divide whole scenes (folds.kind=kfold)"
+        if self.pseudo:
+            found = f"{len(self.pseudo)} round(s)"
+            return f"pseudo: folds of blocks expect no pseudo-labels, found {found}; remove them, {kfold}"
+        if self.outside:
+            name = self.outside[0].name
+            return f"outside: folds of blocks expect maps of this run alone, found {name}; remove it, {kfold}"
+        for number, member in enumerate(self.members):
+            at = f"members.{number}"
+            if member.folds is not None:
+                return f"{at}.folds: folds of blocks are those of all members, found own ones; remove them, {kfold}"
+            if member.guidance is not None:
+                return f"{at}.guidance: folds of blocks expect members that see the image alone; remove it, {kfold}"
+            if member.network.index is not None:
+                return f"{at}.network: folds of blocks expect networks, found an index classifier; remove it, {kfold}"
+            if problem := policy_problem(member.input):
+                return f"{at}.input: folds of blocks: {problem}; change it, {kfold}"
+        return ""
+
+    @model_validator(mode="after")
+    def _blocks_fit_in(self) -> Recipe:
+        for number, member in enumerate(self.members):
+            if member.folds is not None and member.folds.kind == "blocks":
+                raise ValueError(f"members.{number}.folds: blocks are for all members; state folds.kind=blocks instead")
+        if self.folds.kind == "blocks" and (objection := self.objection_to_blocks()):
+            raise ValueError(objection)
         return self
 
     @model_validator(mode="after")

@@ -97,6 +97,18 @@ class RunDirectory:
         return self.root / "ensemble" / "ensemble.json"
 
     @property
+    def decided(self) -> Path:
+        """Says what the recipe, the networks and the decisions came from; there only while they belong together."""
+        return self.root / "ensemble" / "decided.json"
+
+    def decision(self) -> str:
+        """Returns the fingerprint of all that predictions come from; raises ``UserError`` for an unfinished run."""
+        if not self.decided.is_file():
+            raise UserError(f"{self.root}: expected a finished run, found one without an ensemble; start `fit` again")
+        mark: str = read_json(self.decided)["fingerprint"]
+        return mark
+
+    @property
     def predictions(self) -> Path:
         """Predictions of the data's unlabelled images."""
         return self.root / "predictions"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import shapely
 
 import maskloom
 from maskloom.config import parse
@@ -15,6 +16,7 @@ from maskloom.contests.dstl import open_dstl, validate
 from maskloom.contests.dstl.stand_in import write_stand_in
 from maskloom.contests.dstl.submission import read_submission
 from maskloom.contests.dstl.third import NETWORK_CLASSES, dstl_3rd
+from maskloom.contests.dstl.truth import CLASSES, label_of, read_rows
 from maskloom.data import band_registration as room
 from maskloom.data.sources.base import DataSettings
 from maskloom.errors import UserError
@@ -55,11 +57,11 @@ def two_members(folder: Path) -> Recipe:
 
 def test_end_to_end(tmp_path: Path) -> None:
     data, folder = tmp_path / "data", tmp_path / "run"
-    write_stand_in(data, images=4, test_images=1, scale=0.04, seed=5)
+    write_stand_in(data, images=5, test_images=1, scale=0.08, seed=5)  # a river crosses the test image
     run = maskloom.fit(two_members(data), data, run=folder, device="cpu", workers=0)
 
     shifts = json.loads((data / "shifts.json").read_text())
-    assert len(shifts) == 4
+    assert len(shifts) == 5
     for image, files in shifts.items():
         found = read_json(folder / "data" / "registration" / f"{image}.json")["0"]["moved"]
         assert found[2] == pytest.approx(files["M"]["x"], abs=0.1)
@@ -72,7 +74,14 @@ def test_end_to_end(tmp_path: Path) -> None:
     sample = data / "sample_submission.csv"
     validate(folder / "submission.csv.gz", sample)
     rows = {row.label: row.polygons for row in read_submission(folder / "submission.csv.gz")}
-    assert len(rows) == 10 and not rows[8] and not rows[9]  # no member knows vehicles
+    assert len(rows) == 10
+    found = {CLASSES[label]: shapely.union_all(polygons) for label, polygons in rows.items() if polygons}
+    assert set(found) == {"buildings", "trees", "fast_water"}  # what two networks and the index of water can know
+    solution = {CLASSES[label_of(data, row)]: row.wkt for row in read_rows(data / "solution_wkt.csv")}
+    river = shapely.from_wkt(solution["fast_water"])
+    assert found["fast_water"].area > 0.4 * river.area
+    assert found["fast_water"].intersection(river).area > 0.8 * found["fast_water"].area
+    assert found["fast_water"].intersection(found["buildings"]).area == pytest.approx(0, abs=1e-12)
     assert (folder / "report.html").is_file()
 
 

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from maskloom.data.folds import FoldRow, FoldSettings, FoldTable, check_leaks, make_folds, merged_bins
 from maskloom.errors import UserError
@@ -143,6 +145,19 @@ def test_impossible_settings_say_what_to_do(choice: FoldSettings, message: str) 
         make_folds(cars(3), choice)
 
 
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"kind": "kfold", "table": "mine.csv"}, "expected kind auto or table beside a file, found kfold"),
+        ({"table": "mine.csv", "merge_near_duplicates": True}, "these folds are not dealt by group"),
+        ({"kind": "given", "merge_near_duplicates": True}, "these folds are not dealt by group"),
+    ],
+)
+def test_no_setting_is_ignored(choice: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        FoldSettings.model_validate(choice)
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     groups=st.lists(st.integers(0, 8), min_size=1, max_size=40),
@@ -223,7 +238,7 @@ def test_table_of_a_spreadsheet_is_understood(tmp_path: Path) -> None:
         ("id,fold\ncar00_0,zero\n", r"line 2: expected an id and a fold"),
         ("id,fold\ncar00_0,-2\n", r"line 2: expected an id and a fold"),
         ("id,fold\ncar00_0,0\ncar00_1,0\n", r"nothing to train on"),
-        ("name,fold\nx,0\n", r"expected columns id, group, fold, found name, fold"),
+        ("name,fold\nx,0\n", r"columns id, group, fold, found name, fold"),
         ("", r"found none"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import struct
 import zlib
 from pathlib import Path
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image, ImageOps
 
+from maskloom.data import image_io
 from maskloom.data.image_headers import read_header
 from maskloom.data.image_io import image_size, read_image, read_mask_values, turned, write_png
 from maskloom.errors import BadFile
@@ -112,6 +114,37 @@ def png_of(width: int, height: int, depth: int, colour_type: int, rows: bytes) -
     header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
     content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + content
+
+
+def test_reading_tiffs_leaves_no_handlers(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.tif", Image.fromarray(plain()))
+    before = list(logging.getLogger("tifffile").handlers)
+    for _ in range(3):
+        read_image(path)
+    assert logging.getLogger("tifffile").handlers == before
+
+
+def test_a_decoder_out_of_memory_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def greedy(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(image_io, "_decode", greedy)
+    for read in (read_image, read_mask_values):
+        with pytest.raises(BadFile, match="takes more memory than there is") as caught:
+            read(saved(tmp_path / "a.png", Image.fromarray(plain())))
+        assert "\n" not in str(caught.value)
+
+
+def test_bands_over_the_budget_are_not_decoded(tmp_path: Path) -> None:
+    """A header of 100,000,000 pixels is allowed; 65,535 bands of eight bytes for each are not."""
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.zeros((8, 8), np.float64), photometric="minisblack")
+    with tifffile.TiffFile(path, mode="r+") as tiff:
+        tags = tiff.pages[0].tags  # type: ignore[union-attr]
+        for name, value in (("ImageWidth", 10_000), ("ImageLength", 10_000), ("SamplesPerPixel", 65_535)):
+            tags[name].overwrite(value)
+    with pytest.raises(BadFile, match=r"65535 bands of float64, 48827 GiB, over the budget of 8 GiB"):
+        read_image(path)
 
 
 def test_sixteen_bits_stay(tmp_path: Path) -> None:

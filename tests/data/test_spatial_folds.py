@@ -175,13 +175,13 @@ def test_no_training_window_comes_near_a_validation_block(
 ) -> None:
     scene = Scene("a", size)
     try:
-        table = folds([scene], side=side, count=3, seed=seed)
+        table = folds([scene], side=side, count=3, seed=seed, buffer=buffer)
     except UserError:
         assume(False)
     rng = np.random.default_rng(seed)
     for fold in range(3):
         validated = table.validation("a", fold)
-        forbidden = table.forbidden("a", fold, buffer)
+        forbidden = table.forbidden("a", fold)
         for _ in range(10):
             try:
                 chosen = draw_window(size, window, rng, forbidden=forbidden)
@@ -193,40 +193,43 @@ def test_no_training_window_comes_near_a_validation_block(
 
 
 def test_forbidden_areas_are_grown_blocks() -> None:
-    table = SpatialFoldTable((BlockRow("a", Window(0, 0, 10, 10), 0), BlockRow("a", Window(0, 10, 10, 30), 1)))
-    assert table.forbidden("a", 0, 3) == [Window(-3, -3, 16, 16)]
-    assert table.forbidden("a", 1, 0) == [Window(0, 10, 10, 30)]
+    table = SpatialFoldTable((BlockRow("a", Window(0, 0, 10, 10), 0, 3), BlockRow("a", Window(0, 10, 10, 30), 1)))
+    assert table.forbidden("a", 0) == [Window(-3, -3, 16, 16)]
+    assert table.forbidden("a", 1) == [Window(0, 10, 10, 30)]
 
 
 def test_blocks_of_neighbours_count_where_scenes_adjoin() -> None:
     """The second scene begins where the first ends, 40 pixels to the right, and is twice as coarse."""
     first = placed("first", (20, 40))
     second = Scene("second", (10, 20), Georeference(UTM, (1.0, 0.0, 500_020.0, 0.0, -1.0, 100_000.0)))
-    table = SpatialFoldTable(
-        (
-            BlockRow("first", Window(0, 0, 20, 40), 0),
-            BlockRow("second", Window(0, 0, 10, 5), 1),
-            BlockRow("second", Window(0, 5, 10, 15), 0),
+
+    def table(buffer: int) -> SpatialFoldTable:
+        return SpatialFoldTable(
+            (
+                BlockRow("first", Window(0, 0, 20, 40), 0, buffer),
+                BlockRow("second", Window(0, 0, 10, 5), 1, buffer),
+                BlockRow("second", Window(0, 5, 10, 15), 0, buffer),
+            )
         )
-    )
+
     scenes = [first, second]
-    assert table.forbidden("first", 1, 0, scenes=scenes) == []
-    assert table.forbidden("first", 1, 4, scenes=scenes) == [Window(-4, 36, 28, 18)]
-    assert table.forbidden("first", 1, 4) == []
-    assert table.forbidden("second", 0, 3, scenes=scenes) == [Window(-3, 2, 16, 21), Window(-3, -23, 16, 26)]
+    assert table(0).forbidden("first", 1, scenes=scenes) == []
+    assert table(4).forbidden("first", 1, scenes=scenes) == [Window(-4, 36, 28, 18)]
+    assert table(4).forbidden("first", 1) == []
+    assert table(3).forbidden("second", 0, scenes=scenes) == [Window(-3, 2, 16, 21), Window(-3, -23, 16, 26)]
     elsewhere = Scene("second", (10, 20), Georeference("EPSG:32634", (1.0, 0.0, 0.0, 0.0, -1.0, 0.0)))
     with pytest.raises(UserError, match="expected one CRS"):
-        table.forbidden("first", 1, 4, scenes=[first, elsewhere])
-    assert table.forbidden("first", 1, 4, scenes=[first, Scene("second", (10, 20))]) == []
+        table(4).forbidden("first", 1, scenes=[first, elsewhere])
+    assert table(4).forbidden("first", 1, scenes=[first, Scene("second", (10, 20))]) == []
 
 
 def test_the_table_survives_the_trip_through_a_file(tmp_path: Path) -> None:
     scenes = [Scene('odd, "name"', (90, 130)), Scene("ünï/b", (64, 64))]
-    table = folds(scenes, side=16)
+    table = folds(scenes, side=16, buffer=7)
     path = tmp_path / "blocks.csv"
     table.to_csv(path)
     assert SpatialFoldTable.from_csv(path) == table
-    assert path.read_text(encoding="utf-8").startswith("scene,top,left,height,width,fold\n")
+    assert path.read_text(encoding="utf-8").startswith("scene,top,left,height,width,fold,buffer\n")
     check_scenes(table, scenes, path)
     path.write_text("\ufefffold;scene;top;left;height;width\n0;a;0;0;8;8\n-1;a;0;8;8;8\n", encoding="utf-8")
     edited = SpatialFoldTable.from_csv(path)
@@ -249,6 +252,7 @@ HEADER = "scene,top,left,height,width,fold\n"
         (HEADER + "a,0,0,8,8,zero\n", "line 2: expected a scene"),
         (HEADER + "a,0,0,0,8,0\n", "line 2: expected a scene"),
         (HEADER + "a,0,0\n", "line 2: expected a scene"),
+        (HEADER[:-1] + ",buffer\na,0,0,8,8,0,-1\n", "line 2: expected a scene.*buffer"),
         (HEADER + "a,0,0,8,8,0\na,0,8,8,7,1\n", r"cover scene 'a' of 16×8, found 120 of 128 pixels"),
         (HEADER + "a,0,0,8,8,0\na,0,8,8,9,1\n", "expected blocks inside scene 'a' of 16×8"),
         (HEADER + "a,0,0,8,16,0\naa,0,8,8,7,1\n", "scene 'aa' is not in the data; did you mean 'a'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,12 @@ def test_a_missing_or_binary_table(tmp_path: Path) -> None:
     (tmp_path / "grid.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(BadFile, match="expected a CSV table"):
         read_grids(tmp_path / "grid.csv")
+
+
+def test_a_compressed_table_is_read_as_it_lies(tmp_path: Path) -> None:
+    path = tmp_path / "grid_sizes.csv.gz"
+    path.write_bytes(gzip.compress(b",Xmax,Ymin\n6120_2_4,0.00918,-0.00904\n"))
+    assert read_grids(path) == {"6120_2_4": Grid(0.00918, -0.00904)}
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(BadFile, match=r"grid_sizes\.csv\.gz: expected a CSV table, plain or \.gz"):
+        read_grids(path)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+import shapely
 from pycocotools import mask as judge
 
-from maskloom.encodings.polygons import rasterize_coco, rasterize_wkt
+from maskloom.encodings.polygons import polygons_of, rasterize_coco, rasterize_wkt
 from maskloom.encodings.rle import coco_encode
 from maskloom.errors import UserError
 
@@ -52,6 +55,43 @@ def test_bad_wkt_is_refused(wkt: str) -> None:
     with pytest.raises(UserError, match="expected") as caught:
         rasterize_wkt(wkt, SIZE)
     assert "\n" not in str(caught.value)
+
+
+def test_polygons_of_text_and_of_geometries_are_the_same() -> None:
+    wkt = (
+        "GEOMETRYCOLLECTION (GEOMETRYCOLLECTION (MULTIPOLYGON (((0 0, 1 0, 1 1, 0 0)), ((5 5, 6 5, 6 6, 5 5)))), "
+        "POLYGON Z ((2 2 7, 3 2 7, 3 3 7, 2 2 7)), LINESTRING EMPTY, POLYGON EMPTY)"
+    )
+    found = polygons_of(wkt)
+    assert [polygon.bounds for polygon in found] == [(0, 0, 1, 1), (5, 5, 6, 6), (2, 2, 3, 3)]
+    assert not any(polygon.has_z for polygon in found)
+    assert polygons_of(shapely.from_wkt(wkt)) == found
+    bow_tie = "POLYGON ((0 0, 4 4, 4 0, 0 4, 0 0))"
+    assert polygons_of(bow_tie) == [shapely.from_wkt(bow_tie)]  # as it is: nothing is repaired here
+
+
+@pytest.mark.parametrize("kind", ["POINT", "LINESTRING", "POLYGON", "MULTIPOINT", "MULTIPOLYGON", "GEOMETRYCOLLECTION"])
+def test_nothing_has_no_polygons_whatever_its_kind(kind: str) -> None:
+    assert polygons_of(f"{kind} EMPTY") == polygons_of(shapely.from_wkt(f"{kind} EMPTY")) == []
+
+
+@pytest.mark.parametrize(
+    ("shape", "reason"),
+    [
+        ("", "expected WKT polygons or MULTIPOLYGON EMPTY, found ''"),
+        ("POLYGON ((0 0,\n1", r"found 'POLYGON ((0 0,\n1'"),
+        ("MULTIPOINT (1 1, 2 2)", "expected polygons, found a Point in 'MULTIPOINT (1 1, 2 2)'; draw areas"),
+        (shapely.LineString([(0, 0), (1, 1)]), "found a LineString in 'LINESTRING (0 0, 1 1)'"),
+        ("POLYGON ((0 0, NaN 1, 1 1, 0 0))", "expected finite coordinates, found NaN or infinity in 'POLYGON"),
+        ("CIRCULARSTRING (0 0, 1 1, 2 0)", "expected"),
+        ("CURVEPOLYGON (CIRCULARSTRING (0 0, 2 0, 2 2, 0 2, 0 0))", "expected"),
+    ],
+)
+def test_what_has_no_areas_is_named(shape: Any, reason: str) -> None:
+    with pytest.raises(UserError) as caught:
+        polygons_of(shape)
+    assert reason in str(caught.value) and "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
 
 
 def test_coco_polygons_equal_pycocotools() -> None:

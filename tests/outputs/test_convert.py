@@ -14,7 +14,7 @@ from maskloom.api import convert, score
 from maskloom.data.image_io import read_mask_values, write_png
 from maskloom.encodings.rle import decode_runs, encode_runs
 from maskloom.errors import UserError
-from maskloom.outputs.vectors import read_features
+from maskloom.outputs.vectors import Feature, read_features, write_features
 from maskloom.rasters.georeference import Georeference, read_georeference
 from maskloom.rasters.writing import write_geotiff
 
@@ -245,6 +245,24 @@ def test_vector_files_are_copied_with_what_they_say(tmp_path: Path) -> None:
     assert (crs, feature.image, feature.class_name) == ("EPSG:4326", "a", "roof")
     assert dict(feature.attributes) == {"height": 3.5}
     assert feature.geometry.equals(shapely.box(1.25, 2.5, 3, 4))
+
+
+def test_options_are_not_passed_over_between_vector_files(tmp_path: Path) -> None:
+    """``size`` cuts polygons off at the border of their image; what means nothing there is refused."""
+    source, out = tmp_path / "in.geojson", tmp_path / "out.geojson"
+    write_features(source, [Feature(shapely.MultiPolygon([shapely.box(1, 1, 9, 3)]), "roof", "a")], crs=None)
+    grid = tmp_path / "grid.csv"
+    grid.write_text("ImageId,Xmax,Ymin\na,0.01,-0.01\n")
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"grid": tmp_path / "none.csv"}, "no such file"), ({"grid": grid}, "--grid gives the coordinates"),
+        ({"order": "column"}, "--order and --base are of run lengths"), ({"base": 0}, "--order and --base"),
+    ]  # fmt: skip
+    for options, message in refused:
+        with pytest.raises(UserError, match=message):
+            convert(source, out, **options)
+        assert not out.exists()
+    (feature,) = read_features(convert(source, out, size=(5, 5)).out)[1]
+    assert feature.geometry.bounds == (1, 1, 5, 3)
 
 
 def test_score_reads_polygons(tmp_path: Path) -> None:

@@ -108,6 +108,12 @@ def test_rows_of_the_tables() -> None:
     assert left_out(page) == [("", "r77: the mask has another size"), ("images/r99.jpg", "the image data is cut off")]
 
 
+def test_stages_stand_in_the_order_of_work() -> None:
+    order = ["register", "survey", "folds", "ensemble", "postprocess", "predict", "submit", "report"]
+    page = report_input("binary", seconds=dict.fromkeys(reversed(order), 1.0))
+    assert [row.name for row in stage_times(page)] == order
+
+
 def test_look_alikes_count_as_a_leak_only_over_two_folds() -> None:
     page = report_input("binary")  # r0 and r2 are in folds 0 and 1
     assert page.num_straddling == 1 and "over two folds" in findings(page)[0].title
@@ -120,6 +126,7 @@ def test_words() -> None:
     assert "90.0 %" in headline(report_input("binary")) and "Dice" in headline(report_input("binary"))
     assert "IoU" in headline(report_input("multiclass"))
     assert [plural(1, "image"), plural(1200, "image")] == ["1 image", "1,200 images"]
+    assert [plural(1, "class"), plural(2, "class")] == ["1 class", "2 classes"]
     assert [duration(value) for value in (0.41, 48, 725, 720, 12000, 59.9)] == [
         "0.4 s", "48 s", "12 min 5 s", "12 min", "3 h 20 min", "1 min",
     ]  # fmt: skip

@@ -171,9 +171,10 @@ def pseudo_round(kind: TaskKind = "binary", *, number: int = 0, name: str = "pup
 
 @pytest.mark.parametrize("kind", CLASSES)
 def test_rounds_say_what_was_chosen_and_what_was_refused(kind: TaskKind) -> None:
-    page = report_input(kind, pseudo_rounds=[pseudo_round(kind, number=1)])
+    page = report_input(kind, pseudo_rounds=[pseudo_round(kind, number=1, notes=["b labels <nothing>"])])
     text = re.sub(r"\s+", " ", text_of(pseudo_labels(page)))
     assert "Round 1: unet labelled for pupil" in text and "below 0.25 are refused" in text
+    assert "b labels &lt;nothing&gt;" in text
     assert "for offered chosen not sure enough like what it validates least confidence" in text
     assert re.search(r"fold 0 +9 +4 +0 +5 +0\.61\b", text) and re.search(r"fold 1 +9 +7 +2 +0 +0\.502\b", text)
     assert "fold 0, number 4 by confidence" in text and "confidence 0.610, agreement 0.987, 5.0% unsure" in text

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import struct
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import shapely
 from shapely import MultiPolygon, Polygon, box
 
 from maskloom.errors import BadFile, UserError
+from maskloom.outputs import vectors
 from maskloom.outputs.vectors import DSTL_COLUMNS, Feature, is_wkt_table, read_features, write_features
 
 HOLED = Polygon(box(0.1, 0, 7, 9).exterior, [box(2, 2, 3, 4.25).exterior])
@@ -107,12 +110,29 @@ def test_a_table_in_the_columns_of_a_contest(tmp_path: Path) -> None:
     assert is_wkt_table(tmp_path / "sub.csv.gz")
 
 
-def test_equal_features_give_equal_bytes(tmp_path: Path) -> None:
-    for name in ("out.geojson", "out.csv.gz"):
+@pytest.mark.parametrize("name", [name for name in FILES if name != "out.csv"])
+def test_equal_features_give_equal_bytes_whenever_they_are_written(tmp_path: Path, name: str) -> None:
+    written = []
+    for _ in range(2):
         write_features(tmp_path / name, FEATURES, crs=None)
-        before = (tmp_path / name).read_bytes()
-        write_features(tmp_path / name, FEATURES, crs=None)
-        assert (tmp_path / name).read_bytes() == before
+        written.append((tmp_path / name).read_bytes())
+        time.sleep(0.005)  # GeoPackages tell the time in milliseconds
+    assert written[0] == written[1]
+
+
+def test_a_date_that_the_user_has_chosen_stands_in_a_geopackage(tmp_path: Path) -> None:
+    pyogrio = pytest.importorskip("pyogrio")
+    option, date = "OGR_CURRENT_DATE", "2001-02-03T04:05:06.000Z"
+    write_features(tmp_path / "out.gpkg", FEATURES, crs=None)
+    assert b"1970-01-01T00:00:00.000Z" in (tmp_path / "out.gpkg").read_bytes()
+    assert pyogrio.get_gdal_config_option(option) is None  # other writers have their own time
+    pyogrio.set_gdal_config_options({option: date})
+    try:
+        write_features(tmp_path / "out.gpkg", FEATURES, crs=None)
+        assert pyogrio.get_gdal_config_option(option) == date
+    finally:
+        pyogrio.set_gdal_config_options({option: None})
+    assert date.encode() in (tmp_path / "out.gpkg").read_bytes()
 
 
 def test_a_table_of_run_lengths_is_no_table_of_wkt(tmp_path: Path) -> None:
@@ -246,7 +266,7 @@ def test_rings_that_cross_or_touch_are_repaired_and_counted(tmp_path: Path) -> N
         ({"features": [7]}, "feature 1: expected GeoJSON polygons"),
         (
             collection({"type": "Point", "coordinates": [0, 0]}),
-            "feature 1: expected polygons, found a Point; draw areas",
+            "feature 1: expected polygons, found a Point in 'POINT (0 0)'; draw areas",
         ),
         (collection({"type": "Polygon"}), "feature 1: expected GeoJSON polygons"),
         (collection(polygon((0, 0), (1, 1))), "feature 1: expected GeoJSON polygons"),
@@ -306,6 +326,28 @@ def test_damaged_layers_are_refused(tmp_path: Path, name: str) -> None:
         assert "\n" not in str(caught.value)
 
 
+VRT = '<OGRVRTDataSource><OGRVRTLayer name="secret"><SrcDataSource>{}</SrcDataSource></OGRVRTLayer></OGRVRTDataSource>'
+
+
+@pytest.mark.parametrize("name", ["in.gpkg", "in.fgb"])
+@pytest.mark.parametrize("kind", ["vrt", "geojson", "the other"])
+def test_content_of_another_kind_is_not_opened(tmp_path: Path, name: str, kind: str) -> None:
+    """GDAL would: a text that names another file of the disk, for example."""
+    pytest.importorskip("pyogrio")
+    write_features(tmp_path / "secret.geojson", FEATURES[:1], crs=None)
+    other = tmp_path / ("other.fgb" if name == "in.gpkg" else "other.gpkg")
+    write_features(other, FEATURES[:1], crs=None)
+    content = {
+        "vrt": VRT.format(tmp_path / "secret.geojson").encode(),
+        "geojson": (tmp_path / "secret.geojson").read_bytes(),
+        "the other": other.read_bytes(),
+    }[kind]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(BadFile, match="found something else; save the layer") as caught:
+        read_features(tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
 def test_several_layers_are_refused(tmp_path: Path) -> None:
     import numpy as np
     import pyogrio.raw
@@ -315,6 +357,15 @@ def test_several_layers_are_refused(tmp_path: Path) -> None:
         pyogrio.raw.write(tmp_path / "in.gpkg", shapes, [], [], layer=layer, geometry_type="Polygon", crs="EPSG:32633")
     with pytest.raises(BadFile, match="expected one layer of polygons, found houses, roads"):
         read_features(tmp_path / "in.gpkg")
+
+
+def test_curves_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A curve polygon (type 10) of one straight ring, as other programs keep it in a GeoPackage."""
+    square = shapely.to_wkb(box(0, 0, 1, 1).exterior, byte_order=1)
+    curve = struct.pack("<BII", 1, 10, 1) + square
+    monkeypatch.setattr(vectors, "read_layer", lambda path: (None, iter([(curve, {})])))
+    with pytest.raises(BadFile, match=r"feature 1: expected polygons, found something else \(Nonlinear"):
+        read_features(written(tmp_path / "in.gpkg", "a file"))
 
 
 def test_size_budget_missing_files_and_other_kinds(tmp_path: Path) -> None:

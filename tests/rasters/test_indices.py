@@ -18,7 +18,6 @@ from maskloom.rasters.indices import (
     band_names,
     index,
     index_values,
-    normalised_differences,
 )
 
 BLUE, GREEN, RED, EDGE, NIR, NIR2 = 0.05, 0.1, 0.08, 0.2, 0.4, 0.5
@@ -92,13 +91,6 @@ def test_bands_by_set_or_list() -> None:
     ]:
         with pytest.raises(UserError, match=message):
             band_names(bands)
-
-
-def test_all_pairs_once() -> None:
-    texts = normalised_differences(BAND_SETS["worldview3_swir"])
-    assert len(texts) == len(set(texts)) == 28
-    assert texts[0] == "(swir1 - swir2) / (swir1 + swir2)"
-    assert [len(Expression(text).names) for text in texts] == [2] * 28
 
 
 def test_indices_of_an_image() -> None:

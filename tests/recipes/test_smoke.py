@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cars import described
-from maskloom.api import builders
+from maskloom.api import builders, plan
 from maskloom.config import parse
+from maskloom.contests.signate.layout import ATTRIBUTES
 from maskloom.data.input_policy import InputPolicy
 from maskloom.losses.terms import LossSettings
 from maskloom.models.encoders import NetworkSettings
-from maskloom.recipe import MemberSettings, Recipe, Scale
-from maskloom.recipes.smoke import PIXELS, smoked
+from maskloom.recipe import MemberSettings, Recipe, Scale, merged
+from maskloom.recipes.smoke import PIXELS, smoked, smoked_parts, usual_size
 from maskloom.records import Size
 from maskloom.training.engine import TrainingSettings
 from maskloom.training.phases import plan_epochs
@@ -23,7 +26,13 @@ SYSTEMS = sorted(name for name in builders() if name != "default")
 
 
 def built(name: str, scale: Scale) -> Recipe:
-    source = described_scenes(8, swir=name == "dstl_swir") if name.startswith("dstl_") else described(8)
+    source = described(8)
+    if name.startswith("dstl_"):
+        source = described_scenes(8, swir=name == "dstl_swir")
+    elif name == "signate_22nd":
+        photos = described(8, kind="multiclass")
+        records = (replace(record, attributes=dict.fromkeys(ATTRIBUTES, "one")) for record in photos.records)
+        source = replace(photos, records=tuple(records))
     return builders()[name](source, device="cpu", scale=scale)
 
 
@@ -141,3 +150,45 @@ def test_a_round_takes_few_labels_however_unsure() -> None:
     (round_,) = built("carvana_4th", "smoke").pseudo
     assert round_.limit(100, 100) == 8
     assert (round_.minimum_confidence, round_.minimum_agreement, round_.ignore_below) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("name", ["carvana_4th", "dstl_3rd"])
+def test_what_a_file_lays_over_a_smoke_recipe_is_shrunk_with_it(name: str) -> None:
+    full, smoke = built(name, "full"), built(name, "smoke")
+    size = usual_size((described_scenes(8) if name == "dstl_3rd" else described(8)).records)
+    stated = full.model_dump(mode="json", include={"members", "pseudo", "postprocess"})
+    over = merged(smoke, stated, origin="file")
+    assert over.members == full.members and over.pseudo == full.pseudo
+    assert smoked_parts(over, stated, size) == smoke
+    assert smoked_parts(over, {"members": []}, size).members == smoke.members
+    assert smoked_parts(over, {"members": []}, size).pseudo == full.pseudo
+
+
+def test_what_a_file_does_not_state_stays_as_its_base_shrank_it() -> None:
+    smoke = built("carvana_11th", "smoke")
+    member = smoke.members[0].model_copy(update={"validation_images": 7})  # as a base with another idea of small
+    base = smoke.model_copy(update={"members": (member, *smoke.members[1:])})
+    over = merged(base, {"seed": 3, "folds": {"count": 4}, "inference": {"views": "flips"}}, origin="file")
+    assert smoked_parts(over, {"seed", "folds", "inference"}, (1280, 1918)) == over
+
+
+def test_the_usual_size_is_that_of_most_records() -> None:
+    records = described(8).records
+    assert usual_size(records) == records[0].size
+    assert usual_size([replace(records[0], size=(9, 9)), *records]) == records[0].size
+
+
+def test_the_members_of_a_file_are_shrunk_with_its_base(studio: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(
+        "base: default\nmembers:\n- {name: mine, network: {weights: none}, "
+        "input: {mode: resize, size: [512, 512]},"
+        " loss: {terms: [{kind: bce}]}, training: {epochs: 30}}\n"
+    )
+    complete, _ = plan(recipe, studio, settings=["scale=smoke", "members.0.training.batch_size=3"], device="cpu")
+    (member,) = complete.members
+    assert complete.scale == "smoke" and member.training.batch_size == 3  # what --set states stays
+    assert (member.training.epochs, member.training.images_per_epoch, member.validation_images) == (1, 8, 2)
+    assert member.input.size is not None and max(member.input.size) <= 96 and member.network.width < 0.1
+    whole, _ = plan(recipe, studio, settings=[], device="cpu")
+    assert whole.members[0].training.epochs == 30

@@ -16,7 +16,7 @@ import pytest
 
 from maskloom.data.image_io import write_png
 from maskloom.errors import BadFile, UserError
-from maskloom.files import OWNER
+from maskloom.files import OWNER, write_json
 from maskloom.inference.merging import RESULT
 from maskloom.progress import Silent
 from maskloom.records import Task
@@ -56,8 +56,8 @@ class Bright:
 def predicted(images: Path, out: Path, to: str, *, skip_bad: bool = False) -> tuple[Prediction, int]:
     """Returns what was written, and for how many images a network was asked."""
     run = RunDirectory(out.parent / "run")
-    run.ensemble.parent.mkdir(parents=True, exist_ok=True)
-    run.ensemble.write_text("{}")
+    if not run.decided.is_file():
+        write_json(run.decided, {"fingerprint": "decided"})
     bright: Any = Bright()
     done = predict_images(run, images, out=out, to=to, opened=lambda: bright, skip_bad=skip_bad, progress=Silent())
     return done, bright.asked
@@ -134,3 +134,21 @@ def test_masks_of_changed_or_other_images_are_not_kept(folder: Path, tmp_path: P
         predicted(tmp_path / "others", out, "png")
     with pytest.raises(UserError, match="another run or format"):
         predicted(folder, out, "prob")
+
+
+def test_decisions_made_anew_are_not_mixed_with_older_masks(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    predicted(folder, out, "png")
+    write_json(RunDirectory(tmp_path / "run").decided, {"fingerprint": "other steps"})
+    with pytest.raises(UserError, match="another run or format"):
+        predicted(folder, out, "png")
+
+
+def test_a_folder_of_other_files_is_left_alone(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "masks"
+    photo(out / "b.png", 255)
+    before = (out / "b.png").read_bytes()
+    with pytest.raises(UserError, match="masks: expected an empty or new folder, found other files; choose another"):
+        predicted(folder, out, "png")
+    assert [path.name for path in out.iterdir()] == ["b.png"]
+    assert (out / "b.png").read_bytes() == before

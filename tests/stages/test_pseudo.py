@@ -36,7 +36,7 @@ from maskloom.stages.context import Context
 from maskloom.stages.fold_tables import leaf_parts
 from maskloom.stages.pseudo import choose_pseudo_labels, pseudo_records, read_choices
 from maskloom.stages.pseudo_report import labelled_examples, summaries
-from maskloom.stages.pseudo_views import check_pseudo, teachers_of, views_of
+from maskloom.stages.pseudo_views import check_pseudo, teacher_notes, teachers_of, views_among, views_of
 
 BINARY = Task(kind="binary", classes=("car",))
 LAYERS = Task(kind="multilabel", classes=("car", "road"))
@@ -440,3 +440,49 @@ def test_the_table_opens_as_text(setting: Setting) -> None:
     setting.add("u", 100)
     (table, *_) = setting.chosen()
     assert next(csv.reader(table.read_text().splitlines())) == list(stage.COLUMNS)
+
+
+# --- teachers of other folds -----------------------------------------------------------------------------------------
+
+
+class Listening(Silent):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def told(setting: Setting) -> list[str]:
+    listening = Listening()
+    check_pseudo(replace(setting.context, progress=listening))
+    return listening.notes
+
+
+def test_a_teacher_that_labels_for_some_folds_only_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = recipe(member("a"), member("b", folds={"count": 3}), member("pupil"))
+    setting = Setting(tmp_path, monkeypatch, made)
+    setting.add("u", 100)
+    setting.own_folds("b", [1, 0, 2, 1, 2, 0])  # has the pupil's fold 0 alone, as its fold 1
+    (note,) = told(setting)
+    assert note.startswith("pseudo.0: b labels nothing for pupil (fold 1, 2): each of its networks was trained on")
+    setting.own_folds("b", [2, 0, 1, 2, 0, 1])  # the same folds in another order
+    assert told(setting) == []
+
+
+def test_a_teacher_that_labels_nothing_is_said_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    members = (member("a"), member("b", folds={"count": 3}), member("pupil"))
+    setting = Setting(tmp_path, monkeypatch, recipe(*members))
+    setting.add("u", 100)
+    setting.own_folds("b", [0, 0, 1, 1, 2, 2])
+    (note,) = told(setting)
+    assert note.startswith("pseudo.0: b labels nothing for pupil: each of its networks")
+    views = views_of(setting.context, 0)
+    assert teacher_notes(setting.context.recipe, 0, views) == [note]
+    context = setting.context
+    damaged = Record(id="damaged", image=tmp_path / "none.png", size=SIZE, group="car0")  # left out of the tables
+    records = [*context.source.records, damaged]
+    assert views_among(context.recipe, context.fold_tables(), records, 0) == views
+    asked = recipe(*members, rounds=[{"members": ["pupil"], "teachers": ["a", "b"]}])
+    with pytest.raises(UserError, match=r"pseudo\.0\.teachers: expected a network of b that never saw .*, found none"):
+        check_pseudo(replace(context, recipe=asked))

@@ -110,6 +110,15 @@ def test_lines_for_a_terminal() -> None:
             MemberFacts(asked="once", notes=["sees the maps of a", "looks at the box that a finds"]),
         ),
         ({"start": "a"}, MemberFacts(asked="once", notes=["begins with the weights of a"])),
+        (
+            {"keep": "best", "training": {"epochs": 1, "early_stopping": 3}, "schedule": {"kind": "plateau"}},
+            MemberFacts(
+                asked="once",
+                notes=[
+                    "its validation folds had a say in its training (keep=best, early stopping, a plateau schedule)"
+                ],
+            ),
+        ),
     ],
 )
 def test_what_sets_a_member_apart(settings: dict[str, Any], facts: MemberFacts) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from maskloom.config import parse, to_yaml
 from maskloom.data.input_policy import InputPolicy
 from maskloom.ensembling.thresholds import decide
 from maskloom.inference import blocks as blocks_room
@@ -24,9 +25,11 @@ from maskloom.inference.merging import RESULT, Merge
 from maskloom.progress import Silent
 from maskloom.rasters.georeference import Georeference
 from maskloom.rasters.writing import write_geotiff
+from maskloom.recipe import Recipe
 from maskloom.records import Task
 from maskloom.run_directory import RunDirectory
 from maskloom.stages import scenes as stage
+from maskloom.stages.scene_sources import find_scenes
 
 BINARY = Task(kind="binary", classes=("bright",))
 THREE = Task(kind="multiclass", classes=("background", "red", "green"))
@@ -37,14 +40,19 @@ SIDE = 64
 
 
 class Known:
-    """Gives the first channels of an image as 8-bit maps, and counts how often it is asked."""
+    """Gives channels of an image, from the ``first`` on, as 8-bit maps, and counts how often it is asked."""
 
-    channels = 3
-
-    def __init__(self, task: Task = BINARY, *, on_block: Callable[[int], None] = lambda count: None) -> None:
-        self.task = task
+    def __init__(
+        self,
+        task: Task = BINARY,
+        *,
+        channels: int = 3,
+        first: int = 0,
+        on_block: Callable[[int], None] = lambda count: None,
+    ) -> None:
+        self.task, self.channels = task, channels
         self.num_asked = 0
-        self._on_block = on_block
+        self._first, self._on_block = first, on_block
         member = SimpleNamespace(name="net", input=POLICY, guidance=None)
         self.recipe = SimpleNamespace(
             member=lambda name: member,
@@ -58,16 +66,33 @@ class Known:
     def predictor(self, image: np.ndarray) -> dict[str, np.ndarray]:
         self._on_block(self.num_asked)
         self.num_asked += 1
-        return {RESULT: np.ascontiguousarray(np.moveaxis(image[..., : self.task.num_maps], -1, 0))}
+        return {RESULT: maps_of(image[..., self._first : self._first + self.task.num_maps])}
 
     def labels(self, maps: dict[str, np.ndarray]) -> np.ndarray:
         return decide(maps[RESULT], self.ensemble.thresholds, self.task)
 
 
-def write_run(folder: Path) -> RunDirectory:
+def maps_of(image: np.ndarray) -> np.ndarray:
+    """Returns channels as 8-bit maps C×H×W: as they are, or the upper 8 of 11 bits."""
+    values = image if image.dtype == np.uint8 else (image >> 3).astype(np.uint8)
+    return np.ascontiguousarray(np.moveaxis(values, -1, 0))
+
+
+def write_run(folder: Path, *, channels: int = 3, **changes: Any) -> RunDirectory:
+    """Returns a run as far as ``predict_scenes`` reads it; ``changes`` are of its recipe."""
     run = RunDirectory(folder)
     run.ensemble.parent.mkdir(parents=True, exist_ok=True)
     run.ensemble.write_text("{}")
+    (run.ensemble.parent / "decided.json").write_text('{"fingerprint": "known"}')
+    member = {
+        "name": "net",
+        "network": {"channels": channels, "weights": "none"},
+        "input": {"mode": "window", "size": [32, 32]},
+        "loss": {"terms": [{"kind": "bce"}]},
+        "training": {"epochs": 1},
+    }
+    recipe = parse(Recipe, {"name": "known", "metric": "iou", "members": [member], **changes})
+    run.recipe.write_text(to_yaml(recipe), encoding="utf-8")
     return run
 
 
@@ -97,6 +122,7 @@ def main(root: str, scenes: str, out: str, kill_after: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     known: Any = Known(on_block=on_block)
+    find_scenes(Path(scenes), out=Path(out), bands={}, bad=None)  # loads what reads rasters, so that all begin at once
     print("ready", flush=True)
     sys.stdin.readline()
     stage.predict_scenes(

@@ -7,7 +7,7 @@ is the caller's matter. Knows nothing of batches and processes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -93,8 +93,13 @@ class SegmentationDataset:
     """Returns windows in pixels of a record's image: each sample is cut from one of them, drawn at random, which the
     policy then treats as if it were the image. Beyond the border, images are mirrored and labels ``IGNORE``; where
     there is no window, the whole image is the region."""
+    forbidden: Mapping[str, Sequence[Window]] | None = None
+    """By id, areas in pixels of a record's image that no window may touch; where this is given, windows of all records
+    are read by themselves."""
 
     def __post_init__(self) -> None:
+        if self.forbidden is not None and (self.guides is not None or self.regions is not None):
+            raise ValueError("forbidden areas are for windows that are read by themselves, without guides and regions")
         if not self.records:
             raise UserError("expected at least one image with a mask to learn from, found none")
         for record in self.records:
@@ -129,7 +134,7 @@ class SegmentationDataset:
             raise BadFile(record.image, str(error)) from None
 
     def _item(self, record: Record, key: Key) -> Item:
-        if self.guides is None and self.regions is None and is_scene(record, self.policy):
+        if self._reads_windows(record):
             image, labels = self._scene_window(record, key)
         else:
             image, labels = self._of_whole(record, key)
@@ -140,6 +145,11 @@ class SegmentationDataset:
             image = clahe(image, channels=channels) if drawn.clahe else image
             _check_floats(image[..., :channels], drawn, record.image)
         return Item(id=record.id, path=record.image, image=image, channels=channels, labels=labels, draw=drawn)
+
+    def _reads_windows(self, record: Record) -> bool:
+        if self.forbidden is not None:
+            return True
+        return self.guides is None and self.regions is None and is_scene(record, self.policy, self.coding)
 
     def _of_whole(self, record: Record, key: Key) -> tuple[np.ndarray, np.ndarray]:
         """Returns what is drawn of an image that is read whole: itself at its content's size, or a window or part."""
@@ -153,8 +163,16 @@ class SegmentationDataset:
 
     def _scene_window(self, record: Record, key: Key) -> tuple[np.ndarray, np.ndarray]:
         """Returns a window of a scene, of which nothing else is read."""
-        window = drawn_window(record, self.policy, self.task, self._generator("window", record, key), part=self.part)
-        image, labels = read_window(record, window, self.policy, self.task)
+        window = drawn_window(
+            record,
+            self.policy,
+            self.task,
+            self._generator("window", record, key),
+            coding=self.coding,
+            part=self.part,
+            forbidden=() if self.forbidden is None else self.forbidden.get(record.id, ()),
+        )
+        image, labels = read_window(record, window, self.policy, self.task, self.coding)
         image = to_content(with_channels(image, self.channels, record.image), self.policy, channels=self.channels)
         margin = self.policy.margin
         kept = cut_labels(labels, centre_of(Window(0, 0, window.height, window.width), margin))

@@ -15,31 +15,32 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from maskloom.config import Config
+from maskloom.data.fold_rows import ALWAYS_TRAINING as ALWAYS_TRAINING
+from maskloom.data.fold_rows import columns_of, read_rows
+from maskloom.data.spatial_folds import SpatialFoldSettings
 from maskloom.data.union_find import UnionFind
 from maskloom.errors import UserError, closest
 from maskloom.files import write_text
 from maskloom.records import Record
 from maskloom.runtime import generator
 
-ALWAYS_TRAINING = -1
-"""The fold of records that every model may train on and none validates."""
-
 NUM_BINS = 35
 """Bins of the histogram of areas, as published (Carvana, 1st place)."""
 
 
-class FoldSettings(Config):
-    """How records are divided."""
+class FoldSettings(SpatialFoldSettings):
+    """How records are divided; ``side``, ``unit``, ``balance`` and ``buffer`` are of blocks alone."""
 
-    kind: Literal["auto", "kfold", "holdout", "given", "table"] = "auto"
+    kind: Literal["auto", "kfold", "holdout", "given", "table", "blocks"] = "auto"
     """"kfold": ``count`` folds, each of which validates one network; "holdout": the first of these alone, everything
     else always trains, so that there is one network; "given": the train and val folders the data came with, as one
-    fixed fold; "table": a file; "auto": given folders where there are any, else "kfold"."""
+    fixed fold; "table": a file, also one of blocks; "blocks": scenes are divided into squares, whose place decides,
+    so that a few large rasters, or one, can be learnt from and scored; "auto": given folders where there are any, else
+    "kfold"."""
     count: int = Field(default=5, ge=2)
-    """The number of folds (kfold); its inverse is the part that is kept out (holdout)."""
+    """The number of folds (kfold, blocks); its inverse is the part that is kept out (holdout)."""
     stratify: Literal["none", "area_dealt", "area_bins", "attributes"] = "none"
     """What is to be alike in all folds. "area_dealt": groups sorted by their mask area and dealt round-robin;
     "area_bins": dealt within each bin of a histogram of areas, bins merged until each holds a group for every fold;
@@ -49,11 +50,20 @@ class FoldSettings(Config):
     area_of: dict[str, str] = Field(default_factory=dict)
     """Take the area of only those records that have these attributes, for instance {"view": "05"}; all when empty."""
     seed: int = Field(default=0, ge=0)
-    """Of the shuffling before dealing; the same seed gives the same folds everywhere."""
+    """Of the shuffling before dealing, or of the hashes of blocks; the same seed gives the same folds everywhere."""
     table: Path | None = None
-    """A CSV file with columns id and fold, as written by an earlier run."""
+    """A CSV file as written by an earlier run: columns id and fold, or of blocks scene, top, left, height, width, fold
+    and (if any) buffer."""
     merge_near_duplicates: bool = False
-    """Keep groups that hold near-duplicates of each other in one fold."""
+    """Keep groups that hold near-duplicates of each other in one fold, where folds are dealt."""
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> FoldSettings:
+        if self.table is not None and self.kind not in ("auto", "table", "blocks"):
+            raise ValueError(f"table: expected kind auto or table beside a file, found {self.kind}; state kind=table")
+        if self.merge_near_duplicates and (self.table is not None or self.kind in ("given", "table", "blocks")):
+            raise ValueError("merge_near_duplicates: these folds are not dealt by group; leave it out")
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,27 +118,15 @@ class FoldTable:
     @classmethod
     def from_csv(cls, path: Path) -> FoldTable:
         """Returns the table of a file; the column ``group`` may be missing. Raises ``UserError``."""
+        rows = read_rows(path, "fold table", ("id", "group", "fold"), optional=("group",))
         try:
-            text = path.read_text(encoding="utf-8-sig")
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such fold table; expected a CSV file with columns id, group, fold") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: expected a fold table as UTF-8 text, found something else ({error})") from None
-        first_line = text.partition("\n")[0]
-        delimiter = max(",;\t", key=first_line.count)  # spreadsheets of some languages write semicolons
-        rows = csv.DictReader(io.StringIO(text), delimiter=delimiter)
-        if not {"id", "fold"} <= set(rows.fieldnames or ()):
-            raise UserError(
-                f"{path}: expected columns id, group, fold, found {', '.join(rows.fieldnames or ()) or 'none'}"
-            )
-        try:
-            return cls(tuple(_parse_row(row, rows.line_num) for row in rows))
+            return cls(tuple(_parse_row(row, line) for line, row in rows))
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
 
 
-def _parse_row(row: Mapping[str, str | None], line: int) -> FoldRow:
-    record_id, fold = row["id"] or "", (row["fold"] or "").strip()
+def _parse_row(row: Mapping[str, str], line: int) -> FoldRow:
+    record_id, fold = row["id"], row["fold"].strip()
     try:
         number = int(fold)
     except ValueError:
@@ -136,6 +134,11 @@ def _parse_row(row: Mapping[str, str | None], line: int) -> FoldRow:
     if not record_id or number < ALWAYS_TRAINING:
         raise UserError(f"line {line}: expected an id and a fold of 0, 1, 2 … or -1, found {record_id!r} and {fold!r}")
     return FoldRow(record_id, row.get("group") or record_id, number)
+
+
+def is_of_blocks(path: Path) -> bool:
+    """Returns whether a file is a table of blocks, by the names of its columns."""
+    return "scene" in columns_of(path)
 
 
 def make_folds(
@@ -152,6 +155,8 @@ def make_folds(
     ids with equal pixels) are always dealt together, those of ``near`` (pairs of ids) where the settings say so.
     Given folders and tables are taken as they are, see ``check_leaks``. Raises ``UserError``.
     """
+    if settings.kind == "blocks":
+        raise ValueError("blocks are dealt by make_spatial_folds")
     if settings.kind == "table" or (settings.kind == "auto" and settings.table is not None):
         return _from_table(records, settings)
     has_given = any(record.split == "val" for record in records)

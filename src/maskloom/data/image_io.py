@@ -35,7 +35,8 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".ti
 MAX_PIXELS = 200_000_000
 """The budget for decoding a whole image: 14,000×14,000 pixels."""
 
-_MAX_VALUES_PER_PIXEL = 64  # a TIFF header can claim 65,535 bands of 8 bytes
+_MAX_TIFF_BYTES = 8 * 2**30  # decoded; a header can claim 65,535 bands of 8 bytes
+logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what it would log becomes the one message
 _DAMAGED = "restore the file from its source, or leave the record out with --skip-bad"
 
 
@@ -114,8 +115,12 @@ def _guarded(path: Path, decode: Any) -> np.ndarray:
     """Returns what ``decode`` returns; whatever a decoder raises becomes one ``BadFile``."""
     try:
         return decode()  # type: ignore[no-any-return]
-    except (UserError, MemoryError):
+    except UserError:
         raise
+    except MemoryError:
+        raise BadFile(
+            path, "decoding it takes more memory than there is; cut it into tiles or make it smaller"
+        ) from None
     except Exception as error:  # decoders raise anything from SyntaxError to zlib.error on damaged data
         reason = " ".join(str(error).split()) or type(error).__name__
         raise BadFile(path, f"the image data is cut off or damaged ({reason}); {_DAMAGED}") from None
@@ -233,12 +238,14 @@ def _decode_pillow(data: bytes, *, mask: bool, colours: bool, always_colour: boo
 def _decode_tiff(path: Path, *, mask: bool, colours: bool) -> np.ndarray:
     import tifffile
 
-    logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what it would log becomes the one message
     with tifffile.TiffFile(path) as tiff:
         pages = list(tiff.series[0].pages)
         page = pages[0].aspage()  # type: ignore[union-attr]
-        if page.size * len(pages) > _MAX_VALUES_PER_PIXEL * MAX_PIXELS:
-            raise ValueError(f"{len(pages)} pages of {page.samplesperpixel} bands would not fit into memory")
+        needed = page.nbytes * len(pages)
+        if needed > _MAX_TIFF_BYTES:
+            held = f"{len(pages)} page(s) of {page.samplesperpixel} bands of {page.dtype}, {needed / 2**30:.0f} GiB"
+            allowed = f"the budget of {_MAX_TIFF_BYTES / 2**30:.0f} GiB for decoding a whole image"
+            raise BadFile(path, f"the header claims {held}, over {allowed}; cut it into tiles, or leave bands out")
         layers = [_tiff_layers(path, number, each.aspage()) for number, each in enumerate(pages)]  # type: ignore[union-attr]
         if len({layer.shape[:2] for layer in layers}) > 1:
             raise ValueError("the pages differ in size")

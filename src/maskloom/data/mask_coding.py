@@ -147,7 +147,10 @@ def _apply_colours(coding: MaskCoding, stored: np.ndarray, path: Path) -> np.nda
     wrong = codes[places] != packed
     if wrong.any():
         expected = [pack(colour) for colour, _ in _colour_pairs(coding)]
-        raise _unexpected(path, packed[wrong], expected, colour_text)
+        problem = _unexpected(path, packed[wrong], expected, colour_text)
+        row, column = divmod(int(wrong.argmax()), wrong.shape[1])
+        first = f"the first is {colour_text(int(packed[row, column]))} in row {row}, column {column}"
+        raise BadFile(path, f"{problem.reason} ({first})")
     result: np.ndarray = labels.astype(np.uint8)[places]
     return result
 

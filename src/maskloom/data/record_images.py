@@ -1,4 +1,4 @@
-"""A record's image as one array: its file alone, or with the bands of further files stacked behind it.
+"""A record's image as one array: its file alone, or with the bands of further files behind it, or a part of these.
 
 Knows nothing about truth, samples and networks.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from maskloom.data.image_io import MAX_PIXELS, read_image
+from maskloom.data.scene_parts import ScenePart
 from maskloom.errors import BadFile
 from maskloom.records import Record
 from maskloom.windows import Window
@@ -23,9 +24,13 @@ _UNMOVED = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 def read_record_image(record: Record) -> np.ndarray:
     """Returns the image of a record as stored, H×W×C uint8, uint16 or float32, its further bands last.
 
-    Pixels that a raster with bands calls invalid are 0. Raises ``BadFile`` as ``read_image`` does, and where a file of
-    bands is missing, damaged or of other ground.
+    Pixels that a raster with bands, or the scene of a part, calls invalid are 0. Raises ``BadFile`` as ``read_image``
+    does, and where a file of bands is missing, damaged or of other ground.
     """
+    if isinstance(record, ScenePart):
+        pixels, is_valid = read_pixels(record.scene, record.window)
+        pixels[~is_valid] = 0
+        return pixels
     if not record.bands:
         return read_image(record.image)
     height, width = record.size

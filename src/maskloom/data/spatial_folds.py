@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import Field
 
 from maskloom.config import Config
-from maskloom.data.folds import ALWAYS_TRAINING
+from maskloom.data.fold_rows import ALWAYS_TRAINING, read_rows
 from maskloom.errors import UserError, closest
 from maskloom.files import write_text
 from maskloom.rasters.georeference import Georeference, same_crs
@@ -29,10 +29,11 @@ MAX_BLOCKS = 100_000
 """Of one scene; more are taken for a mistake in the side of blocks."""
 
 _COLUMNS = ("scene", "top", "left", "height", "width", "fold")
+_BUFFER = "buffer"
 
 
 class SpatialFoldSettings(Config):
-    """How scenes are divided."""
+    """How scenes are divided into blocks."""
 
     count: int = Field(default=5, ge=2)
     """The number of folds."""
@@ -47,7 +48,8 @@ class SpatialFoldSettings(Config):
     the valid area; "classes": the area of each class. Balanced blocks are dealt from the largest share of anything
     down, each to the fold that has least of what it holds."""
     buffer: int = Field(default=0, ge=0)
-    """Pixels that lie at least between a validation block and any training window."""
+    """Pixels that lie at least between a validation block and any training window; blocks of a table that states more
+    keep that."""
     seed: int = Field(default=0, ge=0)
     """Of the places' hashes; where blocks are balanced, it decides between equal ones."""
 
@@ -63,11 +65,15 @@ class Scene:
 
 @dataclass(frozen=True, slots=True)
 class BlockRow:
-    """One line of the table; ``fold`` is 0…K-1, or -1 for always training."""
+    """One line of the table; ``fold`` is 0…K-1, or -1 for always training.
+
+    No training window of that fold comes nearer to the block than ``buffer`` pixels.
+    """
 
     scene: str
     window: Window
     fold: int
+    buffer: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,75 +98,67 @@ class SpatialFoldTable:
 
     def validation(self, scene: str, fold: int) -> list[Window]:
         """Returns the blocks of a scene that a fold validates, in the table's order."""
+        return [row.window for row in self._validated(scene, fold)]
+
+    def _validated(self, scene: str, fold: int) -> list[BlockRow]:
         if not 0 <= fold < self.num_folds:
             raise ValueError(f"fold must lie in 0…{self.num_folds - 1}, got {fold}")
         rows = [row for row in self.rows if row.scene == scene]
         if not rows:
             hint = closest(scene, {row.scene for row in self.rows})
             raise UserError(f"folds: no block of scene {scene!r} is in the table; {hint}")
-        return [row.window for row in rows if row.fold == fold]
+        return [row for row in rows if row.fold == fold]
 
-    def forbidden(self, scene: str, fold: int, buffer: int, *, scenes: Sequence[Scene] = ()) -> list[Window]:
+    def forbidden(self, scene: str, fold: int, *, scenes: Sequence[Scene] = ()) -> list[Window]:
         """Returns the areas of a scene that no training window of a fold may touch.
 
-        These are its validation blocks, grown by ``buffer`` pixels to every side, also beyond the border. Where
-        ``scenes`` say where this one and others of the table lie, the others' validation blocks count too, as far as
-        they reach into this one. Raises ``UserError`` where two of these have different CRS.
+        These are its validation blocks, grown by their buffers to every side, also beyond the border. Where ``scenes``
+        say where this one and others of the table lie, the others' validation blocks count too, as far as they reach
+        into this one. Raises ``UserError`` where two of these have different CRS.
         """
-        blocks = self.validation(scene, fold)
+        blocks = [(row.window, row.buffer) for row in self._validated(scene, fold)]
         known = {row.scene for row in self.rows}
         places = {each.id: each for each in scenes if each.georeference and each.georeference.crs and each.id in known}
         here = places.pop(scene, None)
         if here is None:
-            return [_grown(block, buffer) for block in blocks]
+            return [_grown(block, buffer) for block, buffer in blocks]
         for other in places.values():
-            blocks += [_seen_from(here, other, block) for block in self.validation(other.id, fold)]
-        return [area for block in blocks if _meets(area := _grown(block, buffer), here.size)]
+            rows = self._validated(other.id, fold)
+            blocks += [(_seen_from(here, other, row.window), row.buffer) for row in rows]
+        return [area for block, buffer in blocks if _meets(area := _grown(block, buffer), here.size)]
 
     def to_csv(self, path: Path) -> None:
-        """Writes the table (columns scene, top, left, height, width, fold), atomically."""
+        """Writes the table (columns scene, top, left, height, width, fold, buffer), atomically."""
         stream = io.StringIO()
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(_COLUMNS)
+        writer.writerow((*_COLUMNS, _BUFFER))
         for row in self.rows:
             at = row.window
-            writer.writerow((row.scene, at.top, at.left, at.height, at.width, row.fold))
+            writer.writerow((row.scene, at.top, at.left, at.height, at.width, row.fold, row.buffer))
         write_text(path, stream.getvalue())
 
     @classmethod
     def from_csv(cls, path: Path) -> SpatialFoldTable:
-        """Returns the table of a file; raises ``UserError``."""
-        expected = f"expected a CSV file with columns {', '.join(_COLUMNS)}"
+        """Returns the table of a file; the column ``buffer`` may be missing. Raises ``UserError``."""
+        rows = read_rows(path, "table of blocks", _COLUMNS)
         try:
-            text = path.read_text(encoding="utf-8-sig")
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such table of blocks; {expected}") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: {expected} as UTF-8 text, found something else ({error})") from None
-        first_line = text.partition("\n")[0]
-        delimiter = max(",;\t", key=first_line.count)  # spreadsheets of some languages write semicolons
-        rows = csv.DictReader(io.StringIO(text), delimiter=delimiter)
-        if not set(_COLUMNS) <= set(rows.fieldnames or ()):
-            raise UserError(f"{path}: {expected}, found {', '.join(rows.fieldnames or ()) or 'none'}")
-        try:
-            return cls(tuple(_parse_row(row, rows.line_num) for row in rows))
+            return cls(tuple(_parse_row(row, line) for line, row in rows))
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
 
 
-def _parse_row(row: Mapping[str, str | None], line: int) -> BlockRow:
-    scene = row["scene"] or ""
+def _parse_row(row: Mapping[str, str], line: int) -> BlockRow:
     try:
-        top, left, height, width, fold = (int(row[column] or "") for column in _COLUMNS[1:])
+        top, left, height, width, fold = (int(row[column]) for column in _COLUMNS[1:])
+        buffer = int(row.get(_BUFFER) or 0)
     except ValueError:
-        top = left = height = width = fold = -2
-    if not scene or min(top, left) < 0 or min(height, width) < 1 or fold < ALWAYS_TRAINING:
-        found = ",".join(str(row[column] or "") for column in _COLUMNS)
+        top = left = height = width = fold = buffer = -2
+    if not row["scene"] or min(top, left, buffer) < 0 or min(height, width) < 1 or fold < ALWAYS_TRAINING:
         raise UserError(
-            f"line {line}: expected a scene, top, left, height and width in pixels, and a fold of 0, 1, 2 … or -1, "
-            f"found {found:.100}"
+            f"line {line}: expected a scene, top, left, height and width in pixels, a fold of 0, 1, 2 … or -1, and a "
+            f"buffer in pixels or none, found {','.join(row.values()):.100}"
         )
-    return BlockRow(scene, Window(top, left, height, width), fold)
+    return BlockRow(row["scene"], Window(top, left, height, width), fold, buffer)
 
 
 def _by_scene(rows: Iterable[BlockRow]) -> dict[str, list[BlockRow]]:
@@ -251,6 +249,15 @@ Cell = tuple[str, int, int]
 """The place of a block: its scene ("" for cells of the ground) and its row and column."""
 
 
+def divide(scenes: Sequence[Scene], settings: SpatialFoldSettings) -> dict[str, list[Window]]:
+    """Returns the blocks of each scene, row by row: every pixel lies in exactly one.
+
+    Raises ``UserError`` where a scene's place is needed and not known.
+    """
+    _check_places(scenes, settings)
+    return {scene.id: [window for _, window in _blocks(scene, settings)] for scene in scenes}
+
+
 def make_spatial_folds(
     scenes: Sequence[Scene],
     settings: SpatialFoldSettings,
@@ -276,7 +283,9 @@ def make_spatial_folds(
             f"folds: expected blocks for {settings.count} folds, found none for fold {missing[0]} of {len(hashes)} "
             f"blocks; use a smaller side than {settings.side:g}, fewer folds, or another seed"
         )
-    return SpatialFoldTable(tuple(BlockRow(scene, window, fold_of[cell]) for scene, cell, window in blocks))
+    return SpatialFoldTable(
+        tuple(BlockRow(scene, window, fold_of[cell], settings.buffer) for scene, cell, window in blocks)
+    )
 
 
 def _check_places(scenes: Sequence[Scene], settings: SpatialFoldSettings) -> None:

@@ -7,6 +7,7 @@ Knows nothing about where records come from.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,9 @@ from maskloom.data.record_images import read_record_image
 from maskloom.encodings import polygons, rle
 from maskloom.errors import BadFile, UserError
 from maskloom.records import IGNORE, BadSize, CocoSegments, MaskFile, Record, RunLengths, Sample, Shapes, Size, Task
+
+_SMALL = 2**18
+"""Pixels of images whose painted polygons are kept, in each process: 256 MiB at most."""
 
 
 def read_truth(record: Record, task: Task, coding: MaskCoding) -> np.ndarray:
@@ -63,6 +67,18 @@ def _read_labels(record: Record, truth: MaskFile, task: Task) -> np.ndarray:
     return labels.reshape(num_maps, *record.size) if task.kind == "multilabel" else labels
 
 
+def _painted(wkt: str, size: Size) -> np.ndarray:
+    """Returns the bool mask H×W of polygons; those of small images are kept, since they may be long and drawn often."""
+    return _kept(wkt, size) if size[0] * size[1] <= _SMALL else polygons.rasterize_wkt(wkt, size)
+
+
+@lru_cache(maxsize=1024)
+def _kept(wkt: str, size: Size) -> np.ndarray:
+    mask = polygons.rasterize_wkt(wkt, size)
+    mask.flags.writeable = False
+    return mask
+
+
 def pieces(record: Record, size: Size) -> Iterable[tuple[int, np.ndarray]]:
     """Yields (class index, bool mask H×W) of a record's runs, shapes or segments."""
     truth = record.truth
@@ -72,7 +88,7 @@ def pieces(record: Record, size: Size) -> Iterable[tuple[int, np.ndarray]]:
                 yield label, rle.decode_runs(text, size, order=truth.order, base=truth.base)
         elif isinstance(truth, Shapes):
             for label, wkt in truth.wkt:
-                yield label, polygons.rasterize_wkt(wkt, size)
+                yield label, _painted(wkt, size)
         elif isinstance(truth, CocoSegments):
             for label, segment in truth.segments:
                 yield label, _coco_mask(record, segment, size)

@@ -40,8 +40,7 @@ def draw_window(
             f"expected windows that fit into the scene of {size[1]}×{size[0]} (width×height), found "
             f"{window[1]}×{window[0]}; choose smaller windows"
         )
-    areas = [(area.top, area.left, area.top + area.height, area.left + area.width) for area in forbidden]
-    bounds = np.array(areas, np.int64).reshape(-1, 4)
+    bounds = bounds_of(forbidden)
     if prefer_class > 0 and truth is not None:
         if task is None or truth.size != size:
             raise ValueError(f"windows drawn for a class need the task, and truth of {size}, got {task}, {truth.size}")
@@ -51,7 +50,7 @@ def draw_window(
     ends = (size[0] - window[0] + 1, size[1] - window[1] + 1)
     for _ in range(MAX_DRAWS):
         chosen = Window(int(rng.integers(ends[0])), int(rng.integers(ends[1])), *window)
-        if _is_allowed(chosen, bounds):
+        if is_allowed(chosen, bounds):
             return chosen
     return _counted_window(size, window, rng, bounds)
 
@@ -71,20 +70,48 @@ def _class_window(
             for place, part, length in zip(centre, window, truth.size, strict=True)
         )
         chosen = Window(top, left, *window)
-        if _is_allowed(chosen, bounds):
+        if is_allowed(chosen, bounds):
             return chosen
     return None
 
 
-def _is_allowed(window: Window, bounds: np.ndarray) -> bool:
-    """Returns whether a window shares no pixel with areas n×4 (top, left, bottom, right)."""
+def has_room(size: Size, window: Size, forbidden: Sequence[Window]) -> bool:
+    """Returns whether a window of that size fits into a scene of ``size`` without touching what is forbidden."""
+    fits = window[0] <= size[0] and window[1] <= size[1]
+    return fits and bool(_positions(size, window, bounds_of(forbidden))[2].any())
+
+
+def bounds_of(areas: Sequence[Window]) -> np.ndarray:
+    """Returns areas as an int64 array n×4 of top, left, bottom and right, as ``is_allowed`` takes them."""
+    sides = [(area.top, area.left, area.top + area.height, area.left + area.width) for area in areas]
+    return np.array(sides, np.int64).reshape(-1, 4)
+
+
+def is_allowed(window: Window, bounds: np.ndarray) -> bool:
+    """Returns whether a window shares no pixel with areas n×4 (see ``bounds_of``)."""
     below, right = window.top + window.height, window.left + window.width
     top, left, bottom, far = bounds.T
     return not np.any((top < below) & (bottom > window.top) & (left < right) & (far > window.left))
 
 
 def _counted_window(size: Size, window: Size, rng: np.random.Generator, bounds: np.ndarray) -> Window:
-    """Returns a window at one of the allowed positions, each as likely, found by counting them.
+    """Returns a window at one of the allowed positions, each as likely, found by counting them."""
+    rows, columns, counts = _positions(size, window, bounds)
+    passed = np.cumsum(counts)
+    if not passed[-1]:
+        raise UserError(
+            f"expected room for windows of {window[1]}×{window[0]} (width×height) outside the validation areas and "
+            "their buffer, found none; choose smaller windows, a smaller buffer or fewer folds"
+        )
+    number = int(rng.integers(passed[-1]))
+    place = int(np.searchsorted(passed, number, side="right"))
+    row, column = divmod(place, len(columns) - 1)
+    down, across = divmod(int(passed[place]) - number - 1, int(columns[column + 1] - columns[column]))
+    return Window(int(rows[row]) + down, int(columns[column]) + across, *window)
+
+
+def _positions(size: Size, window: Size, bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns rows and columns that divide all positions of a window, and how many are allowed in each rectangle.
 
     Areas forbid rectangles of positions; between their sides all positions of a rectangle are alike.
     """
@@ -97,14 +124,4 @@ def _counted_window(size: Size, window: Size, rng: np.random.Generator, bounds: 
     column_places = np.searchsorted(columns, np.stack([lows[:, 1], highs[:, 1]], axis=1)).tolist()
     for (top, bottom), (left, right) in zip(row_places, column_places, strict=True):
         counts[top:bottom, left:right] = 0
-    passed = np.cumsum(counts)
-    if not passed[-1]:
-        raise UserError(
-            f"expected room for windows of {window[1]}×{window[0]} (width×height) outside the validation areas and "
-            "their buffer, found none; choose smaller windows, a smaller buffer or fewer folds"
-        )
-    number = int(rng.integers(passed[-1]))
-    place = int(np.searchsorted(passed, number, side="right"))
-    row, column = divmod(place, len(columns) - 1)
-    down, across = divmod(int(passed[place]) - number - 1, int(columns[column + 1] - columns[column]))
-    return Window(int(rows[row]) + down, int(columns[column]) + across, *window)
+    return rows, columns, counts

@@ -6,7 +6,6 @@ Pixels are x to the right, y down, (0, 0) the outer corner of the first pixel. K
 
 from __future__ import annotations
 
-import csv
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from maskloom.encodings.table_files import open_table
 from maskloom.errors import BadFile, UserError
 from maskloom.records import Size, check_id
 
@@ -57,17 +57,12 @@ def _scaled(geometry: BaseGeometry, factors: np.ndarray) -> BaseGeometry:
 
 
 def read_grids(path: Path) -> dict[str, Grid]:
-    """Returns the grid of each image from ``grid_sizes.csv``; its first heading is empty or ``ImageId``.
+    """Returns the grid of each image from ``grid_sizes.csv``, plain or gzip; its first heading is empty or ``ImageId``.
 
     Raises ``BadFile`` for other columns, numbers that are no extent, and an image that comes twice.
     """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            header, *rows = [row for row in csv.reader(stream) if row] or [[]]
-    except FileNotFoundError:
-        raise BadFile(path, "no such file") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise BadFile(path, f"expected a CSV table of grid sizes, found something else ({error})") from None
+    with open_table(path) as lines:
+        header, *rows = [row for row in lines if row] or [[]]
     if [column.lower() for column in header] not in _HEADERS:
         raise BadFile(path, f"expected the columns ImageId,Xmax,Ymin, found {','.join(header)[:200]}")
     grids: dict[str, Grid] = {}

@@ -8,6 +8,7 @@ Knows nothing about files or classes.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from shapely.geometry.base import BaseGeometry
 
 _FARTHEST = 2**24  # pixels from the corner; COCO's rasteriser takes memory in proportion to the outline's length
+_RASTERIO = threading.Lock()  # it silences a warning of its own in a way that other threads undo
 
 
 def rasterize_wkt(wkt: str, size: Size) -> np.ndarray:
@@ -37,46 +39,60 @@ def rasterize_wkt(wkt: str, size: Size) -> np.ndarray:
     if not polygons:
         return np.zeros(size, bool)
     # One shape per polygon: rings of one shape are filled by the even-odd rule, so overlaps would cancel out.
-    mask: np.ndarray = rasterize(polygons, out_shape=size, fill=0, default_value=1, dtype="uint8")
+    with _RASTERIO:
+        mask: np.ndarray = rasterize(polygons, out_shape=size, fill=0, default_value=1, dtype="uint8")
     return mask.view(bool)
 
 
 def polygons_of(shape: str | BaseGeometry) -> list[Polygon]:
-    """Returns the polygons of WKT or of a geometry, as they are; an empty one of any kind has none.
+    """Returns the polygons of WKT or of a geometry, as they are but without heights; an empty one of any kind has none.
 
-    Raises ``UserError`` for text that is not WKT, for points and lines, and for coordinates that are not finite.
+    Collections may lie in one another. Raises ``UserError`` for text that is not WKT, for points and lines, and for
+    coordinates that are not finite.
     """
+    import shapely
+
     geometry = _parse_wkt(shape) if isinstance(shape, str) else shape
-    return _polygons(geometry, shape if isinstance(shape, str) else f"{shape!s:.60}")
+    if not np.isfinite(shapely.get_coordinates(geometry)).all():
+        raise UserError(f"expected finite coordinates, found NaN or infinity in {_start(shape)}; mend them")
+    parts = np.array([geometry], dtype=object)
+    while _are_collections(parts).any():
+        parts = shapely.get_parts(parts)
+    parts = parts[~shapely.is_empty(parts)]
+    others = parts[shapely.get_type_id(parts) != shapely.GeometryType.POLYGON]
+    if len(others):
+        found = f"a {others[0].geom_type} in {_start(shape)}"
+        raise UserError(f"expected polygons, found {found}; draw areas, not lines or points")
+    polygons: list[Polygon] = shapely.force_2d(parts).tolist()
+    return polygons
 
 
 def _parse_wkt(wkt: str) -> BaseGeometry:
     import shapely
 
     try:
-        with np.errstate(invalid="ignore"):  # NaN is refused below, by its own message
+        with np.errstate(invalid="ignore"):  # NaN is refused later, by its own message
             return shapely.from_wkt(wkt)
-    except (shapely.errors.ShapelyError, TypeError) as error:
+    except (shapely.errors.ShapelyError, NotImplementedError) as error:  # the second for curves
         reason = " ".join(str(error).split())
         raise UserError(
-            f"expected WKT such as 'POLYGON ((0 0, 4 0, 4 4, 0 0))', found {wkt!r:.60} ({reason})"
+            f"expected WKT polygons or MULTIPOLYGON EMPTY, found {_start(wkt)} ({reason:.80}); write such as "
+            "POLYGON ((0 0, 4 0, 4 4, 0 0))"
         ) from None
 
 
-def _polygons(geometry: BaseGeometry, wkt: str) -> list[Polygon]:
+def _are_collections(parts: np.ndarray) -> np.ndarray:
+    """Returns which of the geometries hold others."""
     import shapely
 
-    if not np.isfinite(shapely.get_coordinates(geometry)).all():
-        raise UserError(f"expected finite WKT coordinates, found NaN or infinity in {wkt!r:.60}")
-    if geometry.is_empty:
-        return []
-    if geometry.geom_type == "Polygon":
-        return [geometry]
-    if geometry.geom_type in ("MultiPolygon", "GeometryCollection"):
-        return [polygon for part in geometry.geoms for polygon in _polygons(part, wkt)]
-    raise UserError(
-        f"expected WKT polygons, found a {geometry.geom_type} in {wkt!r:.60}; draw areas, not lines or points"
-    )
+    kinds = shapely.get_type_id(parts)
+    return np.asarray((kinds > shapely.GeometryType.POLYGON) & (kinds <= shapely.GeometryType.GEOMETRYCOLLECTION))
+
+
+def _start(shape: str | BaseGeometry) -> str:
+    """Returns the first characters of the text, for messages; writing a geometry as text takes its time."""
+    text = str(shape)
+    return f"{text!r:.60}"
 
 
 def rasterize_coco(polygons: Sequence[Sequence[float]], size: Size) -> np.ndarray:

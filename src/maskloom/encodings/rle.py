@@ -201,18 +201,14 @@ def possible_readings(
 # COCO ---------------------------------------------------------------------------------------------------------------
 
 
-def coco_encode(mask: np.ndarray) -> dict[str, Any]:
-    """Returns ``{"size": [height, width], "counts": text}`` of a bool mask, equal to pycocotools' ``encode``."""
-    mask = _checked(mask)
-    return coco_encode_window(mask, (0, 0), (mask.shape[0], mask.shape[1]))
+def coco_encode(mask: np.ndarray, corner: tuple[int, int] = (0, 0), size: Size | None = None) -> dict[str, Any]:
+    """Returns ``{"size": [height, width], "counts": text}`` of a bool mask, equal to pycocotools' ``encode``.
 
-
-def coco_encode_window(mask: np.ndarray, corner: tuple[int, int], size: Size) -> dict[str, Any]:
-    """Returns the COCO run lengths of an image of ``size`` that is empty but for ``mask`` at ``corner`` (top, left).
-
-    Costs as much as the window is large, whatever the image: for the many small components of one photo.
+    With ``corner`` (top, left) and ``size`` the image is empty but for the mask there; that costs as much as the mask
+    is large, whatever the image: for the many small components of one photo.
     """
     mask = _checked(mask)
+    size = (mask.shape[0], mask.shape[1]) if size is None else size
     if corner[0] + mask.shape[0] > size[0] or corner[1] + mask.shape[1] > size[1] or min(corner) < 0:
         raise ValueError(f"window {mask.shape} at {corner} reaches outside the image {size}")
     changes = _column_changes(mask, size[0], *corner)

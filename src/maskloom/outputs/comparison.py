@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from maskloom.encodings.rle import Base, Order
-from maskloom.errors import UserError
+from maskloom.errors import UserError, some_of
 from maskloom.metrics import Counts, dice, iou, per_class, score_records
 from maskloom.outputs.mask_sets import FolderMasks, MaskSet, TableMasks, open_mask_set
 from maskloom.outputs.polygon_sets import PolygonMasks
@@ -80,7 +80,7 @@ class Comparison:
         lines += [f"{'':<{width}}    Dice     IoU"]
         lines += [f"{name:<{width}}  {first:.4f}  " + _figure(second) for name, first, second in rows]
         missing = (("prediction", self.missing_predictions), ("truth", self.missing_truths))
-        lines += [f"left out, without {what}: {_some(names)}" for what, names in missing if names]
+        lines += [f"left out, without {what}: {some_of(names)}" for what, names in missing if names]
         return "\n".join([*lines, *self.notes])
 
 
@@ -170,20 +170,16 @@ def _matched(truth: MaskSet, prediction: MaskSet, skip: bool) -> tuple[list[str]
     only_true, only_predicted = sorted(true_names - predicted_names), sorted(predicted_names - true_names)
     if not both:
         raise UserError(
-            f"no mask of {prediction.origin} ({_some(only_predicted)}) is called like one of {truth.origin} "
-            f"({_some(only_true)}); names are compared without suffix and '_mask'"
+            f"no mask of {prediction.origin} ({some_of(only_predicted)}) is called like one of {truth.origin} "
+            f"({some_of(only_true)}); names are compared without suffix and '_mask'"
         )
     if (only_true or only_predicted) and not skip:
-        parts = [f"{len(only_true)} without prediction: {_some(only_true)}"] * bool(only_true)
-        parts += [f"{len(only_predicted)} without truth: {_some(only_predicted)}"] * bool(only_predicted)
+        parts = [f"{len(only_true)} without prediction: {some_of(only_true)}"] * bool(only_true)
+        parts += [f"{len(only_predicted)} without truth: {some_of(only_predicted)}"] * bool(only_predicted)
         raise UserError(
             f"expected the same names on both sides, found {'; '.join(parts)}; add them, or skip the missing"
         )
     return both, only_true, only_predicted
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_NUM_NAMED]) + (f" and {len(names) - _NUM_NAMED} more" if len(names) > _NUM_NAMED else "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from maskloom.data.image_io import IMAGE_SUFFIXES
 from maskloom.encodings.grid_coordinates import Grid, read_grids
 from maskloom.encodings.outlines import cleaned
 from maskloom.encodings.rle import Base, Order
+from maskloom.encodings.table_files import open_table
 from maskloom.errors import BadFile, UserError
 from maskloom.outputs.convert_target import FOLDERS, TABLES, VECTORS, check_target, kind_of, mark_target
 from maskloom.outputs.legends import ClassMasks, Legend, with_legend
@@ -33,7 +34,7 @@ from maskloom.outputs.mask_writers import (
     write_wkt,
 )
 from maskloom.outputs.polygon_sets import PolygonMasks, drawn
-from maskloom.outputs.tables import SubmissionFormat, check_against_sample, open_table, read_submission
+from maskloom.outputs.tables import SubmissionFormat, check_against_sample, read_submission
 from maskloom.outputs.vectors import (
     DSTL_COLUMNS,
     VECTOR_SUFFIXES,
@@ -141,9 +142,16 @@ def _check_known(images: Sequence[ImageMasks], kind: str, masks: MaskSet) -> Non
 
 
 def _is_copy(source: Path, kind: str, options: ConvertOptions) -> bool:
-    """Whether features go from one vector file to another, and so need no pixels in between."""
-    plain = options.like is None and options.classes is None and not options.foreground and not options.cleans
-    return plain and kind in VECTORS and source.suffix.lower() in VECTOR_SUFFIXES and options.ignore is None
+    """Whether features go from one vector file to another, and no option asks for pixels in between.
+
+    Raises ``UserError`` for options of run lengths between vector files.
+    """
+    if kind not in VECTORS or source.suffix.lower() not in VECTOR_SUFFIXES:
+        return False
+    if (options.order, options.base) != ("row", 1):
+        raise UserError(f"--order and --base are of run lengths, found polygons in {source} and {kind}; leave them out")
+    stated = (options.like, options.classes, options.ignore, options.size, options.grid)
+    return all(option is None for option in stated) and not options.foreground and not options.cleans
 
 
 def _copy_features(source: Path, out: Path, kind: str, progress: Progress) -> Conversion:

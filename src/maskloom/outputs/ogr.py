@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from maskloom.files import atomic_path
 
 DRIVERS = {".gpkg": "GPKG", ".fgb": "FlatGeobuf"}
 """GDAL's name of each kind of file, by suffix in lower case."""
+_STARTS = {".gpkg": b"SQLite format 3\0", ".fgb": b"fgb\x03fgb"}
 
 _INT64 = 2**63
+_CHANGED = "1970-01-01T00:00:00.000Z"  # when a GeoPackage was last changed: equal features give equal bytes
 
 
 def check_available(path: Path) -> None:
@@ -41,14 +44,14 @@ def write_layer(
 ) -> None:
     """Writes MultiPolygons (WKB; None for none) with their fields, atomically; the layer is called as the file.
 
-    Fields are texts, numbers, bools and None; one of mixed kinds becomes text. ``crs`` is "EPSG:n", WKT or None.
-    Raises ``UserError`` when GDAL refuses.
+    Equal arguments give equal bytes, whenever they are written. Fields are texts, numbers, bools and None; one of mixed
+    kinds becomes text. ``crs`` is "EPSG:n", WKT or None. Raises ``UserError`` when GDAL refuses.
     """
     pyogrio, driver = _pyogrio(path), DRIVERS[path.suffix.lower()]
     names = list(dict.fromkeys(name for row in rows for name in row))
     columns = [_column([row.get(name) for row in rows]) for name in names]
     options = {"spatial_index": False} if driver == "FlatGeobuf" and None in shapes else {}  # which needs a place
-    with atomic_path(path) as temporary, warnings.catch_warnings():
+    with atomic_path(path) as temporary, warnings.catch_warnings(), _repeatable(pyogrio):
         warnings.filterwarnings("ignore", message="'crs' was not provided")
         temporary.unlink()  # GDAL makes its file itself
         try:
@@ -66,6 +69,20 @@ def write_layer(
             )
         except (RuntimeError, ValueError) as error:  # what pyogrio's own errors are
             raise UserError(f"{path}: could not be written as {driver} ({_one_line(error)})") from None
+
+
+@contextmanager
+def _repeatable(pyogrio: Any) -> Iterator[None]:
+    """Has GDAL write ``_CHANGED`` in place of the time, unless the user has chosen one (OGR_CURRENT_DATE)."""
+    name = "OGR_CURRENT_DATE"
+    if pyogrio.get_gdal_config_option(name) is not None:
+        yield
+        return
+    pyogrio.set_gdal_config_options({name: _CHANGED})
+    try:
+        yield
+    finally:
+        pyogrio.set_gdal_config_options({name: None})
 
 
 def _column(values: Sequence[Any]) -> tuple[np.ndarray, np.ndarray | None]:
@@ -92,6 +109,7 @@ def read_layer(path: Path) -> tuple[str | None, Iterator[tuple[bytes | None, dic
     Raises ``BadFile`` when the file is damaged or something else, or has no layer of geometries or several.
     """
     pyogrio = _pyogrio(path)
+    _check_start(path)
     try:
         layers = [str(name) for name, kind in pyogrio.list_layers(path) if kind is not None]
         if len(layers) == 1:
@@ -106,6 +124,18 @@ def read_layer(path: Path) -> tuple[str | None, Iterator[tuple[bytes | None, dic
     return facts["crs"], (
         (shape, dict(zip(names, row, strict=True))) for shape, *row in zip(shapes, *columns, strict=True)
     )
+
+
+def _check_start(path: Path) -> None:
+    """Raises ``BadFile`` for content of another kind: GDAL goes by content, and some kinds name other files."""
+    suffix = path.suffix.lower()
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(len(_STARTS[suffix]))
+    except OSError as error:
+        raise BadFile(path, f"cannot be read ({error.strerror or error})") from None
+    if start != _STARTS[suffix]:
+        raise BadFile(path, f"expected {DRIVERS[suffix]}, found something else; save the layer as {DRIVERS[suffix]}")
 
 
 def _one_line(error: Exception) -> str:

@@ -1,19 +1,49 @@
-"""Texts that arrive in any order and leave in a given one, in flat memory. Knows nothing about what the texts are."""
+"""Texts that arrive in any order and leave in a given one, in flat memory: handed on, or as the rows of a table.
+
+Knows nothing about what the texts are.
+"""
 
 from __future__ import annotations
 
+import csv
 import tempfile
 import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from maskloom.errors import UserError
+from maskloom.encodings.table_files import text_writer
+from maskloom.errors import UserError, some_of
 from maskloom.files import TEMPORARY_PREFIX
 
 Key = TypeVar("Key", bound=Hashable)
 
 _IN_MEMORY = 4 * 2**20  # bytes of waiting texts; what exceeds it waits in a file
+
+
+@contextmanager
+def ordered_table(
+    path: Path,
+    columns: Sequence[str],
+    keys: Sequence[Key] | None,
+    *,
+    cells: Callable[[Key, str], Sequence[object]],
+    named: Callable[[Key], str],
+) -> Iterator[InOrder[Key]]:
+    """Yields what takes the text of each row of a CSV table, which appears whole or not at all.
+
+    Rows stand in the order of ``keys`` (None: as they come), all of which must have come when the block ends. A row is
+    ``cells`` of its key and text, ``named`` is how messages call it. A path ending in ``.gz`` is compressed. Raises
+    ``UserError`` for keys that come twice, and when rows are missing.
+    """
+    with text_writer(path) as stream:
+        rows = csv.writer(stream, lineterminator="\n")
+        rows.writerow(columns)
+        with closing(InOrder(keys, lambda key, text: rows.writerow(cells(key, text)), folder=path.parent)) as order:
+            yield order
+            if missing := order.missing():
+                raise UserError(f"{path}: no rows for {some_of(map(named, missing))}")
 
 
 class InOrder(Generic[Key]):

@@ -95,6 +95,8 @@ class PseudoRound:
     """How the pupils learn from the labels, in words."""
     minimum_confidence: float
     folds: Sequence[PseudoFold]
+    notes: Sequence[str] = ()
+    """What the reader should know of it, such as teachers that label for some folds only."""
     examples: Sequence[PseudoLabelled] = ()
     """Some of the chosen images, the least sure first."""
 

@@ -43,6 +43,7 @@ def pseudo_labels(page: ReportInput) -> html.Section:
                 if each.minimum_confidence
                 else ""
             ),
+            html.notes(each.notes),
             _folds(each),
             _labelled(page, each),
         )

@@ -158,7 +158,7 @@ def data_facts(page: ReportInput) -> list[tuple[str, str]]:
     facts = [
         ("Folder", page.data),
         ("Layout", page.layout),
-        ("Task", f"{page.task_kind}, {plural(len(page.classes), 'class').replace('classs', 'classes')}"),
+        ("Task", f"{page.task_kind}, {plural(len(page.classes), 'class')}"),
         ("Labelled images", f"{len(found.records):,}"),
         ("Groups", f"{len(groups):,} ({grouped})"),
         ("Without truth", f"{page.num_unlabelled:,}"),
@@ -240,7 +240,7 @@ def stage_times(page: ReportInput) -> list[StageTime]:
     ]
 
 
-_STAGES = ("survey", "folds", "member", "ensemble", "postprocess", "predict", "submit", "report")
+_STAGES = ("register", "survey", "folds", "member", "ensemble", "postprocess", "predict", "submit", "report")
 _OF_MEMBERS = ("pseudo", "train", "oof")
 
 

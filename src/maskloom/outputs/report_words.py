@@ -250,8 +250,9 @@ def _scored(epochs: Sequence[Mapping[str, Any]]) -> list[float]:
 
 
 def plural(count: int, noun: str) -> str:
-    """Returns the count with its noun: "1 image", "1,200 images"."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    """Returns the count with its noun: "1 image", "1,200 images", "2 classes"."""
+    ending = "es" if noun.endswith("s") else "s"
+    return f"{count:,} {noun}{'' if count == 1 else ending}"
 
 
 def duration(seconds: float) -> str:

@@ -7,30 +7,23 @@ nothing about single contests: a contest states its columns, suffix, order and b
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
 import json
 import threading
-import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from maskloom.encodings.rle import Base, Order, coco_encode_window, decode_runs, encode_runs
-from maskloom.errors import BadFile, UserError
-from maskloom.files import atomic_path
+from maskloom.encodings.rle import Base, Order, coco_encode, decode_runs, encode_runs
+from maskloom.encodings.table_files import open_table, text_writer
+from maskloom.errors import BadFile, UserError, some_of
 from maskloom.masks import components
-from maskloom.outputs.ordered import InOrder
+from maskloom.outputs.ordered import ordered_table
 from maskloom.records import BadSize, Size, Task
-
-_NUM_NAMED = 5  # of the names that are missing or too many, so many are told
-_LONGEST_CELL = 2**30  # the csv module's own limit of 131,072 characters is below a detailed mask's run lengths
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,27 +86,20 @@ class SubmissionWriter:
         names: Sequence[str] | None = None,
         classes: Sequence[str] = ("",),
     ) -> None:
-        self._path, self._form = path, form
-        self._keys = None if names is None else [(name, label) for name in names for label in classes]
-        self._stack = ExitStack()
+        keys = None if names is None else [(name, label) for name in names for label in classes]
+        self._form = form
+        self._table = ordered_table(path, form.columns, keys, cells=self._cells, named=_named)
 
     def __enter__(self) -> Self:
         """Opens the file under a temporary name and writes the header."""
-        with ExitStack() as stack:
-            stream = stack.enter_context(text_writer(self._path))
-            self._rows = csv.writer(stream, lineterminator="\n")
-            self._rows.writerow(self._form.columns)
-            self._order: InOrder[tuple[str, str]] = InOrder(self._keys, self._emit, folder=self._path.parent)
-            stack.callback(self._order.close)
-            stack.push(self._finish)
-            self._stack = stack.pop_all()
+        self._order = self._table.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
         """Puts the file in place, or removes it after an error; raises ``UserError`` when rows are missing."""
-        return self._stack.__exit__(kind, error, trace)
+        return self._table.__exit__(kind, error, trace)
 
     def write(self, name: str, runs: str | np.ndarray, class_name: str = "") -> None:
         """Takes one row: run lengths as text in this format, or the bool mask H×W. May be called from any thread."""
@@ -121,44 +107,11 @@ class SubmissionWriter:
             raise ValueError(f"{name!r}: class {class_name!r} does not fit the columns {self._form.columns}")
         self._order.put((name, class_name), runs if isinstance(runs, str) else self._form.encode(runs))
 
-    def _emit(self, key: tuple[str, str], runs: str) -> None:
-        self._rows.writerow((*key, runs) if self._form.has_classes else (key[0], runs))
-
-    def _finish(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None and (missing := self._order.missing()):
-            raise UserError(f"{self._path}: no rows for {_some(' '.join(filter(None, key)) for key in missing)}")
-
-
-@contextmanager
-def text_writer(path: Path) -> Iterator[IO[str]]:
-    """Yields a UTF-8 stream of a file that appears whole or not at all; compressed for ``.gz``, without a time."""
-    with ExitStack() as stack:
-        temporary = stack.enter_context(atomic_path(path))
-        binary: Any = stack.enter_context(temporary.open("wb"))
-        if path.suffix == ".gz":
-            binary = stack.enter_context(gzip.GzipFile("", "wb", 6, binary, mtime=0))
-        yield stack.enter_context(io.TextIOWrapper(binary, encoding="utf-8", newline=""))
+    def _cells(self, key: tuple[str, str], runs: str) -> tuple[str, ...]:
+        return (*key, runs) if self._form.has_classes else (key[0], runs)
 
 
 # Reading and checking -----------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def open_table(path: Path) -> Iterator[Iterator[list[str]]]:
-    """Yields the rows of a CSV file, plain or gzip, the header first; raises ``BadFile`` for anything else."""
-    csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_CELL))
-    try:
-        with path.open("rb") as raw:
-            compressed = raw.read(2) == b"\x1f\x8b"
-            raw.seek(0)
-            binary: Any = gzip.GzipFile(fileobj=raw) if compressed else raw
-            with io.TextIOWrapper(binary, encoding="utf-8-sig", newline="") as stream:
-                yield csv.reader(stream)
-    except FileNotFoundError:
-        raise BadFile(path, "no such file") from None
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
-        reason = " ".join(str(error).split())
-        raise BadFile(path, f"expected a CSV table, plain or .gz, found something else or a part ({reason})") from None
 
 
 def read_submission(path: Path, form: SubmissionFormat) -> Iterator[SubmissionRow]:
@@ -194,7 +147,7 @@ def validate_submission(
     for row in read_submission(path, form):
         key = (row.name, row.class_name)
         if key in found:
-            raise BadFile(path, f"found two rows for {' '.join(filter(None, key))!r}, expected one")
+            raise BadFile(path, f"found two rows for {_named(key)!r}, expected one")
         found.add(key)
         if size_of is not None:
             try:
@@ -202,26 +155,22 @@ def validate_submission(
             except UserError as error:
                 raise BadFile(path, f"row {row.name!r}: {error}") from None
     expected = {(row.name, row.class_name) for row in read_submission(sample, form)}
-    _check_same(
-        {" ".join(filter(None, key)) for key in found}, {" ".join(filter(None, key)) for key in expected}, sample
-    )
+    _check_same({_named(key) for key in found}, {_named(key) for key in expected}, sample)
 
 
 def _check_same(found: set[str], expected: set[str], sample: Path, what: str = "rows") -> None:
     missing, extra = sorted(expected - found), sorted(found - expected)
     if missing or extra:
-        parts = [f"{len(missing)} missing: {_some(missing)}"] * bool(missing)
-        parts += [f"{len(extra)} not in the sample: {_some(extra)}"] * bool(extra)
+        parts = [f"{len(missing)} missing: {some_of(missing)}"] * bool(missing)
+        parts += [f"{len(extra)} not in the sample: {some_of(extra)}"] * bool(extra)
         raise UserError(
             f"expected exactly the {len(expected)} {what} of {sample.name}, found {len(found)} "
             f"({'; '.join(parts)}); predict the images the sample names"
         )
 
 
-def _some(names: Iterable[str]) -> str:
-    names = list(names)
-    rest = len(names) - _NUM_NAMED
-    return ", ".join(names[:_NUM_NAMED]) + (f" and {rest} more" if rest > 0 else "")
+def _named(key: tuple[str, str]) -> str:
+    return " ".join(filter(None, key))
 
 
 # COCO ---------------------------------------------------------------------------------------------------------------
@@ -307,7 +256,7 @@ def _annotations(mask: np.ndarray, size: Size) -> Iterator[dict[str, Any]]:
         yield {
             "bbox": [box.left, box.top, box.width, box.height],
             "area": piece.area,
-            "segmentation": coco_encode_window(piece.mask, (box.top, box.left), size),
+            "segmentation": coco_encode(piece.mask, (box.top, box.left), size),
             "iscrowd": 0,
         }
 

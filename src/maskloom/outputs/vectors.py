@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maskloom.encodings.outlines import repaired
+from maskloom.encodings.polygons import polygons_of
+from maskloom.encodings.table_files import open_table, text_writer
 from maskloom.errors import BadFile, UserError
 from maskloom.outputs.ogr import DRIVERS, check_available, read_layer, write_layer
-from maskloom.outputs.tables import open_table, text_writer
 from maskloom.records import check_id
 
 if TYPE_CHECKING:
@@ -212,10 +213,10 @@ def read_features(
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """One feature as stored; ``place`` is where, for messages."""
+    """One feature as stored, its geometry perhaps as WKT; ``place`` is where, for messages."""
 
     place: str
-    geometry: BaseGeometry | None
+    geometry: BaseGeometry | str | None
     class_name: str
     image: str
     attributes: Mapping[str, Any]
@@ -239,18 +240,14 @@ def _features(path: Path, rows: Iterable[_Row], note: Callable[[str], None]) -> 
     return features
 
 
-def _area(geometry: BaseGeometry | None) -> tuple[Polygon | MultiPolygon, bool]:
-    """Returns the valid area of a stored geometry, and whether it had to be repaired."""
+def _area(shape: BaseGeometry | str | None) -> tuple[Polygon | MultiPolygon, bool]:
+    """Returns the valid area of a stored geometry or its WKT, and whether it had to be repaired."""
     import shapely
 
-    if geometry is None or geometry.is_empty:
-        return shapely.MultiPolygon(), False
-    if not np.isfinite(shapely.get_coordinates(geometry)).all():
-        raise UserError("expected finite coordinates, found NaN or infinity; mend the file")
-    parts = _polygons(geometry)
+    parts = [] if shape is None else polygons_of(shape)
     if len(parts) == 1 and parts[0].is_valid:
         return parts[0], False
-    whole = shapely.multipolygons(parts)
+    whole = _multipolygon_of(parts)
     if shapely.is_valid(whole):
         return whole, False
     return _multipolygon_of(repaired(parts)), True
@@ -262,16 +259,6 @@ def _multipolygon_of(polygons: list[Polygon]) -> MultiPolygon:
     return shapely.multipolygons(polygons) if polygons else shapely.MultiPolygon()
 
 
-def _polygons(geometry: BaseGeometry) -> list[Polygon]:
-    import shapely
-
-    if geometry.geom_type == "Polygon":
-        return [] if geometry.is_empty else [shapely.force_2d(geometry)]
-    if geometry.geom_type in ("MultiPolygon", "GeometryCollection"):
-        return [polygon for part in geometry.geoms for polygon in _polygons(part)]
-    raise UserError(f"expected polygons, found a {geometry.geom_type}; draw areas, not lines or points")
-
-
 def _named(fields: Mapping[str, Any], names: Sequence[str]) -> tuple[str, str]:
     """Returns the field that goes by the first of these names, and its value as text; both "" where there is none."""
     by_name = {key.lower(): key for key in fields}
@@ -280,7 +267,7 @@ def _named(fields: Mapping[str, Any], names: Sequence[str]) -> tuple[str, str]:
     return key, "" if value is None else str(value)
 
 
-def _row(place: str, geometry: BaseGeometry | None, fields: Mapping[str, Any], images: Sequence[str]) -> _Row:
+def _row(place: str, geometry: BaseGeometry | str | None, fields: Mapping[str, Any], images: Sequence[str]) -> _Row:
     image_key, image = _named(fields, images)
     class_key, class_name = _named(fields, CLASS_FIELDS)
     attributes = {key: _plain(value) for key, value in fields.items() if key not in (image_key, class_key)}
@@ -308,8 +295,6 @@ def is_wkt_table(path: Path) -> bool:
 
 
 def _table_rows(path: Path) -> Iterator[_Row]:
-    import shapely
-
     with open_table(path) as rows:
         header = next(rows, [])
         wkt_key, _ = _named(dict.fromkeys(header), WKT_FIELDS)
@@ -319,14 +304,7 @@ def _table_rows(path: Path) -> Iterator[_Row]:
             if len(row) != len(header):
                 raise BadFile(path, f"expected {len(header)} columns in row {number}, found {len(row)}")
             fields = dict(zip(header, row, strict=True))
-            text = fields.pop(wkt_key)
-            try:
-                with np.errstate(invalid="ignore"):  # NaN is refused later, by its own message
-                    geometry = shapely.from_wkt(text)
-            except shapely.errors.ShapelyError as error:
-                reason = " ".join(str(error).split())
-                raise BadFile(path, f"row {number}: expected WKT polygons, found {text!r:.60} ({reason:.80})") from None
-            yield _row(f"row {number}", geometry, fields, (*IMAGE_FIELDS, "id", "name"))
+            yield _row(f"row {number}", fields.pop(wkt_key), fields, (*IMAGE_FIELDS, "id", "name"))
 
 
 # GeoJSON
@@ -386,7 +364,7 @@ def _layer_rows(path: Path, layer: Iterable[tuple[bytes | None, dict[str, Any]]]
         place = f"feature {number}"
         try:
             geometry = None if shape is None else shapely.from_wkb(shape)
-        except shapely.errors.ShapelyError as error:
+        except (shapely.errors.ShapelyError, NotImplementedError) as error:  # the second for curves
             reason = " ".join(str(error).split())
             raise BadFile(path, f"{place}: expected polygons, found something else ({reason:.120})") from None
         yield _row(place, geometry, fields, IMAGE_FIELDS)

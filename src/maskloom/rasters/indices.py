@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -142,15 +141,6 @@ def band_names(bands: str | Sequence[str]) -> tuple[str, ...]:
         if names.count(name) > 1:
             raise UserError(f"bands: expected names that differ from each other, found {name!r:.60} twice")
     return names
-
-
-def normalised_differences(bands: Iterable[str]) -> tuple[str, ...]:
-    """Returns (a - b) / (a + b) of all pairs of bands, a before b; the other order is the same with its sign changed.
-
-    >>> normalised_differences(["nir", "red"])
-    ('(nir - red) / (nir + red)',)
-    """
-    return tuple(f"({first} - {second}) / ({first} + {second})" for first, second in combinations(bands, 2))
 
 
 def index_values(

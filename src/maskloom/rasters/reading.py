@@ -13,6 +13,7 @@ import numpy as np
 from maskloom.errors import BadFile
 from maskloom.rasters.georeference import Georeference, georeference_of
 from maskloom.rasters.opening import opened
+from maskloom.rasters.tiff_tags import TiffForm, check_readable, read_form
 from maskloom.records import Size
 from maskloom.windows import Window
 
@@ -30,6 +31,7 @@ class Raster:
     dtype: np.dtype[Any]
     nodata: float | None
     georeference: Georeference | None
+    form: TiffForm
     _dataset: Any
 
     def read(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
@@ -72,11 +74,15 @@ class Raster:
 def open_raster(path: Path) -> Iterator[Raster]:
     """Yields a TIFF raster, to be read by window from one thread; raises ``BadFile`` for anything else.
 
-    GDAL's cache is capped. Bands of different types are read as the type of the first.
+    GDAL's cache is capped. Bands of different types are read as the type of the first. Overviews and masks inside the
+    file are no pages of their own. Refused is what GDAL would read otherwise than whole images are read: several
+    pages, greys where 0 is white, an orientation. Whether a palette will do is left to who reads (``check_image``).
     """
     from rasterio.enums import ColorInterp
 
     with opened(path) as dataset:
+        form = read_form(path)
+        check_readable(path, form)
         has_alpha = dataset.count > 1 and dataset.colorinterp[-1] == ColorInterp.alpha
         yield Raster(
             path=path,
@@ -85,5 +91,6 @@ def open_raster(path: Path) -> Iterator[Raster]:
             dtype=np.dtype(dataset.dtypes[0]),
             nodata=dataset.nodata,
             georeference=georeference_of(path, dataset),
+            form=form,
             _dataset=dataset,
         )

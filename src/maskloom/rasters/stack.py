@@ -18,6 +18,7 @@ from maskloom.errors import BadFile, UserError
 from maskloom.rasters.georeference import Georeference, Transform, same_crs
 from maskloom.rasters.reading import Raster, open_raster
 from maskloom.rasters.resampling import Sampling, composed, inverse, shifted
+from maskloom.rasters.tiff_tags import check_image
 from maskloom.records import BandFile, Size
 from maskloom.windows import Window
 
@@ -119,8 +120,8 @@ def open_stack(image: Path, bands: Sequence[BandFile] = (), *, reflected: float 
     loses no rim; what lies farther outside is not covered.
 
     Opening reads headers only, and memory follows the window. Raises ``BadFile`` for a file that is missing or no
-    whole TIFF of numbers, that has another CRS or turned axes, that lies elsewhere, or of which only one says where it
-    lies.
+    whole TIFF of numbers (but of a palette, say), that has another CRS or turned axes, that lies elsewhere, or of which
+    only one says where it lies.
     """
     if not reflected >= 0:
         raise ValueError(f"expected a number of pixels, 0 or more, got {reflected}")
@@ -200,6 +201,7 @@ def _named(crs: str | None) -> str:
 def _checked(raster: Raster) -> Raster:
     if raster.dtype.kind not in "uif":
         raise BadFile(raster.path, f"expected bands of real numbers, found {raster.dtype}; leave the file out")
+    check_image(raster.path, raster.form)
     return raster
 
 

@@ -13,6 +13,7 @@ from maskloom.data.augment import PRESETS
 from maskloom.data.folds import FoldSettings
 from maskloom.data.input_policy import InputPolicy
 from maskloom.data.record_images import read_record_image
+from maskloom.data.scene_windows import SCENE_PIXELS, files_problem
 from maskloom.data.sources.base import DataSource
 from maskloom.errors import BadFile, UserError
 from maskloom.inference.predictor import InferenceSettings
@@ -108,7 +109,9 @@ def default(source: DataSource, *, device: str, scale: Scale = "full") -> Recipe
     if scale == "smoke":
         budget = smoked(budget)
     task = source.task
-    policy = input_policy([record.size for record in source.records], budget)
+    divided = is_divided(source, budget)
+    sizes = [record.size for record in source.records]
+    policy = windows_of(budget) if are_scenes(source) else input_policy(sizes, budget)
     is_whole = policy.mode == "resize"
     num_folds, num_training = plan_folds(source, budget)
     height, width = policy.size or (1, 1)
@@ -153,7 +156,9 @@ def default(source: DataSource, *, device: str, scale: Scale = "full") -> Recipe
         name="default",
         scale=scale,
         metric="iou" if multiclass else "dice",
-        folds=FoldSettings(
+        folds=FoldSettings(kind="blocks", count=num_folds, side=block_side(source, budget), balance="classes")
+        if divided
+        else FoldSettings(
             count=num_folds if num_folds > 1 else budget.folds,
             stratify="none" if multiclass else "area_dealt",
         ),
@@ -210,6 +215,9 @@ def has_given_folds(source: DataSource) -> bool:
 def plan_folds(source: DataSource, budget: Budget) -> tuple[int, int]:
     """Returns the number of folds and the number of images that train each."""
     total = len(source.records)
+    if is_divided(source, budget):
+        num_windows = _num_pixels(source) // budget.windows.side**2
+        return budget.folds, max(num_windows * (budget.folds - 1) // budget.folds, 1)
     if has_given_folds(source):
         return 1, sum(record.split != "val" for record in source.records)
     groups = len({record.group for record in source.records})
@@ -222,6 +230,34 @@ def plan_folds(source: DataSource, budget: Budget) -> tuple[int, int]:
     return count, max(total * (count - 1) // count, 1)
 
 
+def are_scenes(source: DataSource) -> bool:
+    """Returns whether windows of images are to be read by themselves: there is one alone, or all are large rasters."""
+    sizes = [record.size[0] * record.size[1] for record in source.records]
+    is_so = len(sizes) == 1 or min(sizes) >= SCENE_PIXELS
+    return is_so and not any(files_problem(record, source.coding) for record in source.records)
+
+
+def is_divided(source: DataSource, budget: Budget) -> bool:
+    """Returns whether folds are of blocks: there are fewer scenes than folds."""
+    groups = {record.group for record in source.records}
+    return len(groups) < budget.folds and not has_given_folds(source) and are_scenes(source)
+
+
+def block_side(source: DataSource, budget: Budget) -> int:
+    """Returns the side of blocks of which there are about six for each fold, from one window up to 512 pixels."""
+    side = math.isqrt(_num_pixels(source) // (6 * budget.folds))
+    return max(budget.windows.side, min(side, 512))
+
+
+def _num_pixels(source: DataSource) -> int:
+    return sum(record.size[0] * record.size[1] for record in source.records)
+
+
+def windows_of(budget: Budget) -> InputPolicy:
+    """Returns windows at full resolution."""
+    return InputPolicy(mode="window", size=(budget.windows.side, budget.windows.side), prefer_class=0.25)
+
+
 def input_policy(sizes: list[Size], budget: Budget) -> InputPolicy:
     """Returns whole images where they share one shape, else windows at full resolution.
 
@@ -229,7 +265,7 @@ def input_policy(sizes: list[Size], budget: Budget) -> InputPolicy:
     """
     ratios = [height / width for height, width in sizes]
     if max(ratios) / min(ratios) > 1.02:
-        return InputPolicy(mode="window", size=(budget.windows.side, budget.windows.side), prefer_class=0.25)
+        return windows_of(budget)
     (height, width), _ = Counter(sizes).most_common(1)[0]
     shrink = min(1.0, math.sqrt(budget.whole.most_pixels / (height * width)))
     return InputPolicy(mode="resize", size=(max(round(height * shrink), 1), max(round(width * shrink), 1)))

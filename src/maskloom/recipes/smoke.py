@@ -8,13 +8,15 @@ kinds of schedules and optimisers, fold schemes, the ensemble's tree, guided and
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Collection, Sequence
 
 from maskloom.data.input_policy import InputPolicy
 from maskloom.ensembling.postprocess import PostprocessSettings
 from maskloom.ensembling.pseudo_labels import PseudoLabelSettings
 from maskloom.models.encoders import NetworkSettings
 from maskloom.recipe import MemberSettings, Recipe
-from maskloom.records import Size
+from maskloom.records import Record, Size
 from maskloom.training.engine import TrainingSettings
 from maskloom.windows import round_up
 
@@ -40,14 +42,27 @@ DRAWS = 200
 
 def smoked(recipe: Recipe, size: Size) -> Recipe:
     """Returns the recipe at smoke scale for images of ``size`` (height, width) in pixels."""
-    return recipe.model_copy(
-        update={
-            "scale": "smoke",
-            "members": tuple(_member(member, size) for member in recipe.members),
-            "pseudo": tuple(_pseudo(settings) for settings in recipe.pseudo),
-            "postprocess": _postprocess(recipe.postprocess),
-        }
-    )
+    return smoked_parts(recipe, ("members", "pseudo", "postprocess"), size)
+
+
+def smoked_parts(recipe: Recipe, parts: Collection[str], size: Size) -> Recipe:
+    """Returns the recipe with these parts at smoke scale and the others as they are.
+
+    For what a file lays over a recipe of that scale: ``parts`` are the keys of the file. Those that have no smaller
+    form, such as ``inference``, stay.
+    """
+    smaller = {
+        "members": tuple(_member(member, size) for member in recipe.members),
+        "pseudo": tuple(_pseudo(settings) for settings in recipe.pseudo),
+        "postprocess": _postprocess(recipe.postprocess),
+    }
+    return recipe.model_copy(update={"scale": "smoke"} | {name: smaller[name] for name in smaller if name in parts})
+
+
+def usual_size(records: Sequence[Record]) -> Size:
+    """Returns the size (height, width) that most of the records have; of equally many the first."""
+    (size, _), *_ = Counter(record.size for record in records).most_common(1)
+    return size
 
 
 def _member(member: MemberSettings, size: Size) -> MemberSettings:

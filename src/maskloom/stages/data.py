@@ -11,11 +11,13 @@ from pathlib import Path
 from maskloom.data.duplicates import SimilarPair, exact_duplicates, near_duplicates
 from maskloom.data.folds import FoldSettings, FoldTable, check_ids, check_leaks, make_folds
 from maskloom.data.record_images import image_files
+from maskloom.data.scene_parts import parts_among
 from maskloom.data.sources.base import DataSource, first_problem
 from maskloom.data.statistics import Survey, survey
 from maskloom.files import checksum, fingerprint, read_json, write_json
 from maskloom.outputs.findings import sizes_text
 from maskloom.records import MaskFile, Record
+from maskloom.stages.block_folds import check_block_folds, divided, write_block_folds
 from maskloom.stages.context import Context
 
 
@@ -81,17 +83,27 @@ def load_survey(context: Context) -> Survey:
 
 
 def without_bad_records(context: Context) -> Context:
-    """Returns the context without the records that the survey could not read, and says which those are."""
+    """Returns the context without the records that the survey could not read, and says which those are.
+
+    Where folds are of blocks, the records are those that scenes are divided into.
+    """
     bad = load_survey(context).bad_ids
     if not bad:
-        return context
+        return divided(context)
     context.progress.note(f"{len(bad)} damaged record(s) left out: {', '.join(sorted(bad)[:5])}{' …' * (len(bad) > 5)}")
     kept = tuple(record for record in context.source.records if record.id not in bad)
-    return context.with_source(replace(context.source, records=kept))
+    return divided(context.with_source(replace(context.source, records=kept)))
 
 
 def write_folds(context: Context, settings: FoldSettings, path: Path) -> list[Path]:
-    """Returns the file of a fold table, after the check that nothing leaks from training into validation."""
+    """Returns the file of a fold table, after the check that nothing leaks from training into validation.
+
+    Of blocks, also the files of their labels.
+    """
+    if parts_among(context.source.records):
+        files = write_block_folds(context, settings, path)
+        check_folds(context, path)
+        return files
     found = load_survey(context)
     near = [SimilarPair.from_json(pair) for pair in read_json(context.run.near_duplicates)]
     table = make_folds(
@@ -111,6 +123,10 @@ def check_folds(context: Context, path: Path) -> None:
 
     Also asked when the table was made before, as it may have been edited since.
     """
+    exact = exact_duplicates(load_survey(context))
+    if parts_among(context.source.records):
+        check_block_folds(context, path, exact)
+        return
     table = FoldTable.from_csv(path)
     check_ids(table, context.source.records, path)
-    check_leaks(table, context.source.records, exact_duplicates(load_survey(context)))
+    check_leaks(table, context.source.records, exact)

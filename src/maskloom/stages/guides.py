@@ -22,7 +22,7 @@ from maskloom.models.encoders import NetworkSettings
 from maskloom.recipe import MemberSettings, Recipe
 from maskloom.records import Record, Size, Task
 from maskloom.run_directory import RunDirectory
-from maskloom.stages.fold_tables import FoldTables, leaf_parts
+from maskloom.stages.fold_tables import FoldTables, kept_bundle, leaf_parts
 from maskloom.windows import Window
 
 
@@ -146,5 +146,5 @@ def bundles_of(run: RunDirectory, recipe: Recipe, leaves: Iterable[str]) -> Bund
     for leaf in leaves:
         name, fold = leaf_parts(leaf)
         assert fold is not None, "networks have one"
-        paths[leaf] = run.bundle(name, fold, recipe.member(name).keep)
+        paths[leaf] = run.bundle(name, fold, kept_bundle(leaf, recipe.member(name).keep))
     return Bundles(paths)

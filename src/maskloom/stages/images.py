@@ -19,7 +19,7 @@ from maskloom.data.sources.base import first_problem, measure
 from maskloom.data.sources.folder import image_files
 from maskloom.encodings.rle import decode_runs
 from maskloom.errors import BadFile, UserError
-from maskloom.files import OWNER, checksum, fingerprint, read_json, write_json
+from maskloom.files import OWNER, fingerprint, read_json, write_json
 from maskloom.inference.merging import RESULT
 from maskloom.inference.predictor import Predictor
 from maskloom.inference.streaming import predict_records
@@ -186,9 +186,11 @@ def _photos(root: Path, out: Path, note: Callable[[str], None]) -> list[Path]:
 
 
 def mark_output(out: Path, run: RunDirectory, to: str, images: Path) -> None:
-    """Writes whose predictions a folder holds; refuses a folder with those of another run or of other images."""
+    """Writes whose predictions a folder holds; refuses one with other files, of another run or of other images."""
     marker = out / OWNER
-    described = {"ensemble": checksum(run.ensemble), "to": to, "images": str(images.resolve())}
+    described = {"decision": run.decision(), "to": to, "images": str(images.resolve())}
+    if out.is_dir() and any(out.iterdir()) and not marker.is_file():
+        raise UserError(f"{out}: expected an empty or new folder, found other files; choose another folder")
     if marker.is_file() and (found := read_json(marker)) != described:
         same = isinstance(found, dict) and found | {"images": described["images"]} == described
         whose = f"of the images in {found.get('images')}" if same else "of another run or format"

@@ -6,28 +6,33 @@ what it finished, and one that lacks some of its files makes those anew.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import numpy as np
 
+from maskloom.data.scene_parts import ScenePart, parts_among
 from maskloom.data.truth import read_truth
-from maskloom.encodings.probability_maps import write_map
+from maskloom.encodings.probability_maps import read_map, write_map
 from maskloom.files import read_json, write_json
 from maskloom.inference.merging import RESULT, Merge
 from maskloom.inference.predictor import PLAIN, Predictor
 from maskloom.inference.streaming import predict_records
 from maskloom.metrics import from_labels
-from maskloom.models.bundle import load_bundle
+from maskloom.rasters.georeference import read_georeference
+from maskloom.rasters.writing import write_geotiff_blocks
 from maskloom.recipe import MemberSettings
 from maskloom.records import Record
 from maskloom.stages.context import Context
-from maskloom.stages.fold_tables import leaf_name
-from maskloom.stages.guides import given_out_of_fold
-from maskloom.stages.scoring import decided, of_classes, reader_with_maps
+from maskloom.stages.guides import bundles_of, by_leaf, given_out_of_fold
+from maskloom.stages.scoring import answer, decided, of_classes, reader_of_parts
 
 
 def predict_out_of_fold(context: Context, member: MemberSettings, *, fingerprint: str) -> list[Path]:
-    """Returns the files left: ``scores.json`` and the map of every validated record."""
+    """Returns the files left: ``scores.json`` and the map of every validated record.
+
+    Where folds are of blocks, records are parts of scenes, and each scene's map is put together from theirs.
+    """
     folder = context.run.oof(member.name)
     context.run.begin(f"oof/{member.name}", folder, fingerprint)
     table = context.fold_tables().of(member.name)
@@ -39,7 +44,26 @@ def predict_out_of_fold(context: Context, member: MemberSettings, *, fingerprint
         for record in records:
             scores[record.id] = read_json(_counts_path(folder, record)) | {"fold": fold}
     write_json(folder / "scores.json", scores)
-    return [folder / "scores.json", *(context.run.oof_map(member.name, record_id) for record_id in scores)]
+    maps = [context.run.oof_map(member.name, record_id) for record_id in scores]
+    return [folder / "scores.json", *maps, *_scene_maps(context, member, scores)]
+
+
+def _scene_maps(context: Context, member: MemberSettings, validated: Collection[str]) -> Iterator[Path]:
+    """Yields the rasters of scenes' maps, 8 bits per class, written from those of their parts; 0 where these train."""
+    by_scene: dict[str, list[ScenePart]] = {}
+    for part in parts_among(context.source.records):
+        by_scene.setdefault(part.scene.id, []).append(part)
+    for name, parts in by_scene.items():
+        scene, count = parts[0].scene, context.source.task.num_maps
+        path = context.run.oof(member.name) / "scenes" / f"{name}.tif"
+        blocks = (
+            (part.window, read_map(context.run.oof_map(member.name, part.id)))
+            if part.id in validated
+            else (part.window, np.zeros((count, *part.size), np.uint8))
+            for part in parts
+        )
+        write_geotiff_blocks(path, scene.size, count, np.uint8, read_georeference(scene.image), blocks)
+        yield path
 
 
 def _counts_path(folder: Path, record: Record) -> Path:
@@ -50,15 +74,15 @@ def _predict_fold(
     context: Context, member: MemberSettings, fold: int, records: list[Record], *, done: int, total: int
 ) -> None:
     folder, task, part = context.run.oof(member.name), context.source.task, member.task_of(context.source.task)
-    leaf = leaf_name(member.name, fold)
-    segmenter = load_bundle(context.run.bundle(member.name, fold, member.keep))
+    leaves = context.fold_tables().leaves_of_fold(member.name, fold)
+    asked = member.views_of(context.recipe.inference)
     predictor = Predictor(
-        Merge(children=(leaf,)),
-        {leaf: segmenter},
-        member.views_of(context.recipe.inference),
+        Merge(children=leaves),
+        bundles_of(context.run, context.recipe, leaves),
+        asked,
         context.device,
         plain=True,
-        guidance={leaf: member.guidance} if member.guidance else None,
+        guidance=by_leaf(context.recipe, leaves),
         task=task,
     )
     context.say(predictor.notes)
@@ -77,10 +101,15 @@ def _predict_fold(
         return _counts_path(folder, record).is_file() and context.run.oof_map(member.name, record.id).is_file()
 
     predict_records(
-        lambda seen: predictor(*seen),
+        answer(predictor, task, (RESULT, PLAIN)),
         records,
         consume,
-        read=reader_with_maps(member.image_channels, given_out_of_fold(context.run, member)),
+        read=reader_of_parts(
+            member.image_channels,
+            member.input,
+            asked.overlap,
+            given_out_of_fold(context.run, member),
+        ),
         skip=is_finished,
         on_progress=lambda count, _: context.progress.advance(done + count, total, f"fold {fold}"),
     )

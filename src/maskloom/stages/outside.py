@@ -5,7 +5,7 @@ Whether their networks never saw the records that they are scored on only their 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +46,7 @@ def outside_map(outside: OutsideMember, record: Record, task: Task) -> np.ndarra
     layers = []
     for path in probability_paths(outside.folder, record.id, task):
         if not path.is_file():
-            raise BadFile(path, f"expected the 8-bit map of {record.id!r} for member {outside.name}, found no file")
+            raise _missing(path, outside, record)
         values = read_image(path)
         if values.dtype != np.uint8 or values.shape != (*record.size, 1):
             height, width = record.size
@@ -59,7 +59,22 @@ def outside_map(outside: OutsideMember, record: Record, task: Task) -> np.ndarra
     return np.stack(layers)
 
 
-def map_files(outside: OutsideMember, records: tuple[Record, ...], task: Task) -> list[Path]:
+def check_maps(outside: OutsideMember, records: Sequence[Record], task: Task) -> None:
+    """Raises ``BadFile`` for the first record without a map; images without truth are asked for theirs only at the end.
+
+    The maps themselves are read when they are needed.
+    """
+    for record in records:
+        for path in probability_paths(outside.folder, record.id, task):
+            if not path.is_file():
+                raise _missing(path, outside, record)
+
+
+def _missing(path: Path, outside: OutsideMember, record: Record) -> BadFile:
+    return BadFile(path, f"expected the 8-bit map of {record.id!r} for member {outside.name}, found no file")
+
+
+def map_files(outside: OutsideMember, records: Sequence[Record], task: Task) -> list[Path]:
     """Returns the files of a member's maps that are there."""
     paths = [path for record in records for path in probability_paths(outside.folder, record.id, task)]
     return [path for path in paths if path.is_file()]

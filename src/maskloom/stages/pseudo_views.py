@@ -5,11 +5,12 @@ Also the checks of a round that can be made before anything is trained.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from maskloom.errors import UserError, closest
 from maskloom.recipe import Recipe
+from maskloom.records import Record
 from maskloom.stages.context import Context
 from maskloom.stages.fold_tables import FoldTables, leaf_name, leaf_parts
 
@@ -30,9 +31,13 @@ class View:
         """Names its map in the pass over all networks, and its folder of masks."""
         return leaf_name(self.pupil, self.fold)
 
+    def hears(self, teacher: str) -> bool:
+        """Returns whether a network of that member labels for it."""
+        return any(leaf_parts(leaf)[0] == teacher for leaf in self.networks)
+
 
 def check_pseudo(context: Context) -> None:
-    """Raises ``UserError`` for a round that cannot work, before hours go into its teachers.
+    """Raises ``UserError`` for a round that cannot work, before hours go into its teachers; says what works in part.
 
     Needs the fold tables and nothing trained.
     """
@@ -49,9 +54,46 @@ def check_pseudo(context: Context) -> None:
             raise UserError(
                 f"pseudo.{number}: expected images without masks beside the labelled ones, found none; remove the round"
             )
-        views_of(context, number)
+        views = views_of(context, number)
+        _check_teachers(context.recipe, number, views)
+        context.say(teacher_notes(context.recipe, number, views))
         for name in settings.members:
             _check_start(context.recipe, number, name)
+
+
+def _check_teachers(recipe: Recipe, number: int, views: Sequence[View]) -> None:
+    """Raises ``UserError`` for a teacher that was asked for by name and labels for nobody."""
+    for name in recipe.pseudo[number].teachers or ():
+        if not any(view.hears(name) for view in views):
+            pupils = ", ".join(dict.fromkeys(view.pupil for view in views))
+            raise UserError(
+                f"pseudo.{number}.teachers: expected a network of {name} that never saw what some fold of {pupils} "
+                f"validates, found none, so {name} would label nothing; give {name} and {pupils} the same folds, or "
+                f"leave {name} out"
+            )
+
+
+def teacher_notes(recipe: Recipe, number: int, views: Sequence[View]) -> list[str]:
+    """Returns a sentence for each teacher of a round that does not label for every fold, because its folds differ."""
+    notes = []
+    for name in teachers_of(recipe, number):
+        deaf = [view for view in views if not view.hears(name)]
+        if deaf:
+            notes.append(
+                f"pseudo.{number}: {name} labels nothing for {' and '.join(_named(deaf, views))}: each of its networks "
+                "was trained on images that are validated there; with the same folds it would label"
+            )
+    return notes
+
+
+def _named(some: Sequence[View], views: Sequence[View]) -> list[str]:
+    """Returns the pupils of some of the views; with their folds, where others of the pupil's are not among them."""
+    names = []
+    for pupil in dict.fromkeys(view.pupil for view in some):
+        folds = [str(view.fold) for view in some if view.pupil == pupil]
+        is_whole = len(folds) == sum(view.pupil == pupil for view in views)
+        names.append(pupil if is_whole else f"{pupil} (fold {', '.join(folds)})")
+    return names
 
 
 def _check_start(recipe: Recipe, number: int, pupil: str) -> None:
@@ -99,16 +141,23 @@ def teachers_of(recipe: Recipe, number: int) -> tuple[str, ...]:
 
 def views_of(context: Context, number: int) -> list[View]:
     """Returns every fold of every distinct fold table among a round's pupils; raises ``UserError`` without teachers."""
-    recipe, tables = context.recipe, context.fold_tables()
+    return views_among(context.recipe, context.fold_tables(), context.source.records, number)
+
+
+def views_among(recipe: Recipe, tables: FoldTables, records: Sequence[Record], number: int) -> list[View]:
+    """Returns what ``views_of`` does, of a finished run too: damaged records, which no table has, are passed over."""
+    known = tables.shared.fold_of()
+    records = [record for record in records if record.id in known]
     teachers = teachers_of(recipe, number)
     views = []
     for pupil in dict.fromkeys(folds_of(recipe, tables, number, name) for name in recipe.pseudo[number].members):
         table = tables.of(pupil)
         for fold in range(table.num_folds):
             training, validated = table.split(fold)
-            groups = {record.group for record in context.records(set(validated))}
+            ids = set(validated)
+            groups = {record.group for record in records if record.id in ids}
             groups |= {row.group for row in table.rows if row.fold == fold}
-            unseen = [record.id for record in context.source.records if record.group in groups]
+            unseen = [record.id for record in records if record.group in groups]
             networks = tuple(
                 leaf for name in teachers for leaf in tables.leaves(name) if _never_saw(recipe, tables, leaf, unseen)
             )

@@ -5,6 +5,7 @@ Each record leaves a small file, so a killed stage goes on where it stood.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from maskloom.data.band_registration import RegistrationSettings, registered
 from maskloom.data.record_images import image_files
 from maskloom.files import fingerprint, read_json, write_json
 from maskloom.rasters.registration import Registration
-from maskloom.records import Record
+from maskloom.records import BandFile, Record
 from maskloom.run_directory import RunDirectory
 from maskloom.stages.context import Context
 
@@ -56,14 +57,19 @@ def with_registration(context: Context) -> Context:
         if not record.bands:
             return record
         found = read_json(_path(context.run, record))
-        bands = tuple(
-            replace(band, moved=Registration.from_json(found[str(number)]).moved) if str(number) in found else band
-            for number, band in enumerate(record.bands)
-        )
-        return replace(record, bands=bands)
+        places = {int(number): Registration.from_json(place) for number, place in found.items()}
+        return replace(record, bands=moved_bands(record, places))
 
     records, unlabelled = tuple(map(moved, source.records)), tuple(map(moved, source.unlabelled))
     return context.with_source(replace(source, records=records, unlabelled=unlabelled))
+
+
+def moved_bands(record: Record, places: Mapping[int, Registration]) -> tuple[BandFile, ...]:
+    """Returns a record's further files with the places that were found for some of them, by their number."""
+    return tuple(
+        replace(band, moved=places[number].moved) if number in places else band
+        for number, band in enumerate(record.bands)
+    )
 
 
 def _all_records(context: Context) -> list[Record]:

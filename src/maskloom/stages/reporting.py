@@ -34,13 +34,14 @@ from maskloom.outputs.report_words import chosen_steps, interval_text, plural, s
 from maskloom.recipe import MemberSettings, Recipe
 from maskloom.records import Record
 from maskloom.run_directory import RunDirectory
+from maskloom.stages.block_folds import with_parts
 from maskloom.stages.ensemble import Ensemble, load_ensemble, out_of_fold_maps
-from maskloom.stages.fold_tables import FoldTables, leaf_parts
+from maskloom.stages.fold_tables import FoldTables, leaf_name, leaf_parts
 from maskloom.stages.postprocess import changed_examples, result_path
 from maskloom.stages.prediction import left_out
 from maskloom.stages.pseudo import read_choices
 from maskloom.stages.pseudo_report import labelled_examples, summaries
-from maskloom.stages.pseudo_views import round_of, teachers_of
+from maskloom.stages.pseudo_views import round_of, teacher_notes, teachers_of, views_among
 from maskloom.training.tracking import read_log
 
 NUM_EXAMPLES = 4
@@ -63,7 +64,8 @@ def write_report(run: RunDirectory) -> Path:
     recipe = _recipe(run)
     tables = FoldTables.read(run, recipe)
     curves = _learning_curves(run, recipe, tables)
-    examples = _examples(run, source, ensemble, tables, images)
+    scored = with_parts(source, tables.blocks, run)
+    examples = _examples(run, scored, ensemble, tables, images)
     labelled = [number for number in range(len(recipe.pseudo)) if run.finished(f"pseudo/{number}")]
     unpredicted = left_out(run, source.root) if source.unlabelled else {}
     page = ReportInput(
@@ -87,8 +89,8 @@ def write_report(run: RunDirectory) -> Path:
         hardware=facts["hardware"],
         seconds=_seconds(run, curves),
         members=_member_facts(recipe, tables),
-        changed_masks=_changed_masks(run, recipe, source),
-        pseudo_rounds=[_pseudo_round(run, recipe, source, number) for number in labelled],
+        changed_masks=_changed_masks(run, recipe, scored),
+        pseudo_rounds=[_pseudo_round(run, recipe, source, tables, number) for number in labelled],
         examples=examples,
         num_unread=min(2 * NUM_EXAMPLES, len(images)) - len(examples),
     )
@@ -175,6 +177,8 @@ def _facts_of(recipe: Recipe, member: MemberSettings, tables: FoldTables) -> Mem
     notes += [f"begins with the weights of {member.start}"] if member.start is not None else []
     number = round_of(recipe, member.name)
     notes += [] if number is None else [f"learns from pseudo-labels, round {number}"]
+    if member.selected_by:
+        notes.append(f"its validation folds had a say in its training ({', '.join(member.selected_by)})")
     views = find_views(member.views_of(recipe.inference).views)
     return MemberFacts(asked="with views" if any(not view.is_identity for view in views) else "once", notes=notes)
 
@@ -196,7 +200,9 @@ _LEARNING = {
 }
 
 
-def _pseudo_round(run: RunDirectory, recipe: Recipe, source: DataSource, number: int) -> PseudoRound:
+def _pseudo_round(
+    run: RunDirectory, recipe: Recipe, source: DataSource, tables: FoldTables, number: int
+) -> PseudoRound:
     settings, found = recipe.pseudo[number], summaries(read_choices(run, number))
     several = len({fold.folds_of for fold in found}) > 1
     return PseudoRound(
@@ -214,17 +220,18 @@ def _pseudo_round(run: RunDirectory, recipe: Recipe, source: DataSource, number:
             )
             for fold in found
         ],
+        notes=teacher_notes(recipe, number, views_among(recipe, tables, source.records, number)),
         examples=labelled_examples(run, source, number, NUM_LABELLED),
     )
 
 
 def _learning_curves(run: RunDirectory, recipe: Recipe, tables: FoldTables) -> dict[str, list[dict[str, Any]]]:
-    """Returns the epochs of every trained network by its leaf name."""
+    """Returns the epochs of every training by the leaf name of its fold."""
     return {
-        leaf: read_log(run.fold(member.name, fold) / "log.jsonl")
+        leaf_name(member.name, fold): read_log(run.fold(member.name, fold) / "log.jsonl")
         for member in recipe.members
         if member.network.index is None  # which learns nothing
-        for fold, leaf in enumerate(tables.leaves(member.name))
+        for fold in range(tables.of(member.name).num_folds)
     }
 
 

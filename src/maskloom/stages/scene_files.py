@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from maskloom.data.record_images import image_files
 from maskloom.encodings.grid_coordinates import Grid, read_grids, to_grid
 from maskloom.encodings.outlines import cleaned
 from maskloom.encodings.probability_maps import read_map
@@ -81,12 +82,17 @@ class Wanted:
 def check_scenes(scenes: Sequence[Scene], wanted: Wanted, *, note: Callable[[str], None]) -> str | None:
     """Returns the CRS of the polygons, None for pixels and grids.
 
-    Raises ``UserError`` for scenes that cannot be written together, or are not in the table of grid sizes.
+    Raises ``UserError`` for scenes that cannot be written together or would be overwritten, or are not in the table of
+    grid sizes.
     """
     files = scene_files(scenes, wanted)
     if len(set(files)) < len(files):
         twice = next(file for file in files if files.count(file) > 1)
         raise UserError(f"{twice}: two scenes would write this file; rename one of them")
+    inputs = {file.resolve() for scene in scenes for file in image_files(scene.record)}
+    for file in files:
+        if file.resolve() in inputs:
+            raise UserError(f"{file}: would overwrite a file that scenes are read from; choose another --out")
     if wanted.grid is not None:
         known = read_grids(wanted.grid)
         for scene in scenes:

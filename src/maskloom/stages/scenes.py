@@ -17,18 +17,20 @@ from pathlib import Path
 
 import numpy as np
 
+from maskloom.config import load_yaml, parse
 from maskloom.data.dataset import with_channels
 from maskloom.data.input_policy import InputPolicy
+from maskloom.data.sources.base import DataSettings, DataSource
 from maskloom.encodings.probability_maps import write_map
 from maskloom.ensembling.thresholds import decide
 from maskloom.errors import BadFile, UserError, closest
-from maskloom.files import TEMPORARY_PREFIX, checksum, fingerprint, read_json, write_json
+from maskloom.files import TEMPORARY_PREFIX, fingerprint, read_json, write_json
 from maskloom.inference.blocks import BlockPixels, block_grid, predict_block, read_block
 from maskloom.inference.guidance import GuidanceSettings
 from maskloom.inference.merging import RESULT
 from maskloom.inference.streaming import predict_records
 from maskloom.progress import Progress
-from maskloom.rasters.stack import open_stack
+from maskloom.recipe import Recipe
 from maskloom.records import BandFile, Record
 from maskloom.run_directory import RunDirectory
 from maskloom.runtime import generator
@@ -45,7 +47,9 @@ from maskloom.stages.scene_files import (
     scene_files,
     stored,
 )
-from maskloom.stages.scene_sources import Scene, find_scenes
+from maskloom.stages.scene_registration import register_scenes
+from maskloom.stages.scene_sources import Scene, find_scenes, open_scene
+from maskloom.stages.scene_table import is_table
 
 BLOCKS, SHARED = ".blocks", ".scenes"
 """The folders, beside what is written, of blocks' maps, and of what the processes tell each other."""
@@ -64,6 +68,7 @@ def predict_scenes(
     to: str,
     opened: Callable[[], Opened],
     bands: Mapping[str, Sequence[BandFile]] | None = None,
+    layout: Callable[[Path, DataSettings], DataSource | None] = lambda *_: None,
     probabilities: bool = False,
     uncertainty: bool = False,
     simplify: float = 0.0,
@@ -73,13 +78,16 @@ def predict_scenes(
     shuffle: int | None = None,
     progress: Progress,
 ) -> Prediction:
-    """Returns what was written for a TIFF raster or a folder of them, of any size.
+    """Returns what was written for a TIFF raster, a folder of them, a table of scenes or a folder of a known layout.
 
     ``to`` is "geotiff" (``<id>.tif`` per scene), "geojson", "gpkg" or "fgb" (one file ``predictions.*`` of polygons),
     or "wkt" (``predictions.csv.gz``); see ``stages.scene_files`` for what is in them, and for ``probabilities`` and
-    ``uncertainty``. ``bands`` are further files of a scene, by its id. ``simplify`` and ``min_area`` are in pixels;
-    ``grid`` is a table of grid sizes, in whose coordinates WKT is written. ``shuffle`` seeds another order of blocks,
-    which changes nothing else. With ``skip_bad``, scenes that are damaged are left out.
+    ``uncertainty``. Further files of a scene are those of the table (``stages.scene_table``), those of the layout,
+    which ``layout`` opens by the settings that the run's data was read with, or, of TIFFs, ``bands`` by the scene's id.
+    Where the run's recipe registers further files, those of scenes are, and ``registration/<id>.json`` says how they
+    lie. ``simplify`` and ``min_area`` are in pixels; ``grid`` is a table of grid sizes, in whose coordinates WKT is
+    written. ``shuffle`` seeds another order of blocks, which changes nothing else. With ``skip_bad``, scenes that are
+    damaged or cannot be registered are left out.
 
     Started again it continues; started several times at once, the processes share the blocks. Scenes are decided by the
     run's thresholds: post-processing looks at whole objects, which blocks would cut, and is left out with a note.
@@ -92,12 +100,28 @@ def predict_scenes(
         out=out, to=to, probabilities=probabilities, uncertainty=uncertainty, simplify=simplify, min_area=min_area,
         grid=grid,
     )  # fmt: skip
-    progress.stage("predict", cached=False)
+    recipe = parse(Recipe, load_yaml(run.recipe), origin=str(run.recipe))
     bad: list[BadFile] = []
-    found = find_scenes(scenes, out=out, bands=bands or {}, bad=bad if skip_bad else None, note=progress.note)
+    found = find_scenes(
+        scenes,
+        out=out,
+        bands=bands or {},
+        bad=bad if skip_bad else None,
+        channels=max(member.image_channels for member in recipe.members),
+        layout=lambda folder: layout(folder, recipe.data.model_copy(update={"skip_bad": skip_bad})),
+        note=progress.note,
+    )
     crs = check_scenes(found, wanted, note=progress.note)
-    mark_output(out, run, to, scenes if scenes.is_dir() else scenes.parent)
-    options = fingerprint(wanted.facts(), checksum(run.ensemble), skip_bad)
+    mark_output(out, run, to, scenes if scenes.is_dir() or is_table(scenes) else scenes.parent)
+    if recipe.registration is not None:
+        found = register_scenes(
+            found, recipe.registration, out=out, claims=out / SHARED / "registration.claims",
+            bad=bad if skip_bad else None, progress=progress,
+        )  # fmt: skip
+    for problem in bad:
+        progress.note(f"left out: {problem}")
+    progress.stage("predict", cached=False)
+    options = fingerprint(wanted.facts(), run.decision(), skip_bad)
     parts = [[scene] for scene in found] if to == "geotiff" else [found] if found else []
     deliveries = [Delivery(wanted, part, options) for part in parts]
     if not all(delivery.is_finished() for delivery in deliveries):
@@ -140,10 +164,8 @@ class Delivery:
 
     def left_out(self) -> dict[str, BadFile]:
         """Returns what is wrong with the scenes that are left out, by id."""
-        if not self._marker.is_file():
-            return dict(self._problems)
-        found = read_json(self._marker)["left_out"]
-        return {name: BadFile(problem["path"], problem["reason"]) for name, problem in found.items()}
+        found = read_json(self._marker)["left_out"] if self._marker.is_file() else {}
+        return {name: BadFile(bad["path"], bad["reason"]) for name, bad in found.items()} | self._problems
 
     def remaining(self) -> list[Scene]:
         """Returns the scenes that are not left out."""
@@ -161,7 +183,7 @@ class Delivery:
 
     def finish(self) -> None:
         """Marks it as finished, once the files are there."""
-        problems = {name: {"path": str(bad.path), "reason": bad.reason} for name, bad in self._problems.items()}
+        problems = {name: {"path": str(bad.path), "reason": bad.reason} for name, bad in self.left_out().items()}
         write_json(self._marker, {"left_out": problems})
 
 
@@ -208,7 +230,7 @@ class _Process:
                     if not delivery.is_finished():
                         self._writer.write(delivery.remaining(), lambda name: self._tell(f"writing {name}"))
                         delivery.finish()
-                    for scene in delivery.remaining():
+                    for scene in delivery.scenes:
                         shutil.rmtree(self._stored[scene.id].folder, ignore_errors=True)
         for scene in delivery.scenes:
             self._done[scene.id] = len(self._stored[scene.id].windows)
@@ -241,8 +263,7 @@ class _Process:
             missing = [missing[place] for place in generator(self._shuffle, scene.id).permutation(len(missing))]
         pieces = [Record(id=str(number), image=record.image, size=record.size) for number in missing]
         channels = self._opened.channels
-        with open_stack(record.image, record.bands) as raster:
-            with_channels(np.empty((1, 1, raster.count)), channels, record.image)  # which refuses other numbers
+        with open_scene(record) as raster:
 
             def read(piece: Record) -> BlockPixels | None:
                 number = int(piece.id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import numpy as np
 import torch
 
 from maskloom.data.dataset import SegmentationDataset
+from maskloom.data.scene_parts import scenes_of
+from maskloom.data.scene_windows import count_classes, is_scene
 from maskloom.data.statistics import Survey
 from maskloom.data.truth import read_truth
 from maskloom.errors import UserError
@@ -27,6 +30,7 @@ from maskloom.models.segmenter import Normalisation, Segmenter, build_segmenter
 from maskloom.recipe import MemberSettings
 from maskloom.records import Record
 from maskloom.runtime import derive_seed
+from maskloom.stages.block_folds import training_ground
 from maskloom.stages.context import Context
 from maskloom.stages.data import load_survey
 from maskloom.stages.fold_tables import leaf_name
@@ -40,27 +44,32 @@ from maskloom.stages.guides import (
 from maskloom.stages.index_member import search_fold
 from maskloom.stages.pseudo import pseudo_records
 from maskloom.stages.pseudo_views import round_of
-from maskloom.stages.scoring import decided, of_classes, reader_with_maps
+from maskloom.stages.scoring import answer, decided, of_classes, reader_of_parts
 from maskloom.training.engine import TrainingJob, TrainingResult, train
 from maskloom.training.tracking import TrainingProgress
+from maskloom.windows import Window
 
 
 def train_fold(context: Context, member: MemberSettings, fold: int, *, fingerprint: str) -> list[Path]:
-    """Returns the bundles of one fold, the best and the last; continues from the fold's checkpoint."""
-    training_ids, validation_ids = context.fold_tables().of(member.name).split(fold)
+    """Returns the bundles of one fold, the best, the last and others kept; continues from the fold's checkpoint."""
+    tables = context.fold_tables()
+    training_ids, validation_ids = tables.of(member.name).split(fold)
     seed = derive_seed(context.recipe.seed, member.name, fold)
     if member.network.index is not None:
         return search_fold(context, member, fold, context.records(set(training_ids)))
     validation = evenly_spread(context.records(set(validation_ids)), member.validation_images)
-    segmenter = first_segmenter(context, member, fold, seed, set(training_ids))
     labelled = context.records(set(training_ids))
+    forbidden: dict[str, list[Window]] | None = None
+    if tables.blocks is not None:
+        labelled, forbidden = training_ground(context, tables.blocks, fold, member.input)
+    segmenter = first_segmenter(context, member, fold, seed, {record.id for record in labelled})
     last: TrainingResult | None = None
     for lesson in _lessons(context, member, fold, labelled):
         if last is not None:
             segmenter.network.load_state_dict(load_bundle(last.last).network.state_dict())
         job = TrainingJob(
             segmenter=segmenter,
-            dataset=training_samples(context, member, lesson.records, seed),
+            dataset=training_samples(context, member, lesson.records, seed, forbidden=forbidden),
             loss=build_loss(
                 member.loss, member.task_of(context.source.task), image_height=image_height(context, member)
             ),
@@ -76,7 +85,7 @@ def train_fold(context: Context, member: MemberSettings, fold: int, *, fingerpri
         )
         last = train(job, on_progress=lambda progress: show(context, progress))
     assert last is not None, "there is at least one lesson"
-    return [last.best, last.last]
+    return [last.best, last.last, *([last.soup] if last.soup else []), *last.snapshots]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +108,20 @@ def _lessons(context: Context, member: MemberSettings, fold: int, labelled: list
     return [_Lesson(folder, labelled + pseudo)]
 
 
-def training_samples(context: Context, member: MemberSettings, records: list[Record], seed: int) -> SegmentationDataset:
-    """Returns the samples that a member learns from, drawn from these records."""
+def training_samples(
+    context: Context,
+    member: MemberSettings,
+    records: list[Record],
+    seed: int,
+    *,
+    forbidden: Mapping[str, Sequence[Window]] | None = None,
+) -> SegmentationDataset:
+    """Returns the samples that a member learns from, drawn from these records; by id, what no window may touch."""
+    source = context.source
+    counts = member.input.prefer_class > 0 and member.guidance is None
+    for record in records if counts else ():  # now, so that no loader process need do it
+        if forbidden is not None or is_scene(record, member.input, source.coding):
+            count_classes(record, source.task, source.coding)
     return SegmentationDataset(
         records=records,
         task=context.source.task,
@@ -112,6 +133,7 @@ def training_samples(context: Context, member: MemberSettings, records: list[Rec
         channels=member.image_channels,
         guides=training_guides(context.run, member),
         regions=training_regions(context.run, member),
+        forbidden=forbidden,
     )
 
 
@@ -162,7 +184,7 @@ def first_segmenter(
     )
     if member.start is not None:
         first = context.recipe.member(member.start)
-        trained = load_bundle(context.run.bundle(first.name, fold, first.keep))
+        trained = load_bundle(context.run.bundle(first.name, fold, "last" if first.keep == "snapshots" else first.keep))
         segmenter.network.load_state_dict(trained.network.state_dict())
     return segmenter
 
@@ -203,7 +225,7 @@ def image_height(context: Context, member: MemberSettings) -> int:
     """Returns the rows of a whole image at the scale in which the member's networks see it, the most frequent ones."""
     if member.input.mode == "resize" and member.input.size is not None:
         return member.input.size[0]
-    (rows, _), *_ = Counter(record.size[0] for record in context.source.records).most_common(1)
+    (rows, _), *_ = Counter(record.size[0] for record in scenes_of(context.source.records)).most_common(1)
     return max(round(rows * member.input.scale), 1)
 
 
@@ -232,6 +254,6 @@ def validation_score(context: Context, member: MemberSettings, segmenter: Segmen
         prediction = decided(maps[RESULT], task)
         counts[record.id] = from_labels(of_classes(prediction, part, task), of_classes(truth, part, task), part)
 
-    read = reader_with_maps(member.image_channels, given_out_of_fold(context.run, member))
-    predict_records(lambda seen: predictor(*seen), records, consume, read=read)
+    read = reader_of_parts(member.image_channels, member.input, None, given_out_of_fold(context.run, member))
+    predict_records(answer(predictor, task, (RESULT,)), records, consume, read=read)
     return score_records([counts[record.id] for record in records], context.recipe.metric)

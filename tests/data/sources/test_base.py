@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from maskloom.config import parse
 from maskloom.data.image_io import write_png
 from maskloom.data.mask_coding import MaskCoding
 from maskloom.data.sources.base import DataSettings, DataSource, finish, first_problem, grouped, measure
@@ -84,6 +85,13 @@ def test_limit_counts_groups() -> None:
     assert [each.id for each in finish(source(*records), DataSettings(limit=2)).records] == ["a1", "b1", "a2"]
     with pytest.raises(UserError, match="at least 1 group"):
         finish(source(*records), DataSettings(limit=0))
+
+
+@pytest.mark.parametrize("value", [-1, 65_536])
+def test_what_no_pixel_can_hold_is_no_value_to_ignore(value: int) -> None:
+    with pytest.raises(UserError, match=rf"data: ignore\.1: .*, found {value}"):
+        parse(DataSettings, {"ignore": [255, value]}, origin="data")
+    assert parse(DataSettings, {"ignore": [0, 65_535]}).ignore == [0, 65_535]
 
 
 def test_finish_refuses_doubles_problems_and_nothing() -> None:

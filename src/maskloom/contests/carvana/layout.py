@@ -17,8 +17,8 @@ from maskloom.data.mask_coding import MaskCoding
 from maskloom.data.sources.base import DataSettings, DataSource, finish, measure, relabel
 from maskloom.data.sources.classes import notes_on_unused_yaml
 from maskloom.data.sources.folder import image_files
+from maskloom.encodings.table_files import open_table
 from maskloom.errors import BadFile, UserError
-from maskloom.outputs.tables import open_table
 from maskloom.records import BadSize, MaskFile, Record, RunLengths, Size, Task, Truth
 
 _NAME = re.compile(r"(?P<car>.+)_(?P<view>[0-9]{2})")

@@ -15,9 +15,10 @@ import numpy as np
 from maskloom.contests.dstl.joining import joined
 from maskloom.contests.dstl.layout import table_of
 from maskloom.contests.dstl.submission import DstlWriter, read_sample, validate
-from maskloom.contests.dstl.truth import CLASSES, read_grid_table
+from maskloom.contests.dstl.truth import CLASSES
 from maskloom.contests.dstl.water import CCCI, FULL_SCALE, ccci_water
 from maskloom.data.record_images import read_record_image
+from maskloom.encodings.grid_coordinates import read_grids
 from maskloom.encodings.outlines import outlines
 from maskloom.encodings.rle import decode_runs
 from maskloom.rasters.indices import band_names, index
@@ -53,7 +54,7 @@ def write_submission(context: Context) -> Path:
     target = partial if missing else whole
     grid_table = table_of(source.root, "grid_sizes")
     assert grid_table is not None, "the data was opened with it"
-    grids = read_grid_table(grid_table)
+    grids = read_grids(grid_table)
     predicted = context.recipe.partial_members(source.task)
     finds_water = len(predicted) == len(context.recipe.members) and not any(
         {FAST_WATER, SLOW_WATER} & set(numbers) for numbers in predicted.values()

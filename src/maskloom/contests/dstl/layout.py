@@ -9,18 +9,18 @@ bands), ids ``<scene>_<row>_<column>`` in mosaics of 5×5; ``train_wkt_v4.csv``,
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from maskloom.contests.dstl.submission import read_sample
-from maskloom.contests.dstl.truth import CLASSES, TableRow, label_of, pixel_truth, read_grid_table, read_rows
+from maskloom.contests.dstl.truth import CLASSES, TableRow, label_of, pixel_truth, read_rows
 from maskloom.data.mask_coding import MaskCoding
 from maskloom.data.sources.base import DataSettings, DataSource, finish, measure, relabel
 from maskloom.data.sources.classes import notes_on_unused_yaml
-from maskloom.encodings.grid_coordinates import Grid
-from maskloom.errors import BadFile, UserError
+from maskloom.encodings.grid_coordinates import Grid, read_grids
+from maskloom.errors import BadFile, UserError, some_of
 from maskloom.records import BandFile, Record, Shapes, Size, Task
 
 RGB_FOLDER = "three_band"
@@ -30,7 +30,6 @@ Way = Literal["rgb", "swir"]
 
 _ID = re.compile(r"(?P<scene>[0-9]+)_(?P<row>[0-9]+)_(?P<column>[0-9]+)")
 _TABLE_ENDINGS = (".csv", ".csv.gz")
-_NUM_NAMED = 3  # images that a note names
 _WORDS = {"rgb": "RGB, with the bands of M and P on its grid", "swir": "the SWIR bands alone (A)"}
 _PARTS: Mapping[Way, tuple[tuple[str, str], ...]] = {
     "rgb": ((RGB_FOLDER, ".tif"), (BAND_FOLDER, "_M.tif"), (BAND_FOLDER, "_P.tif")),
@@ -85,7 +84,7 @@ def open_dstl(path: Path, settings: DataSettings) -> DataSource:
     rows = _rows_by_image(table, problems)
     images = _images(path, way)
     images += sorted(rows.keys() - set(images) - problems.images)
-    records = _records(path, way, images, problems, read_grid_table(grid_table), grid_table)
+    records = _records(path, way, images, problems, read_grids(grid_table), grid_table)
     unlabelled = tuple(record for record, _ in records if record.id not in rows)
     labelled = _with_truth(table, records, rows, problems, notes)
     if unlabelled:
@@ -221,9 +220,9 @@ def _with_truth(
         except BadFile as problem:
             problems.add(record.id, problem)
     if mended.clipped:
-        notes.append(f"polygons that reach outside their image are cut off at its border: {_some(mended.clipped)}")
+        notes.append(f"polygons that reach outside their image are cut off at its border: {some_of(mended.clipped, 3)}")
     if mended.repaired:
-        notes.append(f"areas that cross or touch themselves are repaired: {_some(mended.repaired)}")
+        notes.append(f"areas that cross or touch themselves are repaired: {some_of(mended.repaired, 3)}")
     return tuple(labelled)
 
 
@@ -240,13 +239,9 @@ def _notes_on_sample(sample: Path, labelled: Sequence[Record], unlabelled: Seque
     missing = wanted - learned - {record.id for record in unlabelled}
     notes = []
     if missing:
-        notes.append(f"{sample.name} names images that are not here, a submission needs them: {_some(sorted(missing))}")
+        notes.append(
+            f"{sample.name} names images that are not here, a submission needs them: {some_of(sorted(missing), 3)}"
+        )
     if wanted & learned:
-        notes.append(f"{sample.name} names images that have polygons: {_some(sorted(wanted & learned))}")
+        notes.append(f"{sample.name} names images that have polygons: {some_of(sorted(wanted & learned), 3)}")
     return notes
-
-
-def _some(names: Iterable[str]) -> str:
-    names = list(names)
-    rest = len(names) - _NUM_NAMED
-    return ", ".join(names[:_NUM_NAMED]) + (f" and {rest} more" if rest > 0 else "")

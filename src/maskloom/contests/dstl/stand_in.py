@@ -25,11 +25,11 @@ from maskloom.contests.dstl.reflectance import (
     raw_values,
 )  # fmt: skip
 from maskloom.contests.dstl.town import SIDE, draw_town
-from maskloom.contests.dstl.truth import CLASSES, TableRow, label_of, parsed, read_grid_table, read_rows
-from maskloom.encodings.grid_coordinates import Grid, to_pixels
+from maskloom.contests.dstl.truth import CLASSES, TableRow, label_of, parsed, read_rows
+from maskloom.encodings.grid_coordinates import Grid, read_grids, to_pixels
+from maskloom.encodings.table_files import text_writer
 from maskloom.errors import UserError
 from maskloom.files import atomic_path, checksum, fingerprint, read_json, write_json
-from maskloom.outputs.tables import text_writer
 from maskloom.outputs.vectors import DSTL_COLUMNS
 from maskloom.records import Size
 
@@ -145,7 +145,7 @@ def _is_complete(folder: Path, settings: Mapping[str, object]) -> bool:
 
 def _given(folder: Path, table: Path, images: int) -> list[Scene]:
     """Returns the images of a Dstl table that show the most classes, in the order of the table."""
-    grids = read_grid_table(_table(folder, "grid_sizes"))
+    grids = read_grids(_table(folder, "grid_sizes"))
     rows: dict[str, list[TableRow]] = {}
     for row in read_rows(table):
         rows.setdefault(row.image, []).append(row)

@@ -7,9 +7,7 @@ Knows nothing about how polygons are found.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, Self
@@ -19,9 +17,8 @@ import numpy as np
 from maskloom.contests.dstl.truth import CLASSES, TableRow, label_of, parsed, read_rows
 from maskloom.encodings.grid_coordinates import Grid, to_grid
 from maskloom.encodings.outlines import repaired
-from maskloom.errors import BadFile, UserError
-from maskloom.outputs.ordered import InOrder
-from maskloom.outputs.tables import text_writer
+from maskloom.errors import BadFile, UserError, some_of
+from maskloom.outputs.ordered import ordered_table
 from maskloom.outputs.vectors import DSTL_COLUMNS
 from maskloom.records import Size
 
@@ -36,7 +33,6 @@ AREA_TOLERANCE = 1e-6
 
 _DECIMALS = 14  # of grid units, of which a pixel has 2.7e-6: 4e-9 pixels
 _FULL = -1  # as many digits as a float64 needs
-_NUM_NAMED = 5
 
 Key = tuple[str, int]
 """An image and the label of a class, 0…9."""
@@ -68,11 +64,11 @@ class DstlWriter:
     ) -> None:
         labels = range(len(CLASSES))
         keys = read_sample(sample) if sample else [(image, label) for image in sorted(images) for label in labels]
-        self._path, self._grids, self._keys = path, grids, keys
+        self._path, self._grids = path, grids
         self._labels: dict[str, list[int]] = {}
         for image, label in keys:
             self._labels.setdefault(image, []).append(label)
-        self._stack = ExitStack()
+        self._table = ordered_table(path, DSTL_COLUMNS, keys, cells=_cells, named=_named)
 
     @property
     def images(self) -> list[str]:
@@ -81,21 +77,14 @@ class DstlWriter:
 
     def __enter__(self) -> Self:
         """Opens the file under a temporary name and writes the header."""
-        with ExitStack() as stack:
-            stream = stack.enter_context(text_writer(self._path))
-            self._rows = csv.writer(stream, lineterminator="\n")
-            self._rows.writerow(DSTL_COLUMNS)
-            self._order: InOrder[Key] = InOrder(self._keys, self._emit, folder=self._path.parent)
-            stack.callback(self._order.close)
-            stack.push(self._finish)
-            self._stack = stack.pop_all()
+        self._order = self._table.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
         """Puts the file in place, or removes it after an error; raises ``UserError`` when rows are missing."""
-        return self._stack.__exit__(kind, error, trace)
+        return self._table.__exit__(kind, error, trace)
 
     def write(self, image: str, size: Size, polygons: Mapping[int, Sequence[Polygon]]) -> None:
         """Takes an image of ``size`` (height, width): polygons in its pixels by label; labels left out are empty.
@@ -118,13 +107,6 @@ class DstlWriter:
         except UserError as error:
             raise UserError(f"{self._path}: {image} {CLASSES[label]}: {error}") from None
         self._order.put((image, label), text)
-
-    def _emit(self, key: Key, text: str) -> None:
-        self._rows.writerow((key[0], key[1] + 1, text))
-
-    def _finish(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None and (missing := self._order.missing()):
-            raise UserError(f"{self._path}: no rows for {_some(map(_named, missing))}")
 
 
 def grid_wkt(polygons: Sequence[Polygon]) -> str:
@@ -196,8 +178,8 @@ def validate(path: Path, sample: Path) -> None:
     expected = set(read_sample(sample))
     missing, extra = sorted(expected - found), sorted(found - expected)
     if missing or extra:
-        parts = [f"{len(missing)} missing: {_some(map(_named, missing))}"] * bool(missing)
-        parts += [f"{len(extra)} not in the sample: {_some(map(_named, extra))}"] * bool(extra)
+        parts = [f"{len(missing)} missing: {some_of(map(_named, missing))}"] * bool(missing)
+        parts += [f"{len(extra)} not in the sample: {some_of(map(_named, extra))}"] * bool(extra)
         raise UserError(
             f"{path}: expected exactly the {len(expected)} rows of {sample.name}, found {len(found)} "
             f"({'; '.join(parts)}); predict the images that the sample names"
@@ -219,7 +201,5 @@ def _named(key: Key) -> str:
     return f"{key[0]} class {key[1] + 1}"
 
 
-def _some(names: Iterable[str]) -> str:
-    names = list(names)
-    rest = len(names) - _NUM_NAMED
-    return ", ".join(names[:_NUM_NAMED]) + (f" and {rest} more" if rest > 0 else "")
+def _cells(key: Key, text: str) -> tuple[str, int, str]:
+    return key[0], key[1] + 1, text

@@ -6,9 +6,6 @@ class, ``grid_sizes.csv`` the extent of each image. Knows nothing about image fi
 
 from __future__ import annotations
 
-import gzip
-import tempfile
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +13,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from maskloom.encodings.grid_coordinates import Grid, read_grids, to_pixels
+from maskloom.encodings.grid_coordinates import Grid, to_pixels
 from maskloom.encodings.outlines import areas, repaired
-from maskloom.errors import BadFile
-from maskloom.outputs.tables import open_table
+from maskloom.encodings.polygons import polygons_of
+from maskloom.encodings.table_files import open_table
+from maskloom.errors import BadFile, UserError
 from maskloom.outputs.vectors import DSTL_COLUMNS
 from maskloom.records import Shapes, Size
 
@@ -88,29 +86,12 @@ _LABELS = {str(number): number - 1 for number in range(1, len(CLASSES) + 1)}
 def parsed(path: Path, row: TableRow) -> list[Polygon]:
     """Returns the polygons of a row, as they are; an empty geometry of any kind has none.
 
-    Raises ``BadFile`` for text that is not WKT, for points and lines, and for coordinates that are not finite.
+    Raises ``BadFile`` for what ``encodings.polygons.polygons_of`` refuses.
     """
-    import shapely
-
     try:
-        with np.errstate(invalid="ignore"):  # NaN is refused below, by its own message
-            geometry = shapely.from_wkt(row.wkt)
-    except shapely.errors.ShapelyError as error:
-        reason = " ".join(str(error).split())
-        found = f"{row.wkt!r:.60} ({reason:.80})"
-        raise BadFile(path, f"{row.place}: expected WKT polygons or MULTIPOLYGON EMPTY, found {found}") from None
-    if not np.isfinite(shapely.get_coordinates(geometry)).all():
-        raise BadFile(path, f"{row.place}: expected finite coordinates, found NaN or infinity; mend the row")
-    parts = np.array([geometry], dtype=object)
-    while np.any(shapely.get_type_id(parts) > shapely.GeometryType.POLYGON):  # collections may hold MultiPolygons
-        parts = shapely.get_parts(parts)
-    parts = parts[~shapely.is_empty(parts)]
-    others = parts[shapely.get_type_id(parts) != shapely.GeometryType.POLYGON]
-    if len(others):
-        reason = f"expected polygons, found a {others[0].geom_type}; draw areas, not lines or points"
-        raise BadFile(path, f"{row.place}: {reason}")
-    polygons: list[Polygon] = shapely.force_2d(parts).tolist()
-    return polygons
+        return polygons_of(row.wkt)
+    except UserError as error:
+        raise BadFile(path, f"{row.place}: {error}") from None
 
 
 def pixel_truth(path: Path, rows: Sequence[TableRow], size: Size, grid: Grid) -> PixelTruth:
@@ -163,18 +144,3 @@ def _inside(polygons: list[Polygon], size: Size) -> tuple[list[Polygon], bool]:
         return polygons, False
     shapes[reaches] = shapely.intersection(shapes[reaches], shapely.box(0, 0, width, height))
     return areas(shapes), True
-
-
-def read_grid_table(path: Path) -> dict[str, Grid]:
-    """Returns the grid of each image from ``grid_sizes.csv``, plain or gzip; raises ``BadFile``."""
-    if path.suffix != ".gz":
-        return read_grids(path)
-    with tempfile.TemporaryDirectory() as folder:
-        plain = Path(folder) / path.stem
-        try:
-            plain.write_bytes(gzip.decompress(path.read_bytes()))
-            return read_grids(plain)
-        except (OSError, EOFError, zlib.error) as error:
-            raise BadFile(path, f"expected a table compressed with gzip, found something else ({error})") from None
-        except BadFile as error:
-            raise BadFile(path, error.reason) from None

@@ -12,7 +12,9 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from maskloom.config import Config
 from maskloom.data.image_io import MAX_PIXELS, image_size
@@ -20,10 +22,13 @@ from maskloom.data.mask_coding import MaskCoding
 from maskloom.errors import BadFile, UserError, closest
 from maskloom.records import BandFile, CocoSegments, MaskFile, Record, RunLengths, Shapes, Size, Task, TaskKind, Truth
 
-Layout = Literal["auto", "folder", "table", "coco", "carvana", "dstl"]
+Layout = Literal["auto", "folder", "table", "coco", "carvana", "dstl", "signate"]
 
 _BATCH = 256  # files per thread task: a header takes about 20 µs, as long as handing over one task
 _THREADS = 8
+
+MaskValue = Annotated[int, Field(ge=0, le=65535)]
+"""What a pixel of a mask may hold."""
 
 
 class DataSettings(Config):
@@ -39,8 +44,8 @@ class DataSettings(Config):
     """Class names: of the labels in order, or of the one foreground class."""
     task: TaskKind | None = None
     """binary, multiclass or multilabel."""
-    ignore: list[int] | None = None
-    """Stored mask values that count nowhere."""
+    ignore: list[MaskValue] | None = None
+    """Stored mask values that count nowhere, 0…65535."""
     group: str | None = None
     """What must stay together in folds: an attribute's name, or a regular expression with one group on the id."""
     skip_bad: bool = False

@@ -7,8 +7,6 @@ pieces of one record. How run lengths count is never assumed: it is stated, or o
 
 from __future__ import annotations
 
-import csv
-import gzip
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +17,7 @@ from maskloom.data.sources.base import DataSettings, DataSource, finish, measure
 from maskloom.data.sources.classes import PIECES, classes_of_masks, classes_of_pieces, notes_on_unused_yaml
 from maskloom.data.sources.folder import SPLITS
 from maskloom.encodings import rle
+from maskloom.encodings.table_files import open_table as open_rows
 from maskloom.errors import BadFile, UserError, closest
 from maskloom.records import BadSize, MaskFile, Record, RunLengths, Shapes, Size, Truth, check_id
 
@@ -104,9 +103,8 @@ def _columns(table: Path) -> list[str]:
             from pyarrow import parquet  # type: ignore[import-untyped]
 
             return list(parquet.read_schema(table).names)
-        opener = gzip.open if table.suffix == ".gz" else open
-        with opener(table, "rt", encoding="utf-8-sig", newline="") as stream:
-            return next(csv.reader(stream), [])
+        with open_rows(table) as rows:
+            return next(rows, [])
     except Exception:  # any reader's way of saying that this is no table
         return []
 

@@ -1,0 +1,53 @@
+"""What fold tables of records and of blocks share: the fold of what always trains, and how their text is read.
+
+Knows nothing about records and blocks.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from maskloom.errors import UserError
+
+ALWAYS_TRAINING = -1
+"""The fold of what every model may train on and none validates."""
+
+
+def read_rows(
+    path: Path, kind: str, columns: Sequence[str], *, optional: Collection[str] = ()
+) -> list[tuple[int, dict[str, str]]]:
+    """Returns the line and the values by column of each row of a CSV file; a value that is missing is "".
+
+    ``kind`` says in messages what the file should be. Commas, semicolons and tabs separate values. Raises ``UserError``
+    for a file that is missing or no text, or that lacks one of the ``columns`` which are not ``optional``.
+    """
+    expected = f"expected a CSV file with columns {', '.join(columns)}"
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such {kind}; {expected}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: expected a {kind} as UTF-8 text, found something else ({error})") from None
+    rows = _reader(text)
+    found = rows.fieldnames or ()
+    if not set(columns) - set(optional) <= set(found):
+        raise UserError(f"{path}: {expected}, found {', '.join(found) or 'none'}")
+    return [(rows.line_num, {name: row[name] or "" for name in found}) for row in rows]
+
+
+def columns_of(path: Path) -> tuple[str, ...]:
+    """Returns the names of a table's columns; none where there is no such file, or one that is no text."""
+    try:
+        with path.open(encoding="utf-8-sig") as stream:
+            return tuple(_reader(stream.readline()).fieldnames or ())
+    except (OSError, UnicodeDecodeError):
+        return ()
+
+
+def _reader(text: str) -> csv.DictReader[str]:
+    first_line = text.partition("\n")[0]
+    delimiter = max(",;\t", key=first_line.count)  # spreadsheets of some languages write semicolons
+    return csv.DictReader(io.StringIO(text), delimiter=delimiter)

@@ -1,0 +1,62 @@
+"""Tables plain and compressed: equal bytes, whole or absent, and complaints about what is no table."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import pytest
+
+from maskloom.encodings.table_files import open_table, text_writer
+from maskloom.errors import BadFile
+
+
+def rows(path: Path) -> list[list[str]]:
+    with open_table(path) as found:
+        return list(found)
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.csv.gz"])
+def test_there_and_back(tmp_path: Path, name: str) -> None:
+    for _ in range(2):
+        with text_writer(tmp_path / name) as stream:
+            stream.write('id,text\na,"1\n2"\nŽ,\n')
+    assert rows(tmp_path / name) == [["id", "text"], ["a", "1\n2"], ["Ž", ""]]
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_compressed_file_has_neither_name_nor_time(tmp_path: Path) -> None:
+    with text_writer(tmp_path / "t.csv.gz") as stream:
+        stream.write("a\n")
+    assert (tmp_path / "t.csv.gz").read_bytes()[3:8] == bytes(5)
+
+
+def test_a_failure_leaves_the_old_file(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("old")
+    with pytest.raises(RuntimeError, match="power cut"), text_writer(tmp_path / "t.csv") as stream:
+        stream.write("new")
+        raise RuntimeError("power cut")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("t.csv", "old")]
+
+
+def test_the_content_tells_whether_a_file_is_compressed(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes(gzip.compress(b"a,b\n1,2\n"))
+    (tmp_path / "t.csv.gz").write_text("\ufeffa,b\n1,2\n", encoding="utf-8")
+    assert rows(tmp_path / "t.csv") == rows(tmp_path / "t.csv.gz") == [["a", "b"], ["1", "2"]]
+
+
+@pytest.mark.parametrize("content", [b"a\n\xff\xfe\n", gzip.compress(b"a,b\n" * 9)[:-9], b"\x1f\x8b and no more"])
+def test_what_is_no_table_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "t.csv").write_bytes(content)
+    with pytest.raises(BadFile, match=r"t\.csv: expected a CSV table, plain or \.gz") as caught:
+        rows(tmp_path / "t.csv")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(BadFile, match="no such file"):
+        rows(tmp_path / "none.csv")
+    with pytest.raises(BadFile, match="expected a CSV table"):
+        rows(tmp_path)
+
+
+def test_long_cells_are_read(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a\n" + "1 1 " * 200_000 + "\n")
+    assert len(rows(tmp_path / "t.csv")[1][0]) == 800_000
