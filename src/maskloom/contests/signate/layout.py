@@ -17,7 +17,7 @@ from maskloom.contests.signate.colours import CATEGORIES
 from maskloom.data.sources.base import DataSettings, DataSource, finish, measure
 from maskloom.data.sources.classes import describe, notes_on_unused_yaml
 from maskloom.data.sources.folder import image_files
-from maskloom.errors import BadFile, UserError
+from maskloom.errors import BadFile, UserError, some_of
 from maskloom.files import read_json
 from maskloom.records import BadSize, MaskFile, Record
 
@@ -29,8 +29,6 @@ ATTRIBUTES = ("route", "timeofday")
 """What the contest says of every training photo; folds are stratified by both."""
 UNKNOWN = "unknown"
 """The value of an attribute that a photo has not."""
-
-_NUM_NAMED = 3  # photos that a note names
 
 
 @dataclass(slots=True)
@@ -211,6 +209,4 @@ def _attributes(file: Path) -> Mapping[str, str]:
 
 
 def _lacking(name: str, ids: Sequence[str]) -> str:
-    rest = len(ids) - _NUM_NAMED
-    some = ", ".join(ids[:_NUM_NAMED]) + (f" and {rest} more" if rest > 0 else "")
-    return f"{len(ids)} photos have no attribute {name}, which is taken as {UNKNOWN!r}: {some}"
+    return f"{len(ids)} photos have no attribute {name}, which is taken as {UNKNOWN!r}: {some_of(ids, 3)}"

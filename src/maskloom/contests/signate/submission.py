@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from maskloom.contests.signate.colours import CATEGORIES, SCORED
 from maskloom.encodings.table_files import text_writer
-from maskloom.errors import BadFile, UserError, closest
+from maskloom.errors import BadFile, UserError, closest, some_of
 from maskloom.outputs.ordered import InOrder
 from maskloom.records import Size
 
@@ -33,7 +33,6 @@ ImageSegments = Mapping[str, Segments]
 _SPACE = re.compile(r"[ \t\r\n]*")
 _ROW = re.compile(r"0|[1-9][0-9]{0,8}")
 _LONGEST_ROW = 10**9  # pixels
-_NUM_NAMED = 5
 
 
 # Pixels and segments ------------------------------------------------------------------------------------------------
@@ -132,7 +131,7 @@ class SignateWriter:
         if kind is not None:
             return
         if missing := self._order.missing():
-            raise UserError(f"{self._path}: expected {len(self._images)} images, found none for {_some(missing)}")
+            raise UserError(f"{self._path}: expected {len(self._images)} images, found none for {some_of(missing)}")
         self._stream.write("\n}\n")
 
 
@@ -215,7 +214,7 @@ def validate(path: Path, images: Mapping[str, Size], *, categories: Sequence[str
         _check_inside(path, image, segments, images[image])
     missing = [name for name in expected if name not in set(names)]
     if missing:
-        raise BadFile(path, f"expected {len(images)} images, found none for {_some(missing)}; predict them all")
+        raise BadFile(path, f"expected {len(images)} images, found none for {some_of(missing)}; predict them all")
     if names != expected:
         place = next(place for place, name in enumerate(names) if name != expected[place])
         raise BadFile(path, f"expected {expected[place]!r} as image {place + 1}, found {names[place]!r}; sort them")
@@ -320,9 +319,3 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 40 else text[:39] + "…"
-
-
-def _some(names: Iterable[str]) -> str:
-    names = list(names)
-    rest = len(names) - _NUM_NAMED
-    return ", ".join(names[:_NUM_NAMED]) + (f" and {rest} more" if rest > 0 else "")
