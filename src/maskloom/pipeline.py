@@ -170,8 +170,8 @@ class _Members:
         return checksum(run.folds if member.folds is None else run.member_folds(member.name))
 
     def _asked(self, member: MemberSettings) -> dict[str, object]:
-        """Returns how a member's networks are asked."""
-        return member.views_of(self._context.recipe.inference).model_dump(mode="json")
+        """Returns how a member's networks are asked about images."""
+        return member.views_of(self._context.recipe.inference).model_dump(mode="json", exclude={"seams"})
 
     def train(self, member: MemberSettings) -> None:
         """Trains the network of every fold."""

@@ -45,7 +45,9 @@ def test_the_content_tells_whether_a_file_is_compressed(tmp_path: Path) -> None:
     assert rows(tmp_path / "t.csv") == rows(tmp_path / "t.csv.gz") == [["a", "b"], ["1", "2"]]
 
 
-@pytest.mark.parametrize("content", [b"a\n\xff\xfe\n", gzip.compress(b"a,b\n" * 9, mtime=0)[:-9], b"\x1f\x8b and no more"])
+@pytest.mark.parametrize(
+    "content", [b"a\n\xff\xfe\n", gzip.compress(b"a,b\n" * 9, mtime=0)[:-9], b"\x1f\x8b and no more"]
+)
 def test_what_is_no_table_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "t.csv").write_bytes(content)
     with pytest.raises(BadFile, match=r"t\.csv: expected a CSV table, plain or \.gz") as caught:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from tiny import BINARY, Constant, neighbourhood, pointwise, segmenter
 from torch import nn
@@ -275,3 +276,65 @@ def test_a_resizing_network_by_one_block_is_an_image() -> None:
     grid = block_grid(raster.size, [(InputPolicy(**policy), None)], channels=3)
     assert np.array_equal(by_blocks(whole, raster, grid), whole(raster.values)[RESULT])
     assert whole.task == BINARY
+
+
+# Blocks of the whole raster's tiles ----------------------------------------------------------------------------------
+
+
+def together(raster: Pixels, policies: dict[str, dict[str, Any]], side: int, *, views: str = "none") -> np.ndarray:
+    """Returns the raster's map, put together from blocks that have all its tiles; checks it against one piece."""
+    networks = {name: segmenter(neighbourhood(seed=seed), **policies[name]) for seed, name in enumerate(policies)}
+    settings = InferenceSettings(views=views, precision="float32", seams="blended")
+    predict = Predictor(Merge(children=tuple(networks)), networks, settings, torch.device("cpu"))
+    asked = [(InputPolicy(**one), None) for one in policies.values()]
+    made = block_grid(raster.size, asked, channels=3, seams="blended")
+    grid = BlockGrid(raster.size, side, lines=made.lines)
+    shown = raster.values if raster.is_valid is None else raster.values * raster.is_valid[..., None]
+    whole = predict(shown)[RESULT]
+    if raster.is_valid is not None:
+        whole = whole * raster.is_valid
+    found = by_blocks(predict, raster, grid)
+    assert np.array_equal(found, whole)
+    return found
+
+
+@given(
+    size=st.tuples(st.integers(1, 150), st.integers(1, 150)),
+    tile=st.tuples(st.sampled_from([16, 32, 48]), st.sampled_from([16, 32])),
+    overlap=st.sampled_from([0.0, 0.25, 0.5, 0.7]),
+    margin=st.integers(0, 7),
+    side=st.integers(20, 90),
+)
+@hypothesis_settings(max_examples=60)
+def test_blocks_of_all_tiles_are_the_raster_in_one_piece(
+    size: tuple[int, int], tile: tuple[int, int], overlap: float, margin: int, side: int
+) -> None:
+    policy: dict[str, Any] = {"mode": "window", "size": tile, "multiple": 8, "overlap": overlap, "margin": margin}
+    together(Pixels(photo(*size)), {"a": policy}, side)
+
+
+@pytest.mark.parametrize("views", ["none", "flips"])
+def test_networks_of_other_tiles_and_pixels_without_data(views: str) -> None:
+    is_valid = np.zeros((140, 151), bool)
+    is_valid[13:90, 37:120] = RNG.random((77, 83)) > 0.3
+    policies: dict[str, dict[str, Any]] = {
+        "a": WINDOWS,
+        "b": {**WINDOWS, "size": (48, 24), "margin": 4},
+        "c": {**WINDOWS, "padding": "edge", "overlap": 0.5},
+    }
+    assert together(Pixels(photo(140, 151), is_valid), policies, 48, views=views).any()
+
+
+@pytest.mark.parametrize(
+    ("policy", "words"),
+    [
+        ({"mode": "full"}, "input.mode=full"),
+        ({**WINDOWS, "scale": 0.5}, "scale"),
+        ({**WINDOWS, "clahe": True}, "clahe"),
+    ],
+)
+def test_networks_whose_tiles_are_others_in_a_part(policy: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=rf"found {words}; set inference\.seams=cut"):
+        block_grid((300, 300), [(InputPolicy(**policy), None)], channels=3, seams="blended")
+    whole = block_grid((300, 300), [(InputPolicy(mode="resize", size=(32, 32)), None)], channels=3, seams="blended")
+    assert whole.lines == () and len(whole.blocks()) == 1

@@ -56,14 +56,14 @@ class Known:
         member = SimpleNamespace(name="net", input=POLICY, guidance=None)
         self.recipe = SimpleNamespace(
             member=lambda name: member,
-            inference=SimpleNamespace(overlap=None),
+            inference=SimpleNamespace(overlap=None, seams="cut"),
             postprocess=SimpleNamespace(steps=()),
         )
         self.ensemble = SimpleNamespace(
             tree=Merge(children=("net/fold0",)), guiding={}, thresholds=[128] * task.num_maps
         )
 
-    def predictor(self, image: np.ndarray) -> dict[str, np.ndarray]:
+    def predictor(self, image: np.ndarray, *, frame: Any = None) -> dict[str, np.ndarray]:
         self._on_block(self.num_asked)
         self.num_asked += 1
         return {RESULT: maps_of(image[..., self._first : self._first + self.task.num_maps])}

@@ -9,23 +9,25 @@ around a block: its border then lies on such a line, and every pixel is as far i
 tile beyond the border would add is left out, as where only the centres of tiles are kept. Where a block's side holds a
 whole number of strides, all tiles fall on one grid over the raster and none is asked about twice. A margin is read too.
 
-The maps are therefore not quite those of the raster in one piece. Those would come from all tiles of the raster's grid
-that touch a block, with the weights that they have there; tiles on a border would be asked about once for each block
-there, which for overlaps of a quarter or a half makes 1.1 to 1.3 times as many of 256, and 1.6 to 2.2 times of 512.
+The maps are therefore not quite those of the raster in one piece. With ``seams="blended"`` they are, for networks that
+see windows: a block is then predicted from all tiles of the raster's grid that touch it, with the weights that they
+have there (``inference.frames``). Tiles on a border are asked about once for each block there, which for overlaps of a
+quarter or a half makes 1.1 to 1.3 times as many of 256, and 1.6 to 2.2 times of 512.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
 from maskloom.data.image_io import MAX_PIXELS
 from maskloom.data.input_policy import InputPolicy
 from maskloom.errors import UserError
+from maskloom.inference.frames import Frame, TileLine, tile_lines
 from maskloom.inference.guidance import GuidanceSettings
 from maskloom.records import Size
 from maskloom.windows import Window
@@ -65,6 +67,9 @@ class BlockGrid:
     """What is read has at least so many (rows, columns) where the raster has them: whole tiles."""
     stride: Size | None = None
     """(rows, columns) from one tile to the next where the tiles of all blocks lie on one grid over the raster."""
+    lines: tuple[tuple[TileLine, TileLine], ...] = ()
+    """Of each network, the rows and columns of its tiles over the raster, where blocks are predicted from all of them
+    that touch it; what is read is then what these see."""
 
     def blocks(self) -> list[Window]:
         """Returns the blocks, row by row."""
@@ -82,6 +87,9 @@ class BlockGrid:
         return Window(top, left, bottom - top, right - left)
 
     def _span(self, axis: int, start: int, length: int) -> tuple[int, int]:
+        if self.lines:
+            ends = [lines[axis].seen(start, start + length) for lines in self.lines]
+            return min(first for first, _ in ends), max(last for _, last in ends)
         total, least = self.size[axis], min(self.least[axis], self.size[axis])
         first, last = max(start - self.halo[axis], 0), min(start + length + self.halo[axis], total)
         last = min(max(last, first + least), total)
@@ -90,7 +98,8 @@ class BlockGrid:
     def filled(self, block: Window, is_valid: np.ndarray) -> Window:
         """Returns the part of a block that must be predicted for the sake of its valid pixels (bool h×w, some are).
 
-        What is left out are whole strides on its sides: the part is cut off as blocks are.
+        What is left out are whole strides on its sides: the part is cut off as blocks are. Where blocks have all tiles
+        that touch them, it is everything on the sides.
         """
         top, bottom = self._filled(0, block.top, np.asarray(is_valid.any(axis=1)))
         left, right = self._filled(1, block.left, np.asarray(is_valid.any(axis=0)))
@@ -98,6 +107,8 @@ class BlockGrid:
 
     def _filled(self, axis: int, start: int, is_valid: np.ndarray) -> tuple[int, int]:
         length, halo = len(is_valid), self.halo[axis]
+        if self.lines:
+            return start + int(is_valid.argmax()), start + length - int(is_valid[::-1].argmax())
         # At the raster's border tiles are spread otherwise.
         if self.stride is None or start < halo or start + length + halo > self.size[axis] or length < self.side:
             return start, start + length
@@ -131,6 +142,7 @@ def block_grid(
     *,
     channels: int,
     overlap: float | None = None,
+    seams: Literal["cut", "blended"] = "cut",
 ) -> BlockGrid:
     """Returns the blocks of a raster of ``size`` for the networks that are to see it, the same on every machine.
 
@@ -154,6 +166,8 @@ def block_grid(
                 "train on windows (members.N.input.mode=window), or cut or shrink the raster"
             )
         return BlockGrid(size, max(size))
+    if seams == "blended":
+        return _blended(size, asked, channels, overlap)
     tilings = [tuple(_tiling(policy, axis, overlap) for axis in (0, 1)) for policy, _ in asked]
     guided = any(guidance is not None for _, guidance in asked)
     reach = 2 if guided else 1
@@ -174,6 +188,32 @@ def block_grid(
     if same and all(_fits(side, halo[axis], tiling) for axis, tiling in enumerate((rows, columns))):
         return BlockGrid(size, side, halo, least, (rows.stride, columns.stride))
     return grid
+
+
+def _blended(
+    size: Size, networks: Sequence[tuple[InputPolicy, GuidanceSettings | None]], channels: int, overlap: float | None
+) -> BlockGrid:
+    """Returns blocks that are predicted from all tiles of the raster that touch them, as large as memory allows.
+
+    Raises ``UserError`` for networks whose tiles in a part of a raster are not those in the whole.
+    """
+    for policy, guidance in networks:
+        settings = {"scale": policy.scale != 1, "clahe": policy.clahe, "guidance": guidance is not None}
+        found = [f"input.mode={policy.mode}"] if policy.mode != "window" else []
+        found += [name for name, is_set in settings.items() if is_set]
+        if found:
+            raise UserError(
+                "inference.seams=blended: expected networks that see windows, without scale, clahe and guidance, found "
+                f"{', '.join(found)}; set inference.seams=cut"
+            )
+    lines = tuple(dict.fromkeys(tile_lines(size, policy, overlap) for policy, _ in networks))
+    reach = [max(each[axis].tile for each in lines) for axis in (0, 1)]
+
+    def is_affordable(side: int) -> bool:
+        values = (side + 2 * reach[0]) * (side + 2 * reach[1]) * channels
+        return values * _BYTES_PER_VALUE <= MAX_BYTES
+
+    return BlockGrid(size, max(filter(is_affordable, SIDES), default=SIDES[0]), lines=lines)
 
 
 def _reason_for_all(networks: Iterable[tuple[InputPolicy, GuidanceSettings | None]]) -> str:
@@ -216,6 +256,8 @@ class BlockPixels:
     """What was read for it."""
     pixels: np.ndarray | None
     """H×W×C of ``seen``, 0 where invalid; None where no pixel of the block is valid."""
+    frame: Frame | None = None
+    """Where the pixels lie in the raster, where they are predicted from the tiles of the whole raster."""
 
 
 def read_block(raster: Readable, grid: BlockGrid, block: Window) -> BlockPixels:
@@ -231,21 +273,22 @@ def read_block(raster: Readable, grid: BlockGrid, block: Window) -> BlockPixels:
     needed = grid.seen(part)
     if needed != seen:
         pixels = np.ascontiguousarray(pixels[_within(needed, seen)])
-    return BlockPixels(block, is_valid, part, needed, pixels)
+    frame = Frame(grid.size, needed, part) if grid.lines else None
+    return BlockPixels(block, is_valid, part, needed, pixels, frame)
 
 
-def predict_block(
-    predict: Callable[[np.ndarray], dict[str, np.ndarray]], found: BlockPixels
-) -> dict[str, np.ndarray] | None:
+def predict_block(predict: Callable[..., dict[str, np.ndarray]], found: BlockPixels) -> dict[str, np.ndarray] | None:
     """Returns a block's maps by name, uint8 C×h×w, 0 where it is invalid; None where it is invalid everywhere.
 
-    ``predict`` gives the maps uint8 C×H×W of an image H×W×C, as a ``Predictor`` does; it is not asked in vain.
+    ``predict`` gives the maps uint8 C×H×W of an image H×W×C, as a ``Predictor`` does; it is not asked in vain. It is
+    given the frame, too, where there is one.
     """
     if found.pixels is None:
         return None
     shape = found.is_valid.shape
     maps: dict[str, np.ndarray] = {}
-    for name, values in predict(found.pixels).items():
+    given = {} if found.frame is None else {"frame": found.frame}
+    for name, values in predict(found.pixels, **given).items():
         placed = np.zeros((len(values), *shape), np.uint8)
         placed[(..., *_within(found.part, found.block))] = values[(..., *_within(found.part, found.seen))]
         placed *= found.is_valid

@@ -16,6 +16,7 @@ from maskloom.data.dataset import with_guides
 from maskloom.data.input_policy import cut_image, place
 from maskloom.errors import UserError
 from maskloom.inference.crop_votes import predict_by_votes
+from maskloom.inference.frames import Frame
 from maskloom.inference.guidance import guides_of, regions_of
 from maskloom.inference.inputs import Input, resized
 from maskloom.inference.merging import Merge, evaluate, to_stored
@@ -45,14 +46,21 @@ class Asking:
 class OnePass:
     """What one image needs while the tree is evaluated: prepared inputs, members' maps, and checks.
 
-    Maps have a leading axis: the map, and where views are also left out, the map without views.
+    Maps have a leading axis: the map, and where views are also left out, the map without views. With a ``frame`` the
+    image is a cut of a raster, and maps are those of the raster in the part that the frame names.
     """
 
     def __init__(
-        self, image: np.ndarray, ensemble: Ensemble, asking: Asking, given: Mapping[str, np.ndarray], num_copies: int
+        self,
+        image: np.ndarray,
+        ensemble: Ensemble,
+        asking: Asking,
+        given: Mapping[str, np.ndarray],
+        num_copies: int,
+        frame: Frame | None = None,
     ) -> None:
         self._image, self._ensemble, self._asking = image, ensemble, asking
-        self._given, self._num_copies = given, num_copies
+        self._given, self._num_copies, self._frame = given, num_copies, frame
         self._kept = Kept(ensemble.uses(given))
         self._sums: list[tuple[str, Tensor]] = []
 
@@ -118,7 +126,8 @@ class OnePass:
         if not windows:
             return [], None
         cuts = [cut_image(image, window) for window in windows]
-        return windows, Input.prepare(cuts, need.policy, self._asking.device, channels=channels)
+        device, frame = self._asking.device, self._frame
+        return windows, Input.prepare(cuts, need.policy, device, channels=channels, frame=frame)
 
     def _member(self, name: str) -> np.ndarray:
         """Returns a member's map as stored, uint8 K×C×H×W."""

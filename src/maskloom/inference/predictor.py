@@ -13,10 +13,11 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from maskloom.config import Config
 from maskloom.errors import UnfitImage, UserError, closest
+from maskloom.inference.frames import Frame
 from maskloom.inference.fusing import fuse
 from maskloom.inference.guidance import GuidanceSettings
 from maskloom.inference.merging import RESULT, Merge, store
@@ -57,12 +58,23 @@ class InferenceSettings(Config):
     """What networks compute in; "auto": the fastest that the device computes natively. Sums are always float32."""
     batch_pixels: int | None = Field(default=None, ge=1)
     """Views and tiles share a forward pass up to so many pixels; None: what suits the device."""
+    seams: Literal["cut", "blended"] = "cut"
+    """How rasters are predicted by block. "cut": from tiles inside what is read for a block, so tiles of two blocks are
+    not blended where these meet. "blended": from all tiles of the whole raster that touch a block, which gives what the
+    raster in one piece would; tiles on a border are computed for each block there. Only for networks that see windows,
+    without `scale`, `clahe` and guidance."""
 
     @field_validator("views")
     @classmethod
     def _views_exist(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
         find_views(value)
         return value
+
+    @model_validator(mode="after")
+    def _crops_are_not_blended(self) -> InferenceSettings:
+        if self.seams == "blended" and self.crop_offsets is not None:
+            raise ValueError("seams: blended is for tiles that are blended, crop_offsets asks for crops; state cut")
+        return self
 
 
 class Predictor:
@@ -157,13 +169,17 @@ class Predictor:
         copy = replace(segmenter, network=fused.network, _constants={})
         return copy.to(self.device, channels_last=True).eval()
 
-    def __call__(self, image: np.ndarray, given: Mapping[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
+    def __call__(
+        self, image: np.ndarray, given: Mapping[str, np.ndarray] | None = None, *, frame: Frame | None = None
+    ) -> dict[str, np.ndarray]:
         """Returns uint8 maps C×H×W, round(255·p), of an image H×W×C (uint8, uint16, float32) as stored.
 
         Under "result" the tree's map, under its own name each tap's, and under "plain" the map without views where
         the predictor was made so. ``given`` holds maps of members, uint8 C×H×W at the image's size: they are taken as
         they are, other members' are made by their networks; what the tree does not need is not looked at. Guides and
-        regions are always of maps as stored, with views. Raises ``UserError`` naming the network whose output is not a
+        regions are always of maps as stored, with views. ``frame`` says of which raster the image is a cut: maps in its
+        part are then those of the whole raster; networks must take tiles of images that are neither resized nor
+        equalised nor given maps. Raises ``UserError`` naming the network whose output is not a
         number, or the member whose map is missing or of another size.
         """
         if image.ndim != 3:
@@ -171,7 +187,7 @@ class Predictor:
         for name, segmenter in self._segmenters.items():
             self._check_image(image, name, segmenter)
         with torch.inference_mode(), autocast(self.device, self._precision):
-            one_pass = OnePass(image, self._ensemble, self._asking, given or {}, 2 if self.plain else 1)
+            one_pass = OnePass(image, self._ensemble, self._asking, given or {}, 2 if self.plain else 1, frame)
             result, taps = one_pass.evaluate(self.tree)
             stored = store({RESULT: result, **taps})
             one_pass.check()

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -85,6 +86,33 @@ def _shares(
     }
 
 
+class Line(NamedTuple):
+    """All tiles of a larger map along an axis: their starts, how long it is, and where the map at hand begins on it."""
+
+    starts: Sequence[int]
+    length: int
+    first: int
+
+
+def _shares_within(
+    starts: list[int],
+    tile: int,
+    length: int,
+    margin: int,
+    blends: bool,
+    shape: tuple[int, ...],
+    line: Line | None,
+) -> dict[int, _Share]:
+    """Returns the same where these tiles are some of a longer ``line``, with the weights that they have on it."""
+    if line is None:
+        return _shares(starts, tile, length, margin, blends, shape)
+    first = line.first
+    found = _shares(list(line.starts), tile, line.length, margin, blends, shape)
+    shares = {start: found[start + first] for start in starts}
+    places = {start: slice(share.of_map.start - first, share.of_map.stop - first) for start, share in shares.items()}
+    return {start: replace(share, of_map=places[start]) for start, share in shares.items()}
+
+
 class TileAccumulator:
     """Sums the tiles of a grid into one map …×H×W of float32 on the device: ``feed`` each once, then ``done``.
 
@@ -92,9 +120,20 @@ class TileAccumulator:
     ``margin`` only what lies so many pixels inside a tile counts, and of the map only what lies so many pixels inside
     is given, the rest is 0. Where tiles (their centres) overlap they are blended, or, without ``blends``, each pixel
     is taken from one of them as it is.
+
+    Where the windows are some of the tiles of a larger map, ``lines`` says of rows and columns how all of them lie
+    there, and weights are those of the larger map; pixels that no window covers are 0.
     """
 
-    def __init__(self, size: Size, windows: Sequence[Window], *, margin: int = 0, blends: bool = True) -> None:
+    def __init__(
+        self,
+        size: Size,
+        windows: Sequence[Window],
+        *,
+        margin: int = 0,
+        blends: bool = True,
+        lines: tuple[Line, Line] | None = None,
+    ) -> None:
         tops, lefts = sorted({window.top for window in windows}), sorted({window.left for window in windows})
         tile = (windows[0].height, windows[0].width)
         if tops[0] < 0 or lefts[0] < 0 or size[0] < tops[-1] + tile[0] or size[1] < lefts[-1] + tile[1]:
@@ -103,8 +142,9 @@ class TileAccumulator:
             raise ValueError(f"expected a margin that leaves something of tiles of {tile}, got {margin}")
         self.size = size
         self._takes_all = margin == 0 and blends
-        self._rows = _shares(tops, tile[0], size[0], margin, blends, (-1, 1))
-        self._columns = _shares(lefts, tile[1], size[1], margin, blends, (-1,))
+        rows, columns = lines or (None, None)
+        self._rows = _shares_within(tops, tile[0], size[0], margin, blends, (-1, 1), rows)
+        self._columns = _shares_within(lefts, tile[1], size[1], margin, blends, (-1,), columns)
         self._total: Tensor | None = None
 
     def feed(self, window: Window, value: Tensor) -> None:

@@ -26,6 +26,7 @@ from maskloom.ensembling.thresholds import decide
 from maskloom.errors import BadFile, UserError, closest
 from maskloom.files import TEMPORARY_PREFIX, fingerprint, read_json, write_json
 from maskloom.inference.blocks import BlockPixels, block_grid, predict_block, read_block
+from maskloom.inference.frames import Frame
 from maskloom.inference.guidance import GuidanceSettings
 from maskloom.inference.merging import RESULT
 from maskloom.inference.streaming import predict_records
@@ -206,11 +207,11 @@ class _Process:
         self._has_steps = bool(opened.recipe.postprocess.steps)
         if self._has_steps:
             progress.note("post-processing looks at whole objects: scenes are decided by thresholds alone")
-        networks, channels = asked_networks(opened), opened.channels
+        networks, channels, asked = asked_networks(opened), opened.channels, opened.recipe.inference
         self._stored: dict[str, StoredBlocks] = {}
         for scene in scenes:
-            grid = block_grid(scene.record.size, networks, channels=channels, overlap=opened.recipe.inference.overlap)
-            cut = fingerprint(scene.fingerprint, grid.side, grid.halo, grid.least, grid.stride)
+            grid = block_grid(scene.record.size, networks, channels=channels, overlap=asked.overlap, seams=asked.seams)
+            cut = fingerprint(scene.fingerprint, grid.side, grid.halo, grid.least, grid.stride, asked.seams)
             self._stored[scene.id] = StoredBlocks(wanted.out / BLOCKS / scene.id / cut, grid, opened.task.num_maps)
         self._writer = SceneWriter(wanted=wanted, task=opened.task, stored=self._stored, decide=self._decide, crs=crs)
         self._done = dict.fromkeys(self._stored, 0)
@@ -274,8 +275,9 @@ class _Process:
                     return None
                 return read_block(raster, blocks.grid, blocks.windows[number])
 
-            def ask(image: np.ndarray) -> dict[str, np.ndarray]:
-                return {RESULT: self._opened.predictor(with_channels(image, channels, record.image))[RESULT]}
+            def ask(image: np.ndarray, frame: Frame | None = None) -> dict[str, np.ndarray]:
+                shown = with_channels(image, channels, record.image)
+                return {RESULT: self._opened.predictor(shown, frame=frame)[RESULT]}
 
             def predict(found: BlockPixels | None) -> dict[str, np.ndarray]:
                 return {} if found is None else {_MAPS: stored(predict_block(ask, found), found.is_valid)}
