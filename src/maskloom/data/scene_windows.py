@@ -18,7 +18,7 @@ from maskloom.data.input_policy import InputPolicy, Placement, cut_image, cut_la
 from maskloom.data.mask_coding import MaskCoding
 from maskloom.data.record_images import read_pixels
 from maskloom.data.scene_truth import MaskTruth, PolygonTruth
-from maskloom.data.window_drawing import MAX_DRAWS, bounds_of, draw_window, has_room, is_allowed
+from maskloom.data.window_drawing import MAX_DRAWS, bounds_of, draw_window, has_room, is_allowed, window_around
 from maskloom.errors import BadFile
 from maskloom.rasters.reading import open_raster
 from maskloom.records import IGNORE, BadSize, MaskFile, Record, Shapes, Size, Task
@@ -149,11 +149,7 @@ def _around_one(
     bounds = bounds_of(forbidden)
     for row, column in pixels:
         middle = row + placement.padding.top, column + placement.padding.left
-        top, left = (
-            min(max(at - side // 2, 0), length - side)
-            for at, side, length in zip(middle, window, placement.padded, strict=True)
-        )
-        around = Window(top, left, *window)
+        around = window_around(middle, window, placement.padded)
         if is_allowed(around, bounds):
             return around
     return None

@@ -64,15 +64,18 @@ def _class_window(
         return None
     label = classes[int(rng.integers(len(classes)))]
     for _ in range(MAX_DRAWS):
-        centre = truth.pixel_of(label, task, rng)
-        top, left = (
-            min(max(place - part // 2, 0), length - part)
-            for place, part, length in zip(centre, window, truth.size, strict=True)
-        )
-        chosen = Window(top, left, *window)
+        chosen = window_around(truth.pixel_of(label, task, rng), window, truth.size)
         if is_allowed(chosen, bounds):
             return chosen
     return None
+
+
+def window_around(pixel: tuple[int, int], window: Size, size: Size) -> Window:
+    """Returns the window whose middle is as near to a pixel (row, column) as it fits into ``size``."""
+    top, left = (
+        min(max(at - side // 2, 0), length - side) for at, side, length in zip(pixel, window, size, strict=True)
+    )
+    return Window(top, left, *window)
 
 
 def has_room(size: Size, window: Size, forbidden: Sequence[Window]) -> bool:

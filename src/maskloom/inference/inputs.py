@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from maskloom.data.input_policy import (
     InputPolicy,
@@ -24,7 +23,7 @@ from maskloom.data.input_policy import (
 )
 from maskloom.inference.frames import Frame, place_cut, tile_lines
 from maskloom.inference.tiles import Line, TileAccumulator
-from maskloom.inference.view_merging import Seen, ViewMerger
+from maskloom.inference.view_merging import Seen, ViewMerger, at_size
 from maskloom.inference.views import View
 from maskloom.models.segmenter import Segmenter
 from maskloom.records import Size
@@ -135,9 +134,5 @@ class Input:
 
 def resized(maps: Tensor, size: Size) -> Tensor:
     """Returns maps …×C×h×w at ``size``: bilinear, pixel centres kept, antialiased where they shrink."""
-    if maps.shape[-2:] == size:
-        return maps
-    shrinks = maps.shape[-2] > size[0] or maps.shape[-1] > size[1]
-    flat = maps.reshape(-1, *maps.shape[-3:])
-    values = functional.interpolate(flat, size, mode="bilinear", align_corners=False, antialias=shrinks)
-    return values.reshape(*maps.shape[:-2], *size)
+    found = at_size(maps.reshape(-1, *maps.shape[-3:]), size)
+    return found.reshape(*maps.shape[:-2], *size)

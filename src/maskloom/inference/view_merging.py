@@ -57,10 +57,10 @@ class ViewMerger:
         for part in seen:
             size = (part.images.shape[-2], part.images.shape[-1])
             seen_at = part.views[0].size_of(size, segmenter.policy.multiple)
-            logits = segmenter.logits(_at(part.images, seen_at))
+            logits = segmenter.logits(at_size(part.images, seen_at))
             if self._plain and part.views[0].is_identity:  # first: sums are made in place
                 plain = segmenter.probabilities(logits[: len(logits) // len(part.views)]).contiguous()
-            encoded = _at(_encode(logits, self._kind, segmenter), size)
+            encoded = at_size(_encode(logits, self._kind, segmenter), size)
             for view, values in zip(part.views, encoded.chunk(len(part.views)), strict=True):
                 moved = view.inverse(values)
                 total = moved.contiguous() if total is None else total.add_(moved)
@@ -98,7 +98,7 @@ class ViewMerger:
         torch.cuda.empty_cache()
 
 
-def _at(values: Tensor, size: Size) -> Tensor:
+def at_size(values: Tensor, size: Size) -> Tensor:
     """Returns images or maps N×C×h×w at ``size``: themselves, or bilinear float32, antialiased where they shrink."""
     if values.shape[-2:] == size:
         return values
