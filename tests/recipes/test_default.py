@@ -13,8 +13,11 @@ from maskloom.data.augment import PRESETS
 from maskloom.data.sources.base import DataSettings, DataSource
 from maskloom.data.sources.folder import open_folder
 from maskloom.errors import UserError
+from maskloom.models.decoders import build_network
+from maskloom.models.encoders import NetworkSettings
 from maskloom.recipes import default as plan
-from maskloom.recipes.default import BUDGETS, default, input_policy
+from maskloom.recipes.default import BUDGETS, EARLY_STAGES, default, input_policy
+from maskloom.training.freezing import freeze, learnable_names
 
 
 def folder(path: Path, sizes: list[tuple[int, int]], *, channels: int = 3, splits: bool = False) -> Path:
@@ -82,7 +85,7 @@ def cars(path: Path) -> DataSource:
 
 
 @pytest.mark.parametrize(
-    ("precision", "epochs", "images", "progressive"), [("float32", 7, 252, 0.57), ("bf16", 7, 236, 0.0)]
+    ("precision", "epochs", "images", "progressive"), [("float32", 7, 228, 0.57), ("bf16", 7, 236, 0.0)]
 )
 def test_training_stays_within_the_budget_of_pixels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, epochs: int, images: int, progressive: float
@@ -107,6 +110,25 @@ def test_few_passes_on_a_slow_cpu_mirror_only_and_learn_faster(tmp_path: Path, m
     few = open_folder(folder(tmp_path / "few", [(40, 60)] * 4), DataSettings())
     patient = default(few, device="cpu").members[0]
     assert (patient.augment, patient.optimiser.lr, patient.schedule.peak) == (PRESETS["light"], 1e-3, 0.3)
+
+
+@pytest.mark.parametrize(("channels", "installed", "freezes"), [(3, True, True), (4, True, False), (3, False, False)])
+def test_a_slow_cpu_trains_no_early_stages_where_they_were_trained_on_photos(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, channels: int, installed: bool, freezes: bool
+) -> None:
+    monkeypatch.setattr(plan, "fast_precision", lambda device: "float32")
+    monkeypatch.setattr(plan, "num_channels", lambda source: channels)
+    monkeypatch.setattr(plan, "installed_file", lambda name: Path("weights.pth") if installed else None)
+    member = default(cars(tmp_path), device="cpu").members[0]
+    assert bool(member.optimiser.frozen) == freezes
+
+
+def test_the_frozen_stages_are_the_networks_own() -> None:
+    network = build_network(NetworkSettings(architecture="unet", encoder=BUDGETS["cpu"].encoder, weights="none"), 1)
+    freeze(network, EARLY_STAGES, learnable=learnable_names(network))
+    learning = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    assert not any(name.startswith(("encoder.model.conv_stem", "encoder.model.blocks.2.")) for name in learning)
+    assert any(name.startswith("encoder.model.blocks.3.") for name in learning)
 
 
 def test_however_much_data_there_is_training_costs_the_same(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from maskloom.errors import BadFile, UserError
 from maskloom.inference.predictor import InferenceSettings
 from maskloom.losses.terms import LossSettings
 from maskloom.models.encoders import NetworkSettings
+from maskloom.models.pretrained import installed_file
 from maskloom.recipe import MemberSettings, Recipe, Scale
 from maskloom.records import Size
 from maskloom.runtime import fast_precision
@@ -50,6 +51,8 @@ class Windows:
     """In pixels."""
     total_pixels: float
     """Pixels that training sees, over all folds."""
+    decoder: tuple[int, ...] | None = None
+    """As for whole images."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,16 +64,21 @@ class Budget:
     whole: Whole
     windows: Windows
     max_epochs: int
+    frozen: tuple[str, ...] = ()
+    """How the names of parameters begin that keep their pretrained values."""
 
 
 LIGHT_DECODER = (128, 64, 32, 16, 16)
+EARLY_STAGES = tuple(f"encoder.model.{name}." for name in ("conv_stem", "bn1", "blocks.0", "blocks.1", "blocks.2"))
+"""Of EfficientNet-Lite, up to an eighth of the image's sides: a third of a step's time is theirs."""
 BUDGETS = {
     "cpu": Budget(
         encoder="tf_efficientnet_lite0",
         folds=3,
-        whole=Whole(most_pixels=512 * 512, total_pixels=8.0e8, decoder=LIGHT_DECODER, progressive=0.57),
-        windows=Windows(side=256, total_pixels=1.3e9),
+        whole=Whole(most_pixels=512 * 512, total_pixels=7.2e8, decoder=LIGHT_DECODER, progressive=0.57),
+        windows=Windows(side=256, total_pixels=1.0e9, decoder=LIGHT_DECODER),
         max_epochs=40,
+        frozen=EARLY_STAGES,
     ),
     "cpu with bf16": Budget(
         encoder="tf_efficientnet_lite0",
@@ -131,13 +139,18 @@ def default(source: DataSource, *, device: str, scale: Scale = "full") -> Recipe
             architecture="unet",
             encoder=budget.encoder,
             channels=num_channels(source),
-            decoder_channels=budget.whole.decoder if is_whole else None,
+            decoder_channels=budget.whole.decoder if is_whole else budget.windows.decoder,
         ),
         input=policy,
         loss=LossSettings.model_validate(
             {"terms": [{"kind": "cross_entropy" if multiclass else "bce"}, {"kind": "dice"}]}
         ),
-        optimiser=OptimiserSettings(kind="adamw", lr=2e-3 if is_short else 1e-3, weight_decay=1e-2),
+        optimiser=OptimiserSettings(
+            kind="adamw",
+            lr=2e-3 if is_short else 1e-3,
+            weight_decay=1e-2,
+            frozen=budget.frozen if sees_photos(source, budget) else (),
+        ),
         schedule=ScheduleSettings(kind="one_cycle", peak=0.15 if is_short else 0.3),
         augment=PRESETS["mirror" if is_short else "light" if is_whole else "symmetry_light"],
         training=TrainingSettings(
@@ -173,7 +186,7 @@ def smoked(budget: Budget) -> Budget:
         budget,
         folds=2,
         whole=replace(budget.whole, most_pixels=96 * 96, total_pixels=1.5e6),
-        windows=Windows(side=64, total_pixels=1.5e6),
+        windows=replace(budget.windows, side=64, total_pixels=1.5e6),
         max_epochs=2,
     )
 
@@ -205,6 +218,14 @@ def num_channels(source: DataSource) -> int:
             continue
         return 3 if channels == 1 else channels
     return 3
+
+
+def sees_photos(source: DataSource, budget: Budget) -> bool:
+    """Returns whether images have the three channels that pretrained weights expect, and such weights are installed.
+
+    The early stages of a network for other channels, or of one from random weights, have to learn.
+    """
+    return num_channels(source) == 3 and installed_file(budget.encoder) is not None
 
 
 def has_given_folds(source: DataSource) -> bool:
