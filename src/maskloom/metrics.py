@@ -68,22 +68,82 @@ class Counts:
         return Counts(**{name: np.array(values[name], np.int64) for name in ("tp", "fp", "fn")})
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Confusion:
+    """Pixels by true and predicted label: int64 n×n, rows the truth, columns the prediction."""
+
+    pixels: CountArray
+
+    def __post_init__(self) -> None:
+        if self.pixels.ndim != 2 or self.pixels.shape[0] != self.pixels.shape[1]:
+            raise ValueError(f"expected as many rows as columns, got {self.pixels.shape}")
+        if self.pixels.dtype != np.int64:
+            raise ValueError(f"expected int64 counts, got {self.pixels.dtype}")
+
+    def __add__(self, other: Confusion) -> Confusion:
+        """Returns the confusion of both parts together."""
+        if self.pixels.shape != other.pixels.shape:
+            raise ValueError(f"cannot add confusions of {len(self.pixels)} and {len(other.pixels)} labels")
+        return Confusion(pixels=self.pixels + other.pixels)
+
+    def __eq__(self, other: object) -> bool:
+        """Returns whether all counts agree."""
+        return np.array_equal(self.pixels, other.pixels) if isinstance(other, Confusion) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @staticmethod
+    def zero(num_labels: int) -> Confusion:
+        """Returns the confusion of nothing: the neutral element of ``+``."""
+        return Confusion(pixels=np.zeros((num_labels, num_labels), np.int64))
+
+    def counts(self) -> Counts:
+        """Returns the counts of every label against the rest."""
+        tp = np.diagonal(self.pixels).copy()
+        return Counts(tp=tp, fp=self.pixels.sum(axis=0) - tp, fn=self.pixels.sum(axis=1) - tp)
+
+    def shares(self) -> ScoreArray:
+        """Returns the share of each true label's pixels that each prediction got, float64 n×n; NaN without pixels."""
+        total = self.pixels.sum(axis=1, keepdims=True)
+        shares: ScoreArray = np.full(self.pixels.shape, np.nan)
+        np.divide(self.pixels, total, out=shares, where=total > 0)
+        return shares
+
+
+def confusions(prediction: np.ndarray, truth: np.ndarray, task: Task) -> list[Confusion]:
+    """Returns what was taken for what in one image; pixels whose truth is ``IGNORE`` count nowhere.
+
+    Multiclass: one confusion of all classes. Else one per map, of two labels: 0 (not there) and 1 (there). Labels as
+    for ``from_labels``, and the same errors.
+    """
+    _check_labels(prediction, truth, task)
+    if task.kind == "multiclass":
+        return [_multiclass_confusion(prediction, truth, task.num_maps)]
+    layers = ((prediction, truth),) if task.kind == "binary" else zip(prediction, truth, strict=True)
+    found = []
+    for predicted, true in layers:
+        tp, fp, fn = _map_counts(predicted, true)
+        tn = int(np.count_nonzero(true == 0)) - fp
+        found.append(Confusion(pixels=np.array([[tn, fp], [fn, tp]], np.int64)))
+    return found
+
+
 def from_labels(prediction: np.ndarray, truth: np.ndarray, task: Task) -> Counts:
     """Returns the counts of one image; pixels whose truth is ``IGNORE`` count nowhere.
 
     Both are label arrays of one shape: H×W for binary (0, 1) and multiclass (0…n-1), C×H×W of 0, 1 for multilabel.
     Raises ``ValueError`` for other shapes and values; a prediction has no ``IGNORE`` where the truth has a label.
     """
-    _check_labels(prediction, truth, task)
+    return counts_of(confusions(prediction, truth, task), task)
+
+
+def counts_of(found: Sequence[Confusion], task: Task) -> Counts:
+    """Returns the counts of every class from what ``confusions`` found."""
     if task.kind == "multiclass":
-        return _multiclass_counts(prediction, truth, task.num_maps)
-    if task.kind == "binary":
-        prediction, truth = prediction[None], truth[None]
-    pairs = [
-        _map_counts(map_prediction, map_truth) for map_prediction, map_truth in zip(prediction, truth, strict=True)
-    ]
-    tp, fp, fn = np.array(pairs, np.int64).T
-    return Counts(tp=tp, fp=fp, fn=fn)
+        (whole,) = found
+        return whole.counts()
+    pixels = np.stack([each.pixels for each in found])
+    return Counts(tp=pixels[:, 1, 1], fp=pixels[:, 0, 1], fn=pixels[:, 1, 0])
 
 
 def _check_labels(prediction: np.ndarray, truth: np.ndarray, task: Task) -> None:
@@ -109,16 +169,14 @@ def _map_counts(prediction: np.ndarray, truth: np.ndarray) -> tuple[int, int, in
     return tp, int(np.count_nonzero(predicted & negative)), int(np.count_nonzero(positive)) - tp
 
 
-def _multiclass_counts(prediction: np.ndarray, truth: np.ndarray, num_classes: int) -> Counts:
+def _multiclass_confusion(prediction: np.ndarray, truth: np.ndarray, num_classes: int) -> Confusion:
     valid = truth != IGNORE
     true_labels, predicted = truth[valid].astype(np.intp), prediction[valid]
     for name, labels in (("truth", true_labels), ("prediction", predicted)):
         if labels.size and (labels.min() < 0 or labels.max() >= num_classes):
             raise ValueError(f"expected {name} labels of 0 to {num_classes - 1}, got {labels.min()} to {labels.max()}")
     pairs = np.bincount(true_labels * num_classes + predicted, minlength=num_classes**2)
-    confusion = pairs.reshape(num_classes, num_classes).astype(np.int64)  # rows: truth, columns: prediction
-    tp = np.diagonal(confusion).copy()
-    return Counts(tp=tp, fp=confusion.sum(axis=0) - tp, fn=confusion.sum(axis=1) - tp)
+    return Confusion(pixels=pairs.reshape(num_classes, num_classes).astype(np.int64))
 
 
 def dice(counts: Counts) -> ScoreArray:
@@ -156,6 +214,16 @@ def per_class(records: Sequence[Counts], metric: Metric) -> ScoreArray:
     if metric == "iou":
         return np.where(whole.tp + whole.fn > 0, iou(whole), np.nan)
     raise ValueError(f"expected the metric dice or iou, got {metric!r}")
+
+
+def mean_iou(whole: Counts, *, absent: Literal["left out", "counted"]) -> float:
+    """Returns the mean IoU of counts summed over all images.
+
+    Classes without a pixel in the truth are left out (as the metric "iou" does), or counted: 1 for a class that was
+    never predicted either, 0 for one that was. Without any class in the truth all are counted.
+    """
+    scores, known = iou(whole), whole.tp + whole.fn > 0
+    return float(np.mean(scores if absent == "counted" or not known.any() else scores[known]))
 
 
 def score_records(records: Sequence[Counts], metric: Metric) -> float:

@@ -112,7 +112,8 @@ def test_an_image_without_a_valid_pixel_has_a_score(tmp_path: Path) -> None:
         return np.stack([np.where(mask == 1, 0, 255), np.where(mask == 1, 255, 0)]).astype(np.uint8)
 
     surroundings = context(tmp_path, task, recipe("a"), masks, right, [0, 0, 1, 1])
-    _, images = fit_ensemble(surroundings)
+    fit_ensemble(surroundings)
+    images = surroundings.run.ensemble.with_name("images.csv")
     assert [row["dice"] for row in csv.DictReader(images.read_text().splitlines())] == ["1.000000"] * 4
 
 

@@ -262,6 +262,13 @@ def test_plateau_lowers_the_learning_rate(tmp_path: Path, records: list[Record])
     assert rates == pytest.approx([0.02, 0.02, 0.01, 0.01, 0.005])
 
 
+def test_a_plateau_of_the_loss_needs_no_validation(tmp_path: Path, records: list[Record]) -> None:
+    schedule = ScheduleSettings(kind="plateau", monitor="loss", patience=0, gamma=0.5, min_delta=9.0)
+    job = tiny_job(tmp_path, records, epochs=4, schedule=schedule, validate=None, optimiser=OptimiserSettings(lr=0.02))
+    rates = [epoch["learning_rate"] for epoch in train(job).epochs]
+    assert rates == pytest.approx([0.02, 0.02, 0.01, 0.005])  # no loss falls by 9
+
+
 @pytest.mark.parametrize("kind", ["adamw", "sgd", "rmsprop"])
 @pytest.mark.parametrize("precision", ["auto", "fp16"])
 def test_an_interrupted_training_continues_to_the_same_bytes(

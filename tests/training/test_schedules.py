@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -129,28 +130,67 @@ def test_a_triangle_longer_than_the_training_is_squeezed_into_it() -> None:
     st.integers(0, 3),
     st.sampled_from([0.0, 0.1, 0.15]),
     st.booleans(),
+    st.integers(0, 3),
+    st.sampled_from(["score", "loss"]),
 )
-def test_plateau_equals_torch(scores: list[float], patience: int, min_delta: float, relative: bool) -> None:
+def test_plateau_equals_torch(
+    values: list[float],
+    patience: int,
+    min_delta: float,
+    relative: bool,
+    cooldown: int,
+    monitor: Literal["score", "loss"],
+) -> None:
     optimiser = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     reference = torch.optim.lr_scheduler.ReduceLROnPlateau(
         optimiser,
-        mode="max",
+        mode="max" if monitor == "score" else "min",
         factor=0.5,
         patience=patience,
         threshold=min_delta,
         threshold_mode="rel" if relative else "abs",
+        cooldown=cooldown,
         min_lr=0.05,
         eps=0.0,
     )
-    for score in scores:
-        reference.step(score)
-    expected = optimiser.param_groups[0]["lr"]
-    found = plateau(scores, patience=patience, gamma=0.5, minimum=0.05, min_delta=min_delta, relative=relative)
-    assert found == pytest.approx(expected)
     settings = ScheduleSettings(
-        kind="plateau", gamma=0.5, patience=patience, minimum=0.05, min_delta=min_delta, relative_delta=relative
+        kind="plateau",
+        monitor=monitor,
+        gamma=0.5,
+        patience=patience,
+        minimum=0.05,
+        min_delta=min_delta,
+        relative_delta=relative,
+        cooldown=cooldown,
     )
-    assert learning_rate_factor(settings, 5, 10, steps_per_epoch=1, scores=scores) == pytest.approx(expected)
+    other = [0.5] * 9  # what is not monitored does not matter
+    for count, value in enumerate(values, start=1):
+        reference.step(value)
+        seen = values[:count]
+        scores, losses = (seen, other) if monitor == "score" else (other, seen)
+        found = learning_rate_factor(settings, 5, 10, steps_per_epoch=1, scores=scores, losses=losses)
+        assert found == pytest.approx(optimiser.param_groups[0]["lr"])
+
+
+def test_a_plateau_of_the_loss_by_hand() -> None:
+    """Halved after 2 epochs without a loss 0.1 lower; the 1 epoch after that does not count; never below 0.2."""
+    settings = ScheduleSettings(
+        kind="plateau", monitor="loss", gamma=0.5, patience=1, min_delta=0.1, cooldown=1, minimum=0.2
+    )
+    losses = [1.0, 0.95, 0.91, 0.92, 0.95, 0.95, 0.5, math.nan, 0.45, 0.6, 0.6, 0.6, 0.6, 0.6]
+    found = [
+        learning_rate_factor(settings, 0, 1, steps_per_epoch=1, losses=losses[:count])
+        for count in range(1, len(losses) + 1)
+    ]
+    assert found == [1.0, 1.0, 0.5, 0.5, 0.5, 0.25, 0.25, 0.25, 0.2, 0.2, 0.2, 0.2, 0.2, 0.2]
+    with pytest.raises(ValueError, match="expected the losses so far"):
+        learning_rate_factor(settings, 0, 1, steps_per_epoch=1, scores=[0.5])
+    assert learning_rate_factor(settings, 0, 1, steps_per_epoch=1, losses=[]) == 1.0
+
+
+def test_a_plateau_without_gain_takes_as_long_as_torch_says() -> None:
+    found = [plateau([0.5] * count, patience=2, gamma=0.1, minimum=0.0, cooldown=2) for count in range(1, 12)]
+    assert found == pytest.approx([1.0] * 3 + [0.1] * 5 + [0.01] * 3)
 
 
 def test_plateau_of_the_published_rmsprop() -> None:

@@ -65,7 +65,9 @@ def paired_bootstrap(
         raise ValueError("expected differences of at least one image, got none")
     if not sizes.all():
         raise ValueError("expected differences in every group, got an empty group; leave it out")
-    return _gains(lambda weights: (weights @ sums) / (weights @ sizes)[:, None], len(sizes), confidence, draws, seed)[0]
+    return gains_of(lambda weights: (weights @ sums) / (weights @ sizes)[:, None], len(sizes), confidence, draws, seed)[
+        0
+    ]
 
 
 def compare_tallies(
@@ -95,7 +97,7 @@ def compare_tallies(
     if metric == "dice":
         first, sizes = _mean_dice(before), summed(np.ones(len(before)))
         sums = summed(np.stack([_mean_dice(tally) - first for tally in after], axis=1))
-        return _gains(
+        return gains_of(
             lambda weights: (weights @ sums) / (weights @ sizes)[:, None], len(names), confidence, draws, seed
         )
     whole = [summed(tally.astype(np.float64)) for tally in (before, *after)]
@@ -104,7 +106,7 @@ def compare_tallies(
         first, *others = (_mean_iou(np.tensordot(weights, counts, axes=1)) for counts in whole)
         return np.stack([other - first for other in others], axis=1)
 
-    return _gains(statistic, len(names), confidence, draws, seed)
+    return gains_of(statistic, len(names), confidence, draws, seed)
 
 
 def tally(counts: Sequence[Counts]) -> Tally:
@@ -131,7 +133,7 @@ def _mean_iou(counts: NDArray[np.float64]) -> NDArray[np.float64]:
     return means
 
 
-def _gains(
+def gains_of(
     statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]],
     num_groups: int,
     confidence: float,

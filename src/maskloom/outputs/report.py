@@ -1,8 +1,8 @@
 """The report of a run: one page that leads with the number that matters and shows what it rests on.
 
 The page is one file, needs no network and no script; every text in it is escaped. Where words, rows and pictures come
-from is said in ``report_words``, ``report_tables`` and ``report_pictures``; what later stages decided is shown by
-``report_systems``. Knows nothing about run directories.
+from is said in ``report_words``, ``report_tables`` and ``report_pictures``; ``report_errors`` takes errors apart,
+``report_systems`` shows what later stages decided. Knows nothing about run directories.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from markupsafe import Markup
 from maskloom.files import write_text
 from maskloom.outputs import page as html
 from maskloom.outputs.report_charts import learning_charts, score_histogram, threshold_chart
+from maskloom.outputs.report_errors import by_attribute, calibration, confusion, mean_ious, worst_of_classes
 from maskloom.outputs.report_input import Example, LookAlikes, ReportInput
 from maskloom.outputs.report_pictures import best_and_worst, look_alike_pair
 from maskloom.outputs.report_systems import postprocessing, pseudo_labels
@@ -54,7 +55,11 @@ def report_page(page: ReportInput) -> str:
         _image_by_image(page),
         _thresholds(page),
         postprocessing(page),
+        confusion(page),
+        by_attribute(page),
+        calibration(page),
         *best_and_worst(page),
+        worst_of_classes(page),
         _classes(page),
         _data(page),
         _look_alikes(page),
@@ -176,7 +181,7 @@ def _classes(page: ReportInput) -> html.Section:
     threshold = [] if page.task_kind == "multiclass" else ["threshold"]
     headers = ["class", "score", "share of pixels", "", "images with it", *threshold]
     explained = "Shares are of the pixels whose truth is known; scores are out of fold and cross-fitted."
-    return html.section("Classes", explained, html.table(headers, rows))
+    return html.section("Classes", explained, html.table(headers, rows), mean_ious(page))
 
 
 def _data(page: ReportInput) -> html.Section:

@@ -28,6 +28,22 @@ class Example:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class ClassExample:
+    """One of a class's worst images: the part where the class's errors are, small enough for a page."""
+
+    name: str
+    """Of the class."""
+    id: str
+    score: float
+    """Of the class in the whole image."""
+    wrong: int
+    """Pixels of the whole image that miss the class or are too much of it."""
+    fold: int | None
+    panels: Sequence[tuple[str, np.ndarray]]
+    """Pictures uint8 H×W×3 with their captions."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
 class LookAlikes:
     """Two images of different groups that look alike, H×W×C as stored or already small."""
 
@@ -137,6 +153,11 @@ class ReportInput:
     changed_masks: Sequence[ChangedMask] = ()
     """Images whose score post-processing changes most."""
     pseudo_rounds: Sequence[PseudoRound] = ()
+    errors: Mapping[str, Any] | None = None
+    """``confusion``, ``calibration``, ``mean_iou``, ``attributes``, ``worst`` as ``ensemble/errors.json`` holds them;
+    None in a run that has not looked."""
+    class_examples: Sequence[ClassExample] = ()
+    """Each class's worst images, class by class; empty for binary tasks."""
     examples: Sequence[Example] = ()
     num_unread: int = 0
     """Best and worst images that could not be read any more."""

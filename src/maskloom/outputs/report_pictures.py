@@ -29,7 +29,7 @@ from maskloom.outputs.overlays import (
     to_jpeg,
     wrong_pixels,
 )
-from maskloom.outputs.report_input import ChangedMask, Example, LookAlikes, PseudoLabelled, ReportInput
+from maskloom.outputs.report_input import ChangedMask, ClassExample, Example, LookAlikes, PseudoLabelled, ReportInput
 from maskloom.outputs.report_words import plural
 from maskloom.records import IGNORE
 
@@ -41,6 +41,8 @@ _PANELS = 5
 """Pictures of an image in the galleries."""
 _PAIR_SIDE, _PAIR_BYTES = 200, 8_000
 """Of a picture of a pair of look-alikes."""
+_CLASS_SIDE, _CLASS_BYTES, _CLASS_GALLERY_BYTES = 300, 12_000, 480_000
+"""Of a picture of one class's errors, and of all of them together, which the other galleries do without."""
 
 
 def best_and_worst(page: ReportInput) -> list[html.Section]:
@@ -78,6 +80,52 @@ def error_legend(page: ReportInput) -> Markup:
     if any((truth == IGNORE).any() for truth in truths):
         entries.append(("hatched: not judged", UNJUDGED))
     return _legend(entries)
+
+
+def class_panels(
+    image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, colour: Colour
+) -> list[tuple[str, np.ndarray]]:
+    """Returns small pictures of where one class goes wrong most: image, truth, prediction and errors.
+
+    Labels are uint8 H×W of the class alone: 0, 1, and ``IGNORE`` in the truth.
+    """
+    window = densest_window(wrong_pixels(prediction, truth, "binary"), fraction=0.5, min_side=_CLASS_SIDE // 2)
+    rows, columns = window or (slice(None), slice(None))
+    image, truth, prediction = image[rows, columns], truth[rows, columns], prediction[rows, columns]
+    return [
+        ("image", shrunk(displayed(image), max_side=_CLASS_SIDE)),
+        ("truth", mask_overlay(image, truth, [colour], "binary", max_side=_CLASS_SIDE)),
+        ("prediction", mask_overlay(image, prediction, [colour], "binary", max_side=_CLASS_SIDE)),
+        ("errors", error_overlay(image, prediction, truth, "binary", max_side=_CLASS_SIDE)),
+    ]
+
+
+def class_example(page: ReportInput, example: ClassExample) -> Markup:
+    """Returns one of a class's worst images, cut to where its errors are."""
+    limit = min(_CLASS_BYTES, _CLASS_GALLERY_BYTES // max(_num_class_pictures(page), 1))
+    figures = [
+        html.figure(_small(pixels, limit), caption, alt=f"{example.name} in {example.id}: {caption}")
+        for caption, pixels in example.panels
+    ]
+    place = example.id if example.fold is None else f"{example.id}, fold {example.fold}"
+    detail = f"{place}, {plural(example.wrong, 'wrong pixel')}"
+    return Markup('<article class="example"><h3>{}<b>{}</b><span>{}</span></h3>{}</article>').format(
+        example.name, page.score_text(example.score), detail, html.gallery(figures, min_width=230)
+    )
+
+
+def one_class_legend(page: ReportInput) -> Markup:
+    """Returns the colours of the pictures of one class: its own, and those of its errors."""
+    colours = dict(zip(page.classes, class_colours(page.classes, page.task_kind), strict=True))
+    shown = dict.fromkeys(example.name for example in page.class_examples)
+    entries = [(name, colours[name]) for name in shown]
+    return _legend(
+        [*entries, ("errors: missed (false negative)", MISSED), ("errors: too much (false positive)", EXTRA)]
+    )
+
+
+def _num_class_pictures(page: ReportInput) -> int:
+    return sum(len(example.panels) for example in page.class_examples)
 
 
 def pseudo_legend(page: ReportInput) -> Markup:
@@ -155,7 +203,12 @@ def _picture(page: ReportInput, pixels: np.ndarray) -> bytes:
     """Returns a picture of the galleries as a JPEG of its share of what they may weigh, made smaller where it must."""
     num_labelled = sum(len(each.examples) for each in page.pseudo_rounds)
     num_pictures = _PANELS * (len(page.examples) + len(page.changed_masks)) + num_labelled
-    limit = min(_PICTURE_BYTES, _GALLERY_BYTES // max(num_pictures, 1))
+    taken = min(_CLASS_GALLERY_BYTES, _CLASS_BYTES * _num_class_pictures(page))
+    return _small(pixels, min(_PICTURE_BYTES, (_GALLERY_BYTES - taken) // max(num_pictures, 1)))
+
+
+def _small(pixels: np.ndarray, limit: int) -> bytes:
+    """Returns a picture as a JPEG of at most ``limit`` bytes, made smaller where it must; small ones may weigh more."""
     content = to_jpeg(pixels, max_bytes=limit)
     while len(content) > limit and max(pixels.shape) > _LEAST_SIDE:
         pixels = shrunk(pixels, max_side=round(0.7 * max(pixels.shape)))

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from maskloom.metrics import Confusion
 from maskloom.outputs.report_input import ReportInput
 
 Mood = Literal["good", "watch", "plain"]
@@ -21,6 +22,13 @@ _LONG_TAIL = 0.05
 """A worst twentieth this far below the typical image is worth a look."""
 _STILL_RISING = 0.002
 """Gain between the last two validations from which more training would probably help."""
+
+_OFTEN = 0.25
+"""A share of a class's pixels given to one other class that is worth a look."""
+_OFF = 0.02
+"""A difference of mean probability and share of true pixels that is worth a word."""
+_MAX_NAMED = 3
+"""Attribute values named in a finding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +78,8 @@ def findings(page: ReportInput) -> list[Finding]:
     found = [
         finding
         for part in (
-            _leaks, _damage, _tail, _classes, _folds, _training, _ensemble, _views, _thresholds, _postprocessing,
+            _leaks, _damage, _tail, _classes, _mistakes, _attributes, _calibration, _folds, _training, _ensemble,
+            _views, _thresholds, _postprocessing,
         )
         for finding in part(page)
     ]  # fmt: skip
@@ -132,6 +141,44 @@ def _classes(page: ReportInput) -> Iterator[Finding]:
     absent = [name for name, score in page.evaluation["oof"]["classes"].items() if score is None]
     if absent:
         yield Finding("watch", "Classes never seen in validation", f"No score for {', '.join(absent)}.")
+
+
+def _mistakes(page: ReportInput) -> Iterator[Finding]:
+    if page.errors is None or page.task_kind != "multiclass":
+        return
+    (found,) = page.errors["confusion"]
+    shares = np.nan_to_num(Confusion(pixels=np.array(found["pixels"], np.int64)).shares())
+    np.fill_diagonal(shares, 0)
+    row, column = np.unravel_index(int(shares.argmax()), shares.shape)
+    if shares[row, column] >= _OFTEN:
+        name, other = found["labels"][row], found["labels"][column]
+        yield Finding("watch", f"{name} taken for {other}", f"So are {shares[row, column]:.0%} of its pixels.")
+
+
+def _attributes(page: ReportInput) -> Iterator[Finding]:
+    tables = [] if page.errors is None else page.errors["attributes"]["tables"]
+    lower = [
+        (part["difference"]["mean"], ", ".join(map(" ".join, zip(table["names"], part["values"], strict=True))))
+        for table in tables
+        for part in table["parts"]
+        if len(table["names"]) == 1 and part["beyond_noise"] and part["difference"]["mean"] < 0
+    ]
+    if lower:
+        named = "; ".join(f"{name} {signed(mean)}" for mean, name in sorted(lower)[:_MAX_NAMED])
+        more = f"; {len(lower) - _MAX_NAMED} more" if len(lower) > _MAX_NAMED else ""
+        title = f"{plural(len(lower), 'attribute value')} below the others"
+        yield Finding("watch", title, f"Beyond noise: {named}{more}.")
+
+
+def _calibration(page: ReportInput) -> Iterator[Finding]:
+    if page.errors is None or page.task_kind == "multilabel":
+        return
+    for curve in page.errors["calibration"]["curves"][:1]:
+        stated, true = curve["probability"], curve["share"]
+        if stated is not None and abs(stated - true) >= _OFF:
+            mood = "sure" if stated > true else "careful"
+            text = f"Their mean is {stated:.3f}, but {true:.3f} of the pixels come true."
+            yield Finding("plain", f"Probabilities are too {mood}", text)
 
 
 def _folds(page: ReportInput) -> Iterator[Finding]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +32,7 @@ from maskloom.records import Record, Task
 from maskloom.run_directory import RunDirectory
 from maskloom.runtime import derive_seed
 from maskloom.stages.context import Context
+from maskloom.stages.error_analysis import ErrorSums, error_analysis, errors_path
 from maskloom.stages.fold_tables import FoldTables, leaf_parts
 from maskloom.stages.guides import bundles_of, by_leaf, guiding_trees, networks_of, own_inference
 
@@ -87,7 +88,9 @@ def open_predictor(run: RunDirectory, ensemble: Ensemble, recipe: Recipe, device
 
 
 def fit_ensemble(context: Context) -> list[Path]:
-    """Returns the files left: ``ensemble.json`` and ``images.csv`` with one row per validated record."""
+    """Returns the files left: ``ensemble.json``, ``images.csv`` with one row per validated record, ``errors.json``, and
+    ``counts.json``, the cross-fitted counts of every record.
+    """
     recipe, task = context.recipe, context.source.task
     fold_of = context.fold_tables().validated(asked_members(recipe))
     if not fold_of:
@@ -100,11 +103,14 @@ def fit_ensemble(context: Context) -> list[Path]:
         [record.group for record in records], [fold_of[record.id] for record in records], seed=recipe.seed
     )
     fitting = Fitting(context, records, fold_of)
+    errors = ErrorSums(task)
     if len(set(parts)) > 1:
-        scored = crossfit(records, parts, fit=fitting.fit, apply=lambda fit, inside: fitting.counts(inside, *fit))
+        scored = crossfit(
+            records, parts, fit=fitting.fit, apply=lambda fit, inside: fitting.counts(inside, *fit, errors=errors)
+        )
         counts = {record_id: count for part in scored.values() for record_id, count in part.items()}
     else:  # a single record: nothing can be fitted elsewhere, so nothing is fitted
-        counts = fitting.counts(records, fitting.equal_weights, [HALF] * task.num_maps)
+        counts = fitting.counts(records, fitting.equal_weights, [HALF] * task.num_maps, errors=errors)
     weights, thresholds = fitting.fit(records)
     final = fitting.counts(records, weights, thresholds)
     half = fitting.counts(records, fitting.equal_weights, [HALF] * task.num_maps)
@@ -137,7 +143,25 @@ def fit_ensemble(context: Context) -> list[Path]:
     write_json(context.run.ensemble, result)
     images = context.run.ensemble.with_name("images.csv")
     write_text(images, _image_rows(records, fold_of, counts, task))
-    return [context.run.ensemble, images]
+    found = error_analysis(records, counts, errors, recipe.metric, task, seed=recipe.seed)
+    write_json(errors_path(context.run), found)
+    write_counts(counts_path(context.run), counts)
+    return [context.run.ensemble, images, errors_path(context.run), counts_path(context.run)]
+
+
+def counts_path(run: RunDirectory) -> Path:
+    """Returns where the stage leaves the counts of every record."""
+    return run.ensemble.with_name("counts.json")
+
+
+def write_counts(path: Path, counts: Mapping[str, Counts]) -> None:
+    """Writes counts by record, for whoever compares this run with another."""
+    write_json(path, {record_id: count.to_json() for record_id, count in counts.items()})
+
+
+def read_counts(path: Path) -> dict[str, Counts]:
+    """Returns what ``write_counts`` wrote."""
+    return {record_id: Counts.from_json(values) for record_id, values in read_json(path).items()}
 
 
 def asked_members(recipe: Recipe) -> list[str]:
@@ -211,20 +235,35 @@ class Fitting:
         return [self._histograms[record.id] for record in records]
 
     def counts(
-        self, records: Sequence[Record], weights: Mapping[str, float], thresholds: list[int]
+        self,
+        records: Sequence[Record],
+        weights: Mapping[str, float],
+        thresholds: list[int],
+        *,
+        errors: ErrorSums | None = None,
     ) -> dict[str, Counts]:
-        """Returns the counts of every record's decided mask."""
+        """Returns the counts of every record's decided mask; adds what goes wrong in it to ``errors``."""
         task = self._context.source.task
 
-        def count(record: Record) -> Counts:
-            values, truth = self._merged(record, weights), self._truth(record)
-            return from_labels(decide(values, thresholds, task), truth, task)
+        def labelled(record: Record) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            values = self._merged(record, weights)
+            return values, decide(values, thresholds, task), self._truth(record)
 
-        return dict(zip((record.id for record in records), self._map(count, records), strict=True))
+        if errors is None:
+            counted = self._map(lambda record: from_labels(*labelled(record)[1:], task), records)
+        else:
+            counted = self._map(lambda record: errors.of_image(*labelled(record)), records, errors.add)
+        return dict(zip((record.id for record in records), counted, strict=True))
 
-    def _map(self, function: Any, records: Sequence[Record]) -> list[Any]:
+    def _map(
+        self,
+        function: Callable[[Record], Any],
+        records: Sequence[Record],
+        then: Callable[[Any], Any] = lambda found: found,
+    ) -> list[Any]:
+        """Returns what ``then``, record by record, makes of what ``function`` found, several records at a time."""
         with ThreadPoolExecutor(4) as pool:
-            return list(pool.map(function, records))
+            return [then(found) for found in pool.map(function, records)]
 
     def _truth(self, record: Record) -> np.ndarray:
         return read_truth(record, self._context.source.task, self._context.source.coding)

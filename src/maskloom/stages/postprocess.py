@@ -51,6 +51,7 @@ from maskloom.stages.ensemble import (
     load_ensemble,
     out_of_fold_maps,
     summary,
+    write_counts,
 )
 from maskloom.stages.fold_tables import FoldTables
 
@@ -58,6 +59,11 @@ from maskloom.stages.fold_tables import FoldTables
 def result_path(run: RunDirectory) -> Path:
     """Returns where the stage leaves what it decided."""
     return run.ensemble.with_name("postprocess.json")
+
+
+def with_steps_path(run: RunDirectory) -> Path:
+    """Returns where the stage leaves the counts of every record with the steps that the other parts chose."""
+    return run.ensemble.with_name("postprocess_counts.json")
 
 
 def check_postprocess(recipe: Recipe, task: Task) -> None:
@@ -77,7 +83,9 @@ def _plan(steps: Any) -> Plan:
 
 
 def fit_postprocess(context: Context) -> list[Path]:
-    """Returns the files left: ``postprocess.json`` and ``postprocess.csv`` with one row per validated record."""
+    """Returns the files left: ``postprocess.json``, ``postprocess.csv`` with one row per validated record, and
+    ``postprocess_counts.json``, the counts of every record with the steps.
+    """
     recipe, task = context.recipe, context.source.task
     fold_of = context.fold_tables().validated(asked_members(recipe))
     records = context.records(set(fold_of))
@@ -120,7 +128,8 @@ def fit_postprocess(context: Context) -> list[Path]:
     table = result_path(context.run).with_suffix(".csv")
     write_text(table, _rows(context, records, fold_of, pairs))
     write_json(result_path(context.run), result)
-    return [result_path(context.run), table]
+    write_counts(with_steps_path(context.run), after)
+    return [result_path(context.run), table, with_steps_path(context.run)]
 
 
 def _trial_to_json(trial: Trial) -> dict[str, Any]:

@@ -18,10 +18,11 @@ from maskloom.errors import BadFile
 from maskloom.files import read_json
 from maskloom.inference.merging import RESULT, Merge
 from maskloom.inference.views import find_views
-from maskloom.outputs.overlays import displayed, shrunk
+from maskloom.outputs.overlays import class_colours, displayed, shrunk
 from maskloom.outputs.report import render_report
 from maskloom.outputs.report_input import (
     ChangedMask,
+    ClassExample,
     Example,
     LookAlikes,
     MemberFacts,
@@ -30,12 +31,14 @@ from maskloom.outputs.report_input import (
     ReportInput,
     score_digits,
 )
+from maskloom.outputs.report_pictures import class_panels
 from maskloom.outputs.report_words import chosen_steps, interval_text, plural, signed
 from maskloom.recipe import MemberSettings, Recipe
-from maskloom.records import Record
+from maskloom.records import IGNORE, Record
 from maskloom.run_directory import RunDirectory
 from maskloom.stages.block_folds import with_parts
 from maskloom.stages.ensemble import Ensemble, load_ensemble, out_of_fold_maps
+from maskloom.stages.error_analysis import load_errors
 from maskloom.stages.fold_tables import FoldTables, leaf_name, leaf_parts
 from maskloom.stages.postprocess import changed_examples, result_path
 from maskloom.stages.prediction import left_out
@@ -46,6 +49,8 @@ from maskloom.training.tracking import read_log
 
 NUM_EXAMPLES = 4
 """Best and worst images shown, each."""
+NUM_CLASS_EXAMPLES = 20
+"""Worst images of single classes shown, together; of so many classes that not each can have one, the worst have."""
 NUM_CHANGED = 4
 """Images shown before and after post-processing."""
 NUM_LABELLED = 6
@@ -66,6 +71,7 @@ def write_report(run: RunDirectory) -> Path:
     curves = _learning_curves(run, recipe, tables)
     scored = with_parts(source, tables.blocks, run)
     examples = _examples(run, scored, ensemble, tables, images)
+    errors = load_errors(run)
     labelled = [number for number in range(len(recipe.pseudo)) if run.finished(f"pseudo/{number}")]
     unpredicted = left_out(run, source.root) if source.unlabelled else {}
     page = ReportInput(
@@ -91,6 +97,8 @@ def write_report(run: RunDirectory) -> Path:
         members=_member_facts(recipe, tables),
         changed_masks=_changed_masks(run, recipe, scored),
         pseudo_rounds=[_pseudo_round(run, recipe, source, tables, number) for number in labelled],
+        errors=errors,
+        class_examples=_class_examples(run, scored, ensemble, tables, images, errors or {}),
         examples=examples,
         num_unread=min(2 * NUM_EXAMPLES, len(images)) - len(examples),
     )
@@ -294,8 +302,7 @@ def _example(
     row: dict[str, Any],
     kind: Literal["best", "worst"],
 ) -> Example:
-    values = out_of_fold_maps(run, ensemble.tree, record, tables, source.task)[RESULT]
-    prediction: np.ndarray = decide(values, ensemble.thresholds, source.task)
+    prediction = _decided(run, source, ensemble, tables, record)
     return Example(
         id=record.id,
         kind=kind,
@@ -305,3 +312,62 @@ def _example(
         truth=read_truth(record, source.task, source.coding),
         prediction=prediction,
     )
+
+
+def _decided(
+    run: RunDirectory, source: DataSource, ensemble: Ensemble, tables: FoldTables, record: Record
+) -> np.ndarray:
+    values = out_of_fold_maps(run, ensemble.tree, record, tables, source.task)[RESULT]
+    labels: np.ndarray = decide(values, ensemble.thresholds, source.task)
+    return labels
+
+
+def _class_examples(
+    run: RunDirectory,
+    source: DataSource,
+    ensemble: Ensemble,
+    tables: FoldTables,
+    images: list[dict[str, Any]],
+    errors: dict[str, Any],
+) -> list[ClassExample]:
+    """Returns the worst images of each class, in the order of classes; one whose file is gone is left out.
+
+    One image after the other is read and only small pictures of it are kept.
+    """
+    task = source.task
+    found = [each for each in errors.get("worst", []) if each["images"]]
+    score = {name: 0.0 if value is None else value for name, value in ensemble.scores["oof"]["classes"].items()}
+    hardest = sorted(found, key=lambda each: score[each["class"]])[:NUM_CLASS_EXAMPLES]
+    of_each = max(min(2, NUM_CLASS_EXAMPLES // max(len(found), 1)), 1)
+    folds, records = {row["id"]: row["fold"] for row in images}, {record.id: record for record in source.records}
+    colours = class_colours(task.classes, task.kind)
+    examples = []
+    for each in (each for each in found if each in hardest):
+        index = task.classes.index(each["class"])
+        for image in each["images"][:of_each]:
+            record = records[image["id"]]
+            try:
+                pixels, truth = read_record_image(record), read_truth(record, task, source.coding)
+            except (BadFile, FileNotFoundError):
+                continue
+            labels = _decided(run, source, ensemble, tables, record)
+            alone = (_of_class(truth, index, source), _of_class(labels, index, source))
+            examples.append(
+                ClassExample(
+                    name=each["class"],
+                    id=record.id,
+                    score=image["score"],
+                    wrong=image["wrong"],
+                    fold=folds.get(record.id),
+                    panels=class_panels(pixels, *alone, colours[index]),
+                )
+            )
+    return examples
+
+
+def _of_class(labels: np.ndarray, index: int, source: DataSource) -> np.ndarray:
+    """Returns labels H×W of one class alone: 0, 1, and IGNORE where it was."""
+    if source.task.kind == "multilabel":
+        layer: np.ndarray = labels[index]
+        return layer
+    return np.where(labels == IGNORE, IGNORE, labels == index).astype(np.uint8)

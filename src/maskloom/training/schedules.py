@@ -1,7 +1,7 @@
-"""How the learning rate changes over a training: pure functions of the step (and, for plateau, of past scores).
+"""How the learning rate changes over a training: pure functions of the step (and, for plateau, of what was reached).
 
 Every schedule returns a factor that multiplies the optimiser's learning rate. There is no state to keep or restore:
-the factor follows from the step number and the scores so far.
+the factor follows from the step number and the scores or losses so far.
 """
 
 from __future__ import annotations
@@ -40,14 +40,20 @@ class ScheduleSettings(Config):
     """step: fractions of the training after which the factor is multiplied by ``gamma``."""
     gamma: float = Field(default=0.1, gt=0, lt=1)
     """step, plateau and decay: the multiplier; triangular's exp_range: what an epoch leaves of the height."""
+    monitor: Literal["score", "loss"] = "score"
+    """plateau: what must go on getting better: the validation score, or the mean training loss of an epoch, which
+    leaves the validation fold unused."""
     patience: int = Field(default=3, ge=0)
-    """plateau: so many validations in a row may bring no better score before the factor is multiplied."""
+    """plateau: so many validations (epochs, for the loss) in a row may bring nothing better before the factor is
+    multiplied."""
     min_delta: float = Field(default=0.0, ge=0)
-    """plateau: only a score above the best one by more than this is a better one."""
+    """plateau: only what beats the best one so far by more than this is better."""
     relative_delta: bool = False
-    """plateau: ``min_delta`` is a fraction of the best score so far, as torch takes it unless told otherwise."""
+    """plateau: ``min_delta`` is a fraction of the best one so far, as torch takes it unless told otherwise."""
+    cooldown: int = Field(default=0, ge=0)
+    """plateau: so many validations (epochs, for the loss) after the factor was multiplied do not count."""
     minimum: float = Field(default=1e-4, ge=0, le=1)
-    """plateau: the factor never falls below."""
+    """plateau: the factor never falls below; a floor of the learning rate itself, divided by ``optimiser.lr``."""
     cycle: tuple[tuple[Annotated[int, Field(ge=1)], Annotated[float, Field(ge=0, le=1)]], ...] = Field(
         default=((10, 1.0), (5, 0.1), (5, 0.01)), min_length=1
     )
@@ -78,12 +84,20 @@ class ScheduleSettings(Config):
 
 
 def learning_rate_factor(
-    settings: ScheduleSettings, step: int, num_steps: int, *, steps_per_epoch: int, scores: Sequence[float] = ()
+    settings: ScheduleSettings,
+    step: int,
+    num_steps: int,
+    *,
+    steps_per_epoch: int,
+    scores: Sequence[float] = (),
+    losses: Sequence[float] | None = None,
 ) -> float:
     """Returns the factor of the learning rate for ``step`` in 0 … num_steps-1.
 
     ``num_steps`` are those of all epochs over which this schedule runs, ``steps_per_epoch`` those of each.
-    ``scores`` are the validation scores since it began, oldest first, higher is better; only plateau looks at them.
+    ``scores`` are the validation scores since it began, oldest first, higher is better; ``losses`` the mean training
+    losses of the epochs since then. Only plateau looks at them, at the one that it monitors; raises ``ValueError``
+    where it monitors losses and is given none.
     """
     if settings.kind == "one_cycle":
         return one_cycle(step, num_steps, peak=settings.peak, start=settings.start, end=settings.end)
@@ -98,13 +112,17 @@ def learning_rate_factor(
             passed = sum(step >= milestone * num_steps for milestone in settings.milestones)
             return float(settings.gamma**passed)
         case "plateau":
+            if settings.monitor == "loss" and losses is None:
+                raise ValueError("expected the losses so far of a plateau that monitors the loss, got none")
             return plateau(
-                scores,
+                scores if settings.monitor == "score" else losses or (),
                 patience=settings.patience,
                 gamma=settings.gamma,
                 minimum=settings.minimum,
                 min_delta=settings.min_delta,
                 relative=settings.relative_delta,
+                cooldown=settings.cooldown,
+                lower_is_better=settings.monitor == "loss",
             )
         case "cycles":
             return cycles(step, num_steps, cycle=settings.cycle, steps_per_epoch=steps_per_epoch)
@@ -197,26 +215,32 @@ def _height(settings: ScheduleSettings, step: int, half: float, steps_per_epoch:
 
 
 def plateau(
-    scores: Sequence[float],
+    values: Sequence[float],
     *,
     patience: int,
     gamma: float,
     minimum: float,
     min_delta: float = 0.0,
     relative: bool = False,
+    cooldown: int = 0,
+    lower_is_better: bool = False,
 ) -> float:
-    """Returns the factor after these validation scores: multiplied by ``gamma`` whenever they stopped rising.
+    """Returns the factor after these scores or losses: multiplied by ``gamma`` whenever they stopped getting better.
 
-    As torch's ``ReduceLROnPlateau`` with mode "max" and an absolute or ``relative`` threshold: after more than
-    ``patience`` scores in a row that are not above the best one by more than ``min_delta`` (times the best one), the
-    factor is multiplied and the counting begins again.
+    As torch's ``ReduceLROnPlateau`` with mode "max" ("min" where ``lower_is_better``) and an absolute or ``relative``
+    threshold: after more than ``patience`` values in a row that do not beat the best one by more than ``min_delta``
+    (times the size of the best one), the factor is multiplied and the counting begins again, ``cooldown`` values later.
+    A value that is not a number is never better.
     """
-    factor, best, since_best = 1.0, -math.inf, 0
-    for score in scores:
+    factor, best, since_best, resting = 1.0, -math.inf, 0, 0
+    for value in values:
+        score = -value if lower_is_better else value
         delta = min_delta * abs(best) if relative and math.isfinite(best) else min_delta
         best, since_best = (score, 0) if score > best + delta else (best, since_best + 1)
+        if resting:
+            resting, since_best = resting - 1, 0
         if since_best > patience:
-            factor, since_best = max(factor * gamma, minimum), 0
+            factor, since_best, resting = max(factor * gamma, minimum), 0, cooldown
     return factor
 
 

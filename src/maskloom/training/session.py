@@ -79,6 +79,7 @@ class Session:
             len(plan.span) * per_epoch,
             steps_per_epoch=per_epoch,
             scores=[event["score"] for event in since if event["score"] is not None],
+            losses=[event["loss"] for event in since if event["loss"] is not None],
         )
 
     def save(self) -> None:

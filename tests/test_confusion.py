@@ -1,0 +1,86 @@
+"""Confusions against scikit-learn where it is there, hand-made examples and the counts that follow from them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from maskloom.metrics import Confusion, Counts, confusions, counts_of, from_labels, mean_iou
+from maskloom.records import IGNORE, Task
+
+THREE = Task(kind="multiclass", classes=("sky", "road", "car"))
+BINARY = Task(kind="binary", classes=("car",))
+LAYERS = Task(kind="multilabel", classes=("water", "crops"))
+
+
+def labels(values: list[int], shape: tuple[int, ...] = (4, 6)) -> st.SearchStrategy[np.ndarray]:
+    return arrays.arrays(np.uint8, shape, elements=st.sampled_from(values))
+
+
+def test_a_hand_made_confusion() -> None:
+    truth = np.array([[0, 0, 1], [1, IGNORE, 2]], np.uint8)
+    prediction = np.array([[0, 1, 1], [2, 0, 2]], np.uint8)
+    (found,) = confusions(prediction, truth, THREE)
+    assert found.pixels.tolist() == [[1, 1, 0], [0, 1, 1], [0, 0, 1]]
+    assert found.shares().tolist() == [[0.5, 0.5, 0], [0, 0.5, 0.5], [0, 0, 1]]
+    (single,) = confusions(*(np.array([row], np.uint8) for row in ([1, 0, 1, 1], [1, 1, 0, IGNORE])), BINARY)
+    assert single.pixels.tolist() == [[0, 1], [1, 1]]  # rows: truth
+
+
+@settings(max_examples=30)
+@given(labels([0, 1, 2]), labels([0, 1, 2, IGNORE]))
+def test_it_equals_scikit_learn(prediction: np.ndarray, truth: np.ndarray) -> None:
+    judge = pytest.importorskip("sklearn.metrics")
+    judged = truth != IGNORE
+    (found,) = confusions(prediction, truth, THREE)
+    if judged.any():
+        expected = judge.confusion_matrix(truth[judged], prediction[judged], labels=[0, 1, 2])
+        assert np.array_equal(found.pixels, expected)
+    assert found.pixels.sum() == judged.sum()
+
+
+@settings(max_examples=30)
+@given(labels([0, 1], (2, 3, 4)), labels([0, 1, IGNORE], (2, 3, 4)))
+def test_a_map_has_one_of_two_labels(prediction: np.ndarray, truth: np.ndarray) -> None:
+    found = confusions(prediction, truth, LAYERS)
+    assert len(found) == 2
+    for index, each in enumerate(found):
+        as_classes = Task(kind="multiclass", classes=("not", "there"))
+        assert each == confusions(prediction[index], truth[index], as_classes)[0]
+    assert counts_of(found, LAYERS) == from_labels(prediction, truth, LAYERS)
+
+
+@settings(max_examples=30)
+@given(labels([0, 1, 2]), labels([0, 1, 2, IGNORE]), st.integers(0, 6))
+def test_confusions_of_parts_add_up_to_the_whole(prediction: np.ndarray, truth: np.ndarray, cut: int) -> None:
+    parts = [confusions(prediction[:, part], truth[:, part], THREE)[0] for part in (slice(cut), slice(cut, None))]
+    (whole,) = confusions(prediction, truth, THREE)
+    assert parts[0] + parts[1] == whole == Confusion.zero(3) + whole
+    assert counts_of([whole], THREE) == from_labels(prediction, truth, THREE)
+    present = whole.pixels.sum(axis=1) > 0
+    assert np.array_equal(np.isnan(whole.shares()).any(axis=1), ~present)
+    assert whole.shares()[present].sum(axis=1) == pytest.approx(1)
+
+
+def test_confusions_of_other_forms_are_refused() -> None:
+    with pytest.raises(ValueError, match="as many rows as columns"):
+        Confusion(pixels=np.zeros((2, 3), np.int64))
+    with pytest.raises(ValueError, match="expected int64"):
+        Confusion(pixels=np.zeros((2, 2)))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="cannot add"):
+        Confusion.zero(2) + Confusion.zero(3)
+
+
+def test_the_mean_iou_with_and_without_absent_classes() -> None:
+    def whole(tp: list[int], fp: list[int], fn: list[int]) -> Counts:
+        return Counts.from_json({"tp": tp, "fp": fp, "fn": fn})
+
+    never = whole([50, 0], [0, 0], [50, 0])  # the second class is neither there nor predicted
+    assert mean_iou(never, absent="left out") == 0.5 and mean_iou(never, absent="counted") == 0.75
+    predicted = whole([50, 0], [0, 9], [50, 0])
+    assert mean_iou(predicted, absent="left out") == 0.5 and mean_iou(predicted, absent="counted") == 0.25
+    nothing = whole([0, 0], [0, 3], [0, 0])
+    assert mean_iou(nothing, absent="left out") == mean_iou(nothing, absent="counted") == 0.5
