@@ -36,7 +36,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ablation_rows import DETECTABLE, Scored, markdown, mean, rows
+from ablation_parts import DETECTABLE
+from ablation_rows import Scored, markdown, mean, rows
 
 from maskloom import api
 from maskloom.console import Terminal

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from ablation_parts import DETECTABLE, counts_of_mean, gain_cells
 
-from maskloom.data.image_io import read_image, read_mask_values
+from maskloom.data.image_io import read_mask_values
 from maskloom.data.sources.base import DataSource
 from maskloom.data.truth import read_truth
 from maskloom.ensembling.bootstrap import Gain, paired_bootstrap
@@ -19,8 +20,6 @@ from maskloom.ensembling.thresholds import HALF, decide
 from maskloom.errors import UserError
 from maskloom.files import read_json
 from maskloom.inference.merging import RESULT, Merge
-from maskloom.inference.predictor import Predictor
-from maskloom.inference.streaming import predict_records
 from maskloom.metrics import Counts, dice, from_labels
 from maskloom.models.bundle import load_bundle
 from maskloom.outputs.maps import mask_paths
@@ -32,8 +31,6 @@ from maskloom.stages.fold_tables import FoldTables
 from maskloom.stages.postprocess import result_path
 from maskloom.stages.pseudo import read_choices
 
-DETECTABLE = 1.96 + 0.84
-"""Quantiles of the normal distribution: 5 % two-sided, and 80 % power."""
 ROUNDING = 1e-5
 """Scores in the run's tables have 6 digits."""
 
@@ -83,20 +80,9 @@ class Scored:
         """Returns, of photos that no fold saw, the mean score of a member's networks, and the score of their mean."""
         leaves = self.tables.leaves(member)
         segmenters = {leaf: load_bundle(self.run.bundle(member, fold, "last")) for fold, leaf in enumerate(leaves)}
-        taps = {leaf.replace("/", "_"): leaf for leaf in leaves}
-        tree = Merge(children=tuple(Merge(name=tap, children=(leaf,)) for tap, leaf in taps.items()))
-        predictor = Predictor(tree, segmenters, self.recipe.inference, device)
-        alone: Scores = {}
-        together: Scores = {}
-
-        def consume(record: Record, maps: dict[str, np.ndarray]) -> None:
-            alone[record.id] = float(np.mean([self._score(maps[tap], record, source) for tap in taps]))
-            together[record.id] = self._score(maps[RESULT], record, source)
-
-        predict_records(
-            predictor, unseen, consume, read=lambda record: read_image(record.image), on_progress=on_progress
-        )
-        return alone, together
+        found = counts_of_mean(segmenters, self.recipe.inference, device, unseen, source, on_progress)
+        alone = {each.id: float(np.mean([dice(found[leaf][each.id])[0] for leaf in leaves])) for each in unseen}
+        return alone, {each.id: float(dice(found[RESULT][each.id])[0]) for each in unseen}
 
     def delivered(self, unseen: Sequence[Record], source: DataSource) -> Scores:
         """Returns the scores of the masks that the run wrote for unlabelled photos."""
@@ -236,13 +222,7 @@ def markdown(found: Sequence[Row], result: Mapping[str, Any]) -> str:
         if row.held_back:
             cells[1], cells[6] = f"{row.before:.5f} → {row.score:.5f}", f"{row.num_cars} held back"
         if row.gain is not None:
-            low, high = _tenths(row.gain.low), _tenths(row.gain.high)
-            cells[2:6] = [
-                _tenths(row.gain.mean),
-                f"{low} … {high}",
-                f"{row.gain.probability:.3f}",
-                f"{1e4 * row.smallest_effect:.1f}",
-            ]
+            cells[2:6] = [*gain_cells(row.gain, 1e-4), f"{1e4 * row.smallest_effect:.1f}"]
         lines.append(f"| {' | '.join(cells)} |")
     height, width = result["size"]
     alone = ", ".join(f"{name} {score:.5f}" for name, score in result["members_alone"].items())
@@ -261,8 +241,3 @@ def markdown(found: Sequence[Row], result: Mapping[str, Any]) -> str:
             "",
         ]
     )
-
-
-def _tenths(value: float) -> str:
-    """Returns a difference in ten-thousandths, with its sign and one digit."""
-    return f"{round(1e4 * value, 1) + 0.0:+.1f}"

@@ -43,11 +43,13 @@ def builders() -> dict[str, RecipeBuilder]:
     from maskloom.contests.dstl.third import dstl_3rd
     from maskloom.contests.signate.twentysecond import signate_22nd
     from maskloom.recipes.default import default
+    from maskloom.recipes.modern import modern
 
     carvana = (
         carvana_1st, carvana_3rd, carvana_4th, carvana_6th, carvana_7th, carvana_10th, carvana_11th, carvana_15th,
     )  # fmt: skip
-    return {"default": default} | {build.__name__: build for build in (*carvana, dstl_3rd, dstl_swir, signate_22nd)}
+    published = (*carvana, dstl_3rd, dstl_swir, signate_22nd)
+    return {"default": default, "modern": modern} | {build.__name__: build for build in published}
 
 
 def recipes() -> dict[str, str]:
@@ -75,7 +77,7 @@ def submitters() -> dict[str, Callable[[Context], Path]]:
 def _layouts(settings: DataSettings) -> dict[str, _Layout]:
     """Returns how each layout is recognised and opened, in the order in which they are tried."""
     from maskloom.contests import carvana, dstl, signate
-    from maskloom.data.sources import coco, folder, table
+    from maskloom.data.sources import coco, folder, polygons, table
 
     return {
         "carvana": (carvana.recognise, carvana.open_carvana),
@@ -84,6 +86,7 @@ def _layouts(settings: DataSettings) -> dict[str, _Layout]:
         "folder": (lambda path: folder.recognise(path, settings), folder.open_folder),
         "coco": (coco.recognise, coco.open_coco),
         "table": (table.recognise, table.open_table),
+        "polygons": (lambda path: polygons.recognise(path, settings), polygons.open_polygons),
     }
 
 
@@ -107,8 +110,9 @@ def open_source(data: Path | str, settings: DataSettings) -> DataSource:
     if settings.images or settings.masks:
         return layouts["folder"][1](path, settings)  # which says what of it is not there
     raise UserError(
-        f"{path}: expected images/ and masks/, a table (CSV, Parquet), a COCO file, train*/ with train_masks/, "
-        "or a Dstl folder; found none of them; name the folders with --set data.images=… --set data.masks=…"
+        f"{path}: expected images/ and masks/, a table (CSV, Parquet), a COCO file, TIFF rasters with a file of "
+        "polygons (.geojson, .gpkg, .fgb), train*/ with train_masks/, or a Dstl folder; found none of them; name the "
+        "folders with --set data.images=… --set data.masks=…"
     )
 
 

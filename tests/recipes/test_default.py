@@ -15,8 +15,9 @@ from maskloom.data.sources.folder import open_folder
 from maskloom.errors import UserError
 from maskloom.models.decoders import build_network
 from maskloom.models.encoders import NetworkSettings
-from maskloom.recipes import default as plan
-from maskloom.recipes.default import BUDGETS, EARLY_STAGES, default, input_policy
+from maskloom.recipes import planning
+from maskloom.recipes.default import BUDGETS, default
+from maskloom.recipes.planning import EARLY_STAGES, input_policy
 from maskloom.training.freezing import freeze, learnable_names
 
 
@@ -90,7 +91,7 @@ def cars(path: Path) -> DataSource:
 def test_training_stays_within_the_budget_of_pixels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, epochs: int, images: int, progressive: float
 ) -> None:
-    monkeypatch.setattr(plan, "fast_precision", lambda device: precision)
+    monkeypatch.setattr(planning, "fast_precision", lambda device: precision)
     member = default(cars(tmp_path), device="cpu").members[0]
     training = member.training
     assert (training.epochs, training.images_per_epoch, training.progressive) == (epochs, images, progressive)
@@ -98,13 +99,13 @@ def test_training_stays_within_the_budget_of_pixels(
     validated = [epoch for epoch in range(1, epochs + 1) if epoch >= training.validate_from * epochs]
     assert validated == list(range(small + 1 if small else 1, epochs + 1))
     seen = (small / 4 + epochs - small) * images * 512**2 * 3
-    budget = BUDGETS[plan.kind_of("cpu")].whole
+    budget = BUDGETS[planning.kind_of("cpu")].whole
     assert 0.9 * budget.total_pixels < seen <= 1.01 * budget.total_pixels
     assert member.network.decoder_channels == budget.decoder
 
 
 def test_few_passes_on_a_slow_cpu_mirror_only_and_learn_faster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "fast_precision", lambda device: "float32")
+    monkeypatch.setattr(planning, "fast_precision", lambda device: "float32")
     hurried = default(cars(tmp_path / "many"), device="cpu").members[0]
     assert (hurried.augment, hurried.optimiser.lr, hurried.schedule.peak) == (PRESETS["mirror"], 2e-3, 0.15)
     few = open_folder(folder(tmp_path / "few", [(40, 60)] * 4), DataSettings())
@@ -116,9 +117,9 @@ def test_few_passes_on_a_slow_cpu_mirror_only_and_learn_faster(tmp_path: Path, m
 def test_a_slow_cpu_trains_no_early_stages_where_they_were_trained_on_photos(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, channels: int, installed: bool, freezes: bool
 ) -> None:
-    monkeypatch.setattr(plan, "fast_precision", lambda device: "float32")
-    monkeypatch.setattr(plan, "num_channels", lambda source: channels)
-    monkeypatch.setattr(plan, "installed_file", lambda name: Path("weights.pth") if installed else None)
+    monkeypatch.setattr(planning, "fast_precision", lambda device: "float32")
+    monkeypatch.setattr(planning, "num_channels", lambda source: channels)
+    monkeypatch.setattr(planning, "installed_file", lambda name: Path("weights.pth") if installed else None)
     member = default(cars(tmp_path), device="cpu").members[0]
     assert bool(member.optimiser.frozen) == freezes
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from maskloom.models.encoders import NetworkSettings
 from maskloom.recipe import MemberSettings
 from maskloom.records import Task
 from maskloom.stages import train
-from maskloom.stages.train import normalisation, weights_mark
+from maskloom.stages.train import balanced_loss, normalisation, weights_mark
 from maskloom.training.engine import TrainingSettings
 
 
@@ -52,3 +53,17 @@ def test_a_training_depends_on_the_weights_it_starts_from(tmp_path: Path, monkey
         weights_mark(stated)
     monkeypatch.setattr(train, "installed_file", lambda name: None)
     assert weights_mark(NetworkSettings(weights="auto")) == "none"
+
+
+def test_class_weights_follow_from_the_images_that_are_learnt_from() -> None:
+    member = MemberSettings(
+        name="m", network=NetworkSettings(weights="none"), input=InputPolicy(mode="full"),
+        loss=LossSettings.model_validate({"terms": [{"kind": "cross_entropy", "class_weights": "median_frequency"}]}),
+        training=TrainingSettings(),
+    )  # fmt: skip
+    task = Task(kind="multiclass", classes=("a", "b"))
+    seen = replace(facts("a", 100, "uint8"), class_pixels=(12, 4))
+    held_out = replace(facts("held out", 100, "uint8"), class_pixels=(1, 15))
+    found = Survey(task=task, records=(seen, held_out))
+    assert balanced_loss(found, member, {"a"}).terms[0].class_weights == (0.5, 1.5)
+    assert balanced_loss(found, member, {"a", "held out"}).terms[0].class_weights != (0.5, 1.5)

@@ -51,17 +51,18 @@ def exclusive_loss(terms: Sequence[LossTerm], *, image_height: int) -> PlainLoss
 
 def _evaluator(term: LossTerm, image_height: int | None) -> Callable[[ExclusiveBatch], Tensor]:
     """Returns the term, without its factor, as a function of a batch; None as height scales no pixel constant."""
+    weights = term.class_numbers
     match term.kind:
         case "cross_entropy":
             return lambda batch: pixel.cross_entropy(
                 batch.log_probabilities,
                 batch.labels,
-                class_weights=term.class_weights,
+                class_weights=weights,
                 label_smoothing=term.label_smoothing,
             )
         case "focal":
             return lambda batch: focal.focal_exclusive(
-                batch.log_probabilities, batch.labels, gamma=term.gamma, class_weights=term.class_weights
+                batch.log_probabilities, batch.labels, gamma=term.gamma, class_weights=weights
             )
         case "ohem":
             height = boundary.PUBLISHED_HEIGHT if image_height is None else image_height
@@ -72,7 +73,7 @@ def _evaluator(term: LossTerm, image_height: int | None) -> Callable[[ExclusiveB
                 fraction=term.fraction,
                 threshold=term.threshold,
                 least=least,
-                class_weights=term.class_weights,
+                class_weights=weights,
             )
         case "dice":
             return lambda batch: region.soft_dice_exclusive(batch.probabilities, batch.labels, smooth=term.smooth)

@@ -80,6 +80,7 @@ def _evaluator(term: LossTerm, image_height: int | None) -> Callable[[MapBatch],
     """Returns the term, without its factor, as a function of a batch; None as height scales no pixel constant."""
     height = boundary.PUBLISHED_HEIGHT if image_height is None else image_height
     pixel_size = boundary.PUBLISHED_HEIGHT / height
+    weights = term.class_numbers
     match term.kind:
         case "bce":
             return lambda batch: pixel.bce(batch.logits, batch.labels, label_smoothing=term.label_smoothing)
@@ -109,9 +110,7 @@ def _evaluator(term: LossTerm, image_height: int | None) -> Callable[[MapBatch],
         case "lovasz":
             return lambda batch: lovasz.lovasz_hinge(batch.logits, batch.labels, per_image=term.per_image is not False)
         case "focal":
-            return lambda batch: focal.focal(
-                batch.logits, batch.labels, gamma=term.gamma, class_weights=term.class_weights
-            )
+            return lambda batch: focal.focal(batch.logits, batch.labels, gamma=term.gamma, class_weights=weights)
         case "boundary_dice":
             chosen = _weight_map(term, height)
             return lambda batch: _dice(term, batch, batch.weights(chosen).square())

@@ -6,13 +6,14 @@ which the network sees the image. Imports torch only when a loss is built, since
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from maskloom.config import Config
 from maskloom.errors import UserError
+from maskloom.losses.balance import Balance, class_weights
 from maskloom.records import Task
 
 if TYPE_CHECKING:
@@ -59,9 +60,13 @@ class LossTerm(Config):
     """Factor of this term."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Part of the target spread over all classes ("bce" and "cross_entropy")."""
-    class_weights: tuple[float, ...] | None = None
+    class_weights: tuple[float, ...] | Balance | None = None
     """One weight per class, at least 0 and one above it ("cross_entropy", "ohem" and "focal"): of the pixels that are
-    truly of the class; in binary and multilabel tasks the others weigh 1."""
+    truly of the class; in binary and multilabel tasks the others weigh 1. Or the rule by which they follow from the
+    images that a fold learns from (multiclass): "median_frequency", in inverse proportion to a class's share of the
+    images that show it, "root_frequency", the square roots of these, or "log_frequency", 1 / ln(1.02 + its share)."""
+    weight_limit: float = Field(default=10.0, ge=1)
+    """No class weight that follows from a rule is more than so many times the smallest one."""
     gamma: float = Field(default=2.0, ge=0)
     """Power of 1 - p(true class) by which a pixel counts ("focal"); 2 is published."""
     smooth: float = Field(default=1.0, ge=1e-30)
@@ -109,6 +114,13 @@ class LossTerm(Config):
     """Pixel constants follow the height of the image from 1280 rows; False: they are taken as they stand (windows,
     ``hardest``, ``least``, and the pixels in which "signed_distance" measures)."""
 
+    @property
+    def class_numbers(self) -> tuple[float, ...] | None:
+        """The weights of the classes; raises ``ValueError`` where they are still a rule (see ``balanced``)."""
+        if isinstance(self.class_weights, str):
+            raise ValueError(f"class_weights: expected numbers, got the rule {self.class_weights}; balance the loss")
+        return self.class_weights
+
 
 class LossSettings(Config):
     """The terms whose weighted sum is minimised."""
@@ -132,6 +144,7 @@ TERMS_OF_EXCLUSIVE_CLASSES: tuple[TermKind, ...] = ("cross_entropy", "ohem")
 TERMS_WITH: dict[str, tuple[TermKind, ...]] = {
     "label_smoothing": ("bce", "cross_entropy"),
     "class_weights": ("cross_entropy", "ohem", "focal"),
+    "weight_limit": ("cross_entropy", "ohem", "focal"),
     "gamma": ("focal",),
     "smooth": (*REGION_TERMS, "tversky"),
     "log": REGION_TERMS,
@@ -158,6 +171,31 @@ def num_auxiliary_maps(settings: LossSettings, task: Task) -> int:
     return task.num_maps if any(term.kind == "signed_distance" for term in settings.terms) else 0
 
 
+def balanced(
+    settings: LossSettings, task: Task, class_pixels: Sequence[Sequence[int]], valid_pixels: Sequence[int]
+) -> LossSettings:
+    """Returns the settings with numbers in place of the rules for class weights; themselves where there are none.
+
+    ``class_pixels`` holds for every image that is learnt from the pixels of each class, ``valid_pixels`` those that
+    count. Raises ``UserError`` for a term or an option that does not fit the task, such as a rule where classes do not
+    exclude each other.
+    """
+    for index, term in enumerate(settings.terms):
+        _check(term, task, f"loss.terms.{index}")
+    terms = tuple(
+        term.model_copy(
+            update={
+                "class_weights": class_weights(term.class_weights, class_pixels, valid_pixels, limit=term.weight_limit),
+                "weight_limit": LossTerm.model_fields["weight_limit"].default,
+            }
+        )
+        if isinstance(term.class_weights, str)
+        else term
+        for term in settings.terms
+    )
+    return settings if terms == settings.terms else settings.model_copy(update={"terms": terms})
+
+
 def build_loss(settings: LossSettings, task: Task, *, image_height: int = 1280) -> Loss:
     """Returns the loss: a function of logits N×maps×H×W (any float type) and uint8 labels, giving a float32 scalar.
 
@@ -166,7 +204,8 @@ def build_loss(settings: LossSettings, task: Task, *, image_height: int = 1280) 
     ``num_auxiliary_maps(settings, task)`` others; of these only "signed_distance" knows. A tuple of logits and coarser
     ones is judged as ``settings.deep_supervision`` says; no distances are learnt from coarser ones. ``image_height`` is
     the height in pixels of the whole image at the scale at which the network sees it, also where it sees windows of it.
-    Raises ``UserError`` for a term or an option that does not fit the task.
+    Rules for class weights must have become numbers (``balanced``). Raises ``UserError`` for a term or an option that
+    does not fit the task.
     """
     if image_height < 1:
         raise ValueError(f"expected an image height of at least 1 pixel, found {image_height}")
@@ -227,6 +266,18 @@ def _check(term: LossTerm, task: Task, where: str) -> None:
             raise UserError(f"{where}.{option}: for multiclass tasks, found a {task.kind} task; leave it out")
         if term.fraction is not None and option in ("threshold", "least"):
             raise UserError(f"{where}.{option}: fraction takes its place, found both; leave one of them out")
+    if isinstance(term.class_weights, str):
+        if task.kind != "multiclass":
+            raise UserError(
+                f"{where}.class_weights: {term.class_weights!r} is for multiclass tasks, found a {task.kind} task; "
+                "state numbers, or leave it out"
+            )
+        return
+    if "weight_limit" in stated:
+        raise UserError(
+            f"{where}.weight_limit: expected a rule in class_weights, such as root_frequency, found "
+            f"{'none' if term.class_weights is None else 'numbers'}; leave it out"
+        )
     if term.class_weights is None:
         return
     weights = term.class_weights

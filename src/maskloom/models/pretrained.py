@@ -245,7 +245,7 @@ def _no_hub(name: str, error: Exception) -> UserError:
     reason = " ".join(str(error).split())[:160] or type(error).__name__
     return UserError(
         f"network.weights: the hub gave no weights for {name.removeprefix(TIMM_PREFIX)!r} ({reason}); state a "
-        "downloaded file, or weights=none"
+        f"downloaded file, weights=none, or weights=installed with one of the encoders {', '.join(INSTALLABLE)}"
     )
 
 

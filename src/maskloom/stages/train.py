@@ -20,7 +20,7 @@ from maskloom.files import checksum
 from maskloom.inference.merging import RESULT, Merge
 from maskloom.inference.predictor import InferenceSettings, Predictor
 from maskloom.inference.streaming import predict_records
-from maskloom.losses.terms import build_loss
+from maskloom.losses.terms import LossSettings, balanced, build_loss
 from maskloom.metrics import Counts, from_labels, score_records
 from maskloom.models.bundle import load_bundle
 from maskloom.models.classic.traits import NO_ENCODER
@@ -62,7 +62,8 @@ def train_fold(context: Context, member: MemberSettings, fold: int, *, fingerpri
     forbidden: dict[str, list[Window]] | None = None
     if tables.blocks is not None:
         labelled, forbidden = training_ground(context, tables.blocks, fold, member.input)
-    segmenter = first_segmenter(context, member, fold, seed, {record.id for record in labelled})
+    seen = {record.id for record in labelled}
+    segmenter = first_segmenter(context, member, fold, seed, seen)
     last: TrainingResult | None = None
     for lesson in _lessons(context, member, fold, labelled):
         if last is not None:
@@ -71,7 +72,9 @@ def train_fold(context: Context, member: MemberSettings, fold: int, *, fingerpri
             segmenter=segmenter,
             dataset=training_samples(context, member, lesson.records, seed, forbidden=forbidden),
             loss=build_loss(
-                member.loss, member.task_of(context.source.task), image_height=image_height(context, member)
+                balanced_loss(load_survey(context), member, seen),
+                member.task_of(context.source.task),
+                image_height=image_height(context, member),
             ),
             optimiser=member.optimiser,
             schedule=member.schedule,
@@ -207,6 +210,13 @@ def normalisation(found: Survey, member: MemberSettings, training_ids: set[str])
         mean, std = mean * member.network.channels, std * member.network.channels
     dtype = "uint16" if found.dtype == "uint16" else "float32"
     return Normalisation(mean=mean, std=tuple(max(value, 1e-6) for value in std), scale=1, dtype=dtype)
+
+
+def balanced_loss(found: Survey, member: MemberSettings, training_ids: set[str]) -> LossSettings:
+    """Returns the member's loss with class weights in numbers where it states a rule: from the images learnt from."""
+    counted = [facts for facts in found.records if facts.id in training_ids and facts.class_pixels]
+    pixels, valid = [facts.class_pixels for facts in counted], [facts.valid for facts in counted]
+    return balanced(member.loss, member.task_of(found.task), pixels, valid)
 
 
 def with_guides(image: Normalisation, count: int, *, bands: bool = False) -> Normalisation:

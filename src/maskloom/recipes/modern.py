@@ -1,0 +1,148 @@
+"""The recipe for street scenes and the like, whose classes exclude each other: planned for rare and thin things.
+
+Beside the plan of ``default``: class weights, wide changes of scale, views at three scales, small images whole and
+large ones in windows at full resolution, a larger encoder where there is a GPU. The plan is a pure function of the
+source and the kind of device. Which parts are worth their time is what ``benchmarks/street_ablation.py`` measures.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Literal
+
+from maskloom.data.augment import PRESETS, AugmentSettings
+from maskloom.data.input_policy import InputPolicy
+from maskloom.data.sources.base import DataSource
+from maskloom.inference.predictor import InferenceSettings
+from maskloom.losses.terms import LossSettings, LossTerm
+from maskloom.models.encoders import NetworkSettings
+from maskloom.recipe import MemberSettings, Recipe, Scale
+from maskloom.recipes.planning import (
+    LIGHT_DECODER,
+    Budget,
+    Whole,
+    Windows,
+    are_scenes,
+    check_records,
+    fold_settings,
+    have_one_shape,
+    kind_of,
+    num_channels,
+    plan_folds,
+    portions,
+    training_settings,
+    windows_of,
+)
+from maskloom.recipes.smoke import smoked, usual_size
+from maskloom.records import Size, TaskKind
+from maskloom.training.optimisers import OptimiserSettings
+from maskloom.training.schedules import ScheduleSettings
+
+BUDGETS = {
+    "cpu": Budget(
+        encoder="tf_efficientnet_lite0",
+        folds=3,
+        whole=Whole(most_pixels=512 * 512, total_pixels=9.5e8, decoder=LIGHT_DECODER, progressive=0.3),
+        windows=Windows(side=384, total_pixels=7.5e8, prefer_class=0.5, most_pixels=1024 * 640),
+        max_epochs=40,
+    ),
+    "cpu with bf16": Budget(
+        encoder="tf_efficientnet_lite2",
+        folds=3,
+        whole=Whole(most_pixels=512 * 512, total_pixels=1.6e9),
+        windows=Windows(side=384, total_pixels=1.6e9, prefer_class=0.5, most_pixels=1024 * 640),
+        max_epochs=40,
+    ),
+    "cuda": Budget(
+        encoder="tf_efficientnetv2_s.in21k_ft_in1k",
+        folds=5,
+        whole=Whole(most_pixels=768 * 768, total_pixels=1.2e11),
+        windows=Windows(side=768, total_pixels=1.2e11, prefer_class=0.5),
+        max_epochs=160,
+        batch_pixels=8 * 768 * 768,
+    ),
+}
+"""By kind of device; a CPU that computes bf16 natively is three times as fast as one that does not."""
+WEIGHTS: dict[str, Literal["auto", "hub"]] = {"cpu": "auto", "cpu with bf16": "auto", "cuda": "hub"}
+"""Where the encoder's first weights come from; those of the CPUs' encoders install as packages."""
+STREET = AugmentSettings(
+    horizontal_flip=0.5,
+    geometric=0.8,
+    shift=0.1,
+    scale=(0.75, 1.5),
+    rotate=3,
+    brightness=0.2,
+    contrast=0.2,
+    chroma=0.3,
+)
+"""Things are seen from near and far; up stays up."""
+
+
+def modern(source: DataSource, *, device: str, scale: Scale = "full") -> Recipe:
+    """Returns the recipe for this source on a "cpu" or "cuda" device.
+
+    What a CPU can afford depends on whether it computes bf16 natively. Binary and multilabel data are taken, too.
+    """
+    check_records(source)
+    kind = kind_of(device)
+    budget = BUDGETS[kind]
+    policy = windows_of(budget) if are_scenes(source) else street_policy([each.size for each in source.records], budget)
+    num_folds, num_training = plan_folds(source, budget)
+    learning = portions(policy, budget, num_folds=num_folds, num_training=num_training)
+    member = MemberSettings(
+        name="unet",
+        network=NetworkSettings(
+            architecture="unet",
+            encoder=budget.encoder,
+            weights=WEIGHTS[kind],
+            channels=num_channels(source),
+            decoder_channels=budget.whole.decoder,
+        ),
+        input=policy,
+        loss=street_loss(source.task.kind),
+        optimiser=OptimiserSettings(kind="adamw", lr=2e-3 if learning.is_short else 1e-3, weight_decay=1e-2),
+        schedule=ScheduleSettings(kind="one_cycle", peak=0.15 if learning.is_short else 0.3),
+        augment=PRESETS["mirror"] if learning.is_short else STREET,
+        training=training_settings(learning),
+        validation_images=32,
+    )
+    multiclass = source.task.kind == "multiclass"
+    recipe = Recipe(
+        name="modern",
+        metric="iou" if multiclass else "dice",
+        folds=fold_settings(source, budget, num_folds=num_folds, stratify="none" if multiclass else "area_dealt"),
+        members=(member,),
+        inference=InferenceSettings(views="flip_scales"),
+    )
+    if scale == "full":
+        return recipe
+    # Scenes are read by window, which no scale goes with: of these the windows alone become smaller.
+    return smoked(recipe, (1, 1) if are_scenes(source) else usual_size(source.records))
+
+
+def street_loss(kind: TaskKind) -> LossSettings:
+    """Returns cross-entropy and Dice, for exclusive classes with weights that are mild.
+
+    Dice alone sees to it that a rare class is not given up; weights let its pixels shape what is learnt. Those that
+    make all classes equal, beside Dice, ask for far too many pixels of the rare ones.
+    """
+    if kind != "multiclass":
+        return LossSettings(terms=(LossTerm(kind="bce"), LossTerm(kind="dice")))
+    weighted = LossTerm(kind="cross_entropy", class_weights="root_frequency", weight_limit=3)
+    return LossSettings(terms=(weighted, LossTerm(kind="dice")))
+
+
+def street_policy(sizes: Sequence[Size], budget: Budget) -> InputPolicy:
+    """Returns whole images where they share one shape and are small enough, else windows.
+
+    Whole images keep their size, and windows are of images at full resolution as far as ``Windows.most_pixels`` lets
+    them: thin things do not survive shrinking.
+    """
+    (height, width), _ = Counter(sizes).most_common(1)[0]
+    if have_one_shape(sizes) and max(high * wide for high, wide in sizes) <= budget.whole.most_pixels:
+        return InputPolicy(mode="resize", size=(height, width))
+    most = budget.windows.most_pixels
+    shrink = 1.0 if most is None else min(1.0, math.sqrt(most / (height * width)))
+    return windows_of(budget, scale=shrink)

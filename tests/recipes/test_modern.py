@@ -1,0 +1,129 @@
+"""The plan of the recipe ``modern``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from maskloom.config import parse, to_yaml
+from maskloom.data.sources.base import DataSettings, DataSource
+from maskloom.data.sources.folder import open_folder
+from maskloom.errors import UserError
+from maskloom.losses.terms import balanced, build_loss
+from maskloom.models.encoders import resolve
+from maskloom.recipe import Recipe
+from maskloom.recipes import modern as plan
+from maskloom.recipes import planning
+from maskloom.recipes.modern import BUDGETS, modern, street_policy
+from maskloom.records import Size
+
+
+def folder(path: Path, *, classes: int = 3, splits: bool = True) -> DataSource:
+    """Four images of 40×60 with this many exclusive classes (1: one foreground)."""
+    generator = np.random.default_rng(0)
+    for number in range(4):
+        below = ("val" if number % 2 else "train") if splits else ""
+        mask = np.arange(40 * 60, dtype=np.int64).reshape(40, 60) % max(classes, 2)
+        for kind, pixels in (("images", generator.integers(0, 255, (40, 60, 3), np.uint8)), ("masks", mask)):
+            (path / kind / below).mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(path / kind / below / f"{number}.png"), pixels.astype(np.uint8))
+    names = "[thing]" if classes == 1 else str([f"class{number}" for number in range(classes)])
+    (path / "classes.yaml").write_text(f"classes: {names}\n", encoding="utf-8")
+    return open_folder(path, DataSettings())
+
+
+def camvid(path: Path, size: Size = (360, 480)) -> DataSource:
+    """367 images to learn from and 101 to validate."""
+    source = folder(path)
+    record = source.records[0]
+    splits = [(number, "train" if number < 367 else "val") for number in range(468)]
+    records = [
+        replace(record, id=f"{split}/{number}", group=f"{number}", split=split, size=size) for number, split in splits
+    ]
+    return replace(source, records=tuple(records))
+
+
+def on(monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
+    monkeypatch.setattr(planning, "fast_precision", lambda device: precision)
+
+
+def test_small_images_are_seen_whole_and_large_ones_in_windows(tmp_path: Path) -> None:
+    source = camvid(tmp_path)
+    for device in ("cpu", "cuda"):
+        policy = modern(source, device=device).members[0].input
+        assert (policy.mode, policy.size) == ("resize", (360, 480))
+    signate = [(1216, 1936)] * 3
+    on_gpu, on_cpu = (street_policy(signate, BUDGETS[kind]) for kind in ("cuda", "cpu"))
+    assert (on_gpu.mode, on_gpu.size, on_gpu.scale) == ("window", (768, 768), 1.0)
+    assert on_cpu.mode == "window" and 1216 * 1936 * on_cpu.scale**2 == pytest.approx(1024 * 640)
+    assert street_policy([(360, 480), (480, 360)], BUDGETS["cuda"]).mode == "window"
+
+
+def test_what_is_planned_for_exclusive_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    on(monkeypatch, "float32")
+    source = camvid(tmp_path)
+    recipe = modern(source, device="cpu")
+    member = recipe.members[0]
+    assert recipe.metric == "iou" and recipe.inference.views == "flip_scales" and recipe.folds.kind == "auto"
+    assert [term.kind for term in member.loss.terms] == ["cross_entropy", "dice"]
+    assert member.loss.terms[0].class_weights == "root_frequency"
+    assert member.augment == plan.STREET and member.training.ema_decay
+    assert member.network.weights == "auto" and member.network.encoder == "tf_efficientnet_lite0"
+    assert parse(Recipe, recipe.model_dump(mode="json")) == recipe and "root_frequency" in to_yaml(recipe)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_training_keeps_to_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
+    on(monkeypatch, precision)
+    training = modern(camvid(tmp_path), device="cpu").members[0].training
+    budget = BUDGETS[planning.kind_of("cpu")].whole
+    small = round(training.progressive * training.epochs)
+    seen = (small / 4 + training.epochs - small) * (training.images_per_epoch or 0) * 360 * 480
+    assert 0.9 * budget.total_pixels < seen <= 1.02 * budget.total_pixels
+
+
+def test_a_gpu_has_an_encoder_of_the_hub_and_more_folds(tmp_path: Path) -> None:
+    source = replace(camvid(tmp_path), records=tuple(replace(each, split="") for each in camvid(tmp_path).records))
+    recipe = modern(source, device="cuda")
+    assert recipe.folds.count == 5
+    network = recipe.members[0].network
+    assert network.weights == "hub" and resolve(network.encoder).startswith("tu-")
+
+
+def test_encoders_exist() -> None:
+    for budget in BUDGETS.values():
+        resolve(budget.encoder)
+
+
+def test_other_tasks_are_taken(tmp_path: Path) -> None:
+    source = folder(tmp_path, classes=1, splits=False)
+    recipe = modern(source, device="cpu")
+    assert source.task.kind == "binary" and recipe.metric == "dice" and recipe.folds.stratify == "area_dealt"
+    assert [term.kind for term in recipe.members[0].loss.terms] == ["bce", "dice"]
+    build_loss(recipe.members[0].loss, source.task)
+
+
+def test_the_loss_fits_the_task(tmp_path: Path) -> None:
+    source = folder(tmp_path)
+    loss = modern(source, device="cpu").members[0].loss
+    build_loss(balanced(loss, source.task, [(10, 5, 1)], [16]), source.task)
+
+
+def test_smoke_changes_numbers_and_needs_no_weights(tmp_path: Path) -> None:
+    source = camvid(tmp_path)
+    full, smoke = modern(source, device="cuda"), modern(source, device="cuda", scale="smoke")
+    for name in ("loss", "optimiser", "schedule", "augment"):
+        assert getattr(full.members[0], name) == getattr(smoke.members[0], name)
+    assert smoke.scale == "smoke" and smoke.members[0].network.weights == "none"
+    assert full.inference == smoke.inference and full.folds == smoke.folds
+    size = smoke.members[0].input.size
+    assert size is not None and size[0] * size[1] < 96 * 128
+
+
+def test_nothing_to_learn_from_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="expected images with masks"):
+        modern(replace(folder(tmp_path), records=()), device="cpu")

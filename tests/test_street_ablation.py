@@ -1,0 +1,151 @@
+"""The benchmark of the recipe ``modern``: segments and folds of drives, rows, tables; all of it on drawn streets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from maskloom.config import parse
+from maskloom.data.folds import FoldTable
+from maskloom.data.input_policy import InputPolicy
+from maskloom.errors import UserError
+from maskloom.losses.terms import balanced, build_loss
+from maskloom.metrics import Counts
+from maskloom.models.encoders import NetworkSettings
+from maskloom.recipe import MemberSettings
+from maskloom.recipes.modern import BUDGETS, street_loss
+from maskloom.records import Record, Task
+from maskloom.training.engine import TrainingSettings
+from maskloom.training.phases import PIXEL_POWER
+
+TASK = Task(kind="multiclass", classes=("road", "pole"))
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    import street_ablation
+
+    module: ModuleType = street_ablation
+    return module
+
+
+@pytest.fixture
+def tables(benchmark: ModuleType) -> ModuleType:
+    import street_ablation_rows
+
+    module: ModuleType = street_ablation_rows
+    return module
+
+
+def test_drives_are_cut_into_folds_and_these_into_segments(benchmark: ModuleType) -> None:
+    names = [f"seq{drive}_f{frame:05d}" for drive in "AB" for frame in range(0, 360, 30)]  # 12 frames a drive
+    found = benchmark.segments(names[::-1], num_folds=2, length=4)
+    assert [found[name] for name in names[:12]] == [
+        *[(0, "seqA#0")] * 3, *[(0, "seqA#1")] * 3, *[(1, "seqA#2")] * 3, *[(1, "seqA#3")] * 3,
+    ]  # fmt: skip
+    assert {found[name][1] for name in names[12:]} == {f"seqB#{part}" for part in range(4)}
+    assert benchmark.segments(["val/0016E5_07959"], num_folds=1, length=9) == {"val/0016E5_07959": (0, "val/0016E5#0")}
+    with pytest.raises(UserError, match="ends in the number of a frame"):
+        benchmark.segments(["first"], num_folds=1, length=9)
+
+
+def test_a_table_validates_one_fold_and_trains_on_the_rest(benchmark: ModuleType, tmp_path: Path) -> None:
+    records = [Record(id=name, image=tmp_path / f"{name}.png", size=(4, 4), truth=None) for name in "abc"]
+    paths = benchmark.fold_tables(records, {"a": 0, "b": 1, "c": 1}, tmp_path)
+    assert [FoldTable.from_csv(path).split(0) for path in paths] == [(["b", "c"], ["a"]), (["a"], ["b", "c"])]
+
+
+@pytest.fixture
+def member() -> MemberSettings:
+    return MemberSettings(
+        name="unet",
+        network=NetworkSettings(),
+        input=InputPolicy(mode="resize", size=(360, 480)),
+        loss=street_loss("multiclass"),
+        training=TrainingSettings(),
+    )
+
+
+def seconds(member: MemberSettings) -> float:
+    """Returns the estimated time of a training at 330,000 pixels a second."""
+    training = member.training
+    small = round(training.progressive * training.epochs)
+    assert member.input.size is not None and training.images_per_epoch is not None
+    height, width = member.input.size
+    whole = small * 0.25**PIXEL_POWER + training.epochs - small
+    return whole * training.images_per_epoch * height * width / 330_000
+
+
+def test_every_row_is_a_valid_change_and_takes_about_as_long(benchmark: ModuleType, member: MemberSettings) -> None:
+    trial = benchmark.Trial(
+        minutes=15, pixels_per_second=330_000, num_training=367, budget=BUDGETS["cpu"], is_smoke=False
+    )
+    base = trial.training(member)
+    assert seconds(base) == pytest.approx(900, rel=0.05)
+    for name, (_, change) in benchmark.CHANGES.items():
+        changed = change(base, trial)
+        assert changed != base, name
+        assert parse(MemberSettings, changed.model_dump(mode="json")) == changed
+        assert seconds(changed) == pytest.approx(900, rel=0.1), name
+        build_loss(balanced(changed.loss, TASK, [(9, 1)], [10]), TASK)
+    assert set(benchmark.USUAL) <= set(benchmark.CHANGES)
+
+
+def pooled(tables: ModuleType, correct: Callable[[int], int]) -> object:
+    """Counts of eight records in four segments; of each the given number of ten pole pixels is found."""
+
+    def counts(number: int) -> Counts:
+        missed = 10 - correct(number)
+        hits, wrong, lacking = ([100, 10 - missed], [missed, 0], [0, missed])
+        return Counts(tp=np.array(hits, np.int64), fp=np.array(wrong, np.int64), fn=np.array(lacking, np.int64))
+
+    by_record = {str(number): counts(number) for number in range(8)}
+    return tables.Pooled(by_seed=(by_record,), segments={str(number): str(number // 2) for number in range(8)})
+
+
+def test_a_gain_is_told_with_its_interval_over_segments(tables: ModuleType) -> None:
+    before, after = pooled(tables, lambda number: 2), pooled(tables, lambda number: 4 + number % 2)
+    sides = {"val": tables._side(before, None, 14.96), "segments": tables._side(before, None, None)}
+    gained = {"val": tables._side(after, before, None)}
+    found = [tables.Row(name="modern", what="base", sides=sides), tables.Row(name="better", what="it", sides=gained)]
+    gain = gained["val"].gain
+    assert gain.num_groups == 4 and gain.low > 0 and gain.probability == 1
+    assert gain.mean == pytest.approx(gained["val"].iou - sides["val"].iou)
+    assert gained["val"].seed_gains == [pytest.approx(gain.mean)]
+    result = {
+        "classes": list(TASK.classes), "segments": {"val": 4, "segments": 4}, "images": {"val": 8, "segments": 8},
+        "seeds": 1, "folds": 3, "minutes_per_run": 15.0,
+    }  # fmt: skip
+    text = tables.markdown(found, result)
+    lines = text.splitlines()
+    assert sum(line.startswith("| better: it |") for line in lines) == 1
+    assert any("| modern: base | " in line and line.endswith("| 15.0 |") for line in lines)
+    assert all(line.count("|") == lines[2].count("|") for line in lines[2:6])
+    assert json.dumps(found[1].to_json(TASK.classes))
+
+
+def test_unknown_rows_and_missing_data_are_refused(benchmark: ModuleType) -> None:
+    with pytest.raises(UserError, match=r"no row is called 'no weight'.*no weights"):
+        benchmark.parsed(["--rows", "no weight"])
+    with pytest.raises(UserError, match="2 folds"):
+        benchmark.parsed(["--folds", "1"])
+    with pytest.raises(UserError, match="--data"):
+        benchmark.main(["--device", "cpu"])
+
+
+def test_drawn_streets_from_end_to_end(
+    benchmark: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--smoke", "--out", str(tmp_path), "--seeds", "1", "--folds", "2", "--rows", "--device", "cpu"]
+    benchmark.main([*words, "--workers", "0"])
+    result = json.loads((tmp_path / "street_ablation.json").read_text(encoding="utf-8"))
+    rows = {row["row"]: set(row["judged"]) for row in result["rows"]}
+    both = {"val", "segments"}
+    assert rows == {"modern": both, "views: flip": both, "views: flip_scales": both}
+    assert "## On the val folder: 4 images" in (tmp_path / "street_ablation.md").read_text(encoding="utf-8")
