@@ -18,7 +18,9 @@ from maskloom.data.folds import FoldSettings
 from maskloom.data.input_policy import InputPolicy
 from maskloom.data.scene_windows import policy_problem
 from maskloom.data.sources.base import DataSettings
+from maskloom.encodings.polygon_settings import PolygonSettings
 from maskloom.ensembling.postprocess import PostprocessSettings
+from maskloom.ensembling.precedence import Precedence
 from maskloom.ensembling.pseudo_labels import PseudoLabelSettings
 from maskloom.errors import UserError, closest
 from maskloom.inference.guidance import GuidanceSettings
@@ -47,12 +49,14 @@ class MemberSettings(Config):
     merged over the members that predict it, and is 0 where none does."""
     network: NetworkSettings
     input: InputPolicy
-    loss: LossSettings
+    loss: LossSettings = LossSettings()
+    """What is minimised. To be stated, but for an index classifier: nothing of it is trained."""
     optimiser: OptimiserSettings = OptimiserSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     augment: AugmentSettings = AugmentSettings()
     """Settings, or the name of a preset."""
-    training: TrainingSettings
+    training: TrainingSettings = TrainingSettings()
+    """How long and in what portions it learns. To be stated like the loss."""
     keep: Literal["last", "best", "soup", "snapshots"] = "last"
     """Which weights of a fold predict. "last" leaves the validation fold unused by training, so its out-of-fold score
     is free of selection, unless early stopping or a plateau schedule looks at it (``selected_by``); "best" is the
@@ -78,6 +82,16 @@ class MemberSettings(Config):
     @classmethod
     def _preset(cls, value: Any) -> Any:
         return augment_preset(value)
+
+    @model_validator(mode="after")
+    def _what_trains_is_stated(self) -> MemberSettings:
+        for name in ("loss", "training"):
+            if self.network.index is None and name not in self.model_fields_set:
+                raise ValueError(
+                    f"{name}: expected it for a network that is trained, found none; state it (only an index "
+                    "classifier needs none)"
+                )
+        return self
 
     @model_validator(mode="after")
     def _sides_fit_the_network(self) -> MemberSettings:
@@ -157,7 +171,8 @@ class MemberSettings(Config):
         found += ["early stopping"] if self.training.early_stopping is not None else []
         phases = [phase.schedule for phase in self.training.phases]
         schedules = [self.schedule, *(schedule for schedule in phases if schedule is not None)]
-        return (*found, *(["a plateau schedule"] if any(each.kind == "plateau" for each in schedules) else []))
+        waits = any(each.kind == "plateau" and each.monitor == "score" for each in schedules)
+        return (*found, *(["a plateau schedule"] if waits else []))
 
     def views_of(self, inference: InferenceSettings) -> InferenceSettings:
         """Returns how the member's networks are asked: the recipe's way, with its own views where it states some."""
@@ -202,12 +217,17 @@ class EnsembleSettings(Config):
 
 
 class DeliverySettings(Config):
-    """What the run writes for images without truth that came with the data."""
+    """What the run writes for images without truth that came with the data, and how rasters are delivered."""
 
     masks: bool = True
     """PNG masks under ``predictions/masks``."""
     submission: bool = True
     """The contest's table, where the data's layout has one."""
+    precedence: tuple[Precedence, ...] | None = None
+    """Which class gives way to which, of a multilabel task, in predicted rasters, their polygons, and a contest's
+    polygons; None: none does, and in a contest's table its own rules hold. Scores are those of the classes before."""
+    polygons: PolygonSettings = PolygonSettings()
+    """How the outlines of predicted rasters are cleaned; ``predict`` may be asked otherwise."""
 
 
 class Recipe(Config):

@@ -14,8 +14,8 @@ import pytest
 import shapely
 from shapely import MultiPolygon, Polygon, box
 
+from maskloom.encodings import vector_files
 from maskloom.errors import BadFile, UserError
-from maskloom.outputs import vectors
 from maskloom.outputs.vectors import DSTL_COLUMNS, Feature, is_wkt_table, read_features, write_features
 
 HOLED = Polygon(box(0.1, 0, 7, 9).exterior, [box(2, 2, 3, 4.25).exterior])
@@ -252,7 +252,7 @@ def test_rings_that_cross_or_touch_are_repaired_and_counted(tmp_path: Path) -> N
     _, features = read_features(written(tmp_path / "in.geojson", content), note=notes.append)
     assert [each.geometry.area for each in features] == pytest.approx([2, 6, 16])
     assert all(each.geometry.is_valid for each in features)
-    assert notes == ["in.geojson: 2 of 3 features cross or touch themselves; repaired"]
+    assert notes == ["in.geojson: 2 of 3 features cross or touch themselves; repaired: feature 1, feature 2"]
 
 
 @pytest.mark.parametrize(
@@ -363,7 +363,7 @@ def test_curves_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """A curve polygon (type 10) of one straight ring, as other programs keep it in a GeoPackage."""
     square = shapely.to_wkb(box(0, 0, 1, 1).exterior, byte_order=1)
     curve = struct.pack("<BII", 1, 10, 1) + square
-    monkeypatch.setattr(vectors, "read_layer", lambda path: (None, iter([(curve, {})])))
+    monkeypatch.setattr(vector_files, "read_layer", lambda path: (None, iter([(curve, {})])))
     with pytest.raises(BadFile, match=r"feature 1: expected polygons, found something else \(Nonlinear"):
         read_features(written(tmp_path / "in.gpkg", "a file"))
 

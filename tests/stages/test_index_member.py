@@ -24,8 +24,6 @@ def member(**changes: object) -> dict[str, object]:
         "name": "plants",
         "network": {"architecture": "index", "channels": 2, "index": {"bands": BANDS, "rules": [rule]}},
         "input": {"mode": "full", "multiple": 1, "bands": {"names": BANDS, "full_scale": 2047}},
-        "loss": {"terms": [{"kind": "bce"}]},
-        "training": {},
         **changes,
     }
 

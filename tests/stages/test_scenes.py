@@ -58,8 +58,8 @@ def predicted(
 ) -> Prediction:
     opened: Any = known
     return stage.predict_scenes(
-        write_run(tmp_path / "run"), options.pop("scenes", tmp_path / "scenes"), out=tmp_path / out, to=to,
-        opened=lambda: opened, progress=progress or Silent(), **options,
+        write_run(tmp_path / "run", **options.pop("recipe", {})), options.pop("scenes", tmp_path / "scenes"),
+        out=tmp_path / out, to=to, opened=lambda: opened, progress=progress or Silent(), **options,
     )  # fmt: skip
 
 
@@ -339,7 +339,13 @@ def test_options_that_do_not_fit(tmp_path: Path) -> None:
     write_scene(tmp_path / "scenes/a.tif")
     fails(tmp_path, "did you mean 'geotiff'", to="geotif")
     fails(tmp_path, "shape polygons", simplify=1.0)
-    fails(tmp_path, "at least 0", to="wkt", min_area=-1.0)
+    fails(tmp_path, "shape polygons", buffer=-1.0)
+    fails(tmp_path, "min_area: .*greater than or equal to 0, found -1.0", to="wkt", min_area=-1.0)
+    fails(tmp_path, "units: .*'pixels' or 'crs'", to="geojson", units="metres")
+    fails(tmp_path, "a table of WKT is in pixels", to="wkt", min_hole=2.0, units="crs")
+    write_scene(tmp_path / "unplaced/a.tif", place=None)
+    unplaced = {"scenes": tmp_path / "unplaced", "to": "fgb"}
+    fails(tmp_path, "units=crs: expected scenes with a CRS", buffer=1.0, units="crs", **unplaced)
     fails(tmp_path, "for --to wkt", grid=tmp_path / "grid.csv")
     fails(tmp_path, "no such path", scenes=tmp_path / "nowhere")
     (tmp_path / "photo.png").write_text("")

@@ -7,7 +7,8 @@ a value, a colour, or a list of them; ``task`` is optional. Reads no masks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -36,7 +37,10 @@ def read_classes_yaml(path: Path) -> tuple[Task, MaskCoding]:
 
     Raises ``UserError`` for unknown keys (with the closest name), values that are no values or colours, and doubles.
     """
-    content = load_yaml(path)
+    return _read(path, load_yaml(path))
+
+
+def _read(path: Path, content: Any) -> tuple[Task, MaskCoding]:
     if not isinstance(content, dict) or "classes" not in content:
         raise UserError(f"{path}: expected a mapping with the key 'classes', found {type(content).__name__} without it")
     for key in content:
@@ -51,6 +55,49 @@ def read_classes_yaml(path: Path) -> tuple[Task, MaskCoding]:
         return stated_coding(names, stored=stored, ignore=ignored, task=task)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class AttributeClasses:
+    """Classes as an attribute names them: ``names`` without the background, in order; a value may stand for a name.
+
+    ``values`` gives the name for every text that the attribute may hold. ``task`` is None where it is not stated, and
+    ``column`` where the attribute's own name is not.
+    """
+
+    names: tuple[str, ...]
+    values: Mapping[str, str]
+    task: TaskKind | None = None
+    column: str | None = None
+
+
+def read_attribute_classes(path: Path) -> AttributeClasses:
+    """Returns what a ``classes.yaml`` beside polygons states; it may also name their attribute, as ``column``.
+
+    Raises ``UserError`` as ``read_classes_yaml`` does, and for colours and ignored values, which polygons have not.
+    """
+    content = load_yaml(path)
+    column = content.pop("column", None) if isinstance(content, dict) else None
+    if column is not None and not isinstance(column, str):
+        raise UserError(f"{path}: column: expected the name of an attribute, found {column!r}; put it in quotes")
+    task, coding = _read(path, content)
+    if coding.kind == "colours" or coding.ignore:
+        found = "colours" if coding.kind == "colours" else "ignored values"
+        raise UserError(f"{path}: the truth is polygons, which have no {found}; state names, or values of an attribute")
+    return replace(_of_attribute(task, coding), task=content.get("task"), column=column)
+
+
+def attribute_classes(names: Sequence[str], task: TaskKind | None) -> AttributeClasses:
+    """Returns classes that settings state: an attribute may hold a name or its position."""
+    return replace(_of_attribute(*stated_coding(names, task=task)), task=task)
+
+
+def _of_attribute(task: Task, coding: MaskCoding) -> AttributeClasses:
+    labels = dict(enumerate(task.classes, start=1 if task.kind == "binary" else 0))
+    background = 0 if task.kind != "binary" and is_background(task.classes[0]) else None
+    names = tuple(name for label, name in labels.items() if label != background)
+    values = {str(value): labels[label] for value, label in coding.values if labels.get(label) in names}
+    return AttributeClasses(names, values | {name: name for name in names})
 
 
 def stated_coding(

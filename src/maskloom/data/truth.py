@@ -15,6 +15,7 @@ import numpy as np
 from maskloom.data.image_io import read_mask_values
 from maskloom.data.mask_coding import MaskCoding, apply
 from maskloom.data.record_images import read_record_image
+from maskloom.data.scene_validity import without_nodata
 from maskloom.encodings import polygons, rle
 from maskloom.errors import BadFile, UserError
 from maskloom.records import IGNORE, BadSize, CocoSegments, MaskFile, Record, RunLengths, Sample, Shapes, Size, Task
@@ -27,10 +28,15 @@ def read_truth(record: Record, task: Task, coding: MaskCoding) -> np.ndarray:
     """Returns the labels of a record: uint8 H×W (binary, multiclass) or C×H×W (multilabel).
 
     Run lengths, shapes and COCO segments are painted in their order: in a multiclass task a later class covers an
-    earlier one, and what nothing covers is label 0. Raises ``BadFile`` or ``BadSize``.
+    earlier one, and what nothing covers is label 0. Where the image's files know no value (nodata), it is ``IGNORE``.
+    Raises ``BadFile`` or ``BadSize``.
     """
     if record.truth is None:
         raise ValueError(f"record {record.id!r} has no truth")
+    return without_nodata(_stored_truth(record, task, coding), record)
+
+
+def _stored_truth(record: Record, task: Task, coding: MaskCoding) -> np.ndarray:
     if isinstance(record.truth, MaskFile):
         return _read_mask_file(record, record.truth, task, coding)
     labels = np.zeros((task.num_maps, *record.size) if task.kind == "multilabel" else record.size, np.uint8)

@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from maskloom.masks import label_components
+from maskloom.records import Size
 
 if TYPE_CHECKING:
     from shapely import Polygon
     from shapely.geometry.base import BaseGeometry
+
+_OUTSIDE = 1e-6  # pixels; coordinates that went to the ground, or to a grid, and back may end so far outside
 
 
 def outlines(mask: np.ndarray) -> list[Polygon]:
@@ -265,7 +268,7 @@ def cleaned(
     if simplify:
         shapes = shapely.simplify(shapes, simplify, preserve_topology=True)
     if buffer:
-        shapes = shapely.buffer(shapes, buffer)
+        shapes = shapely.buffer(shapes, buffer, quad_segs=16)
     return repaired(areas(shapes))
 
 
@@ -294,6 +297,23 @@ def repaired(polygons: Sequence[Polygon]) -> list[Polygon]:
     meets = np.zeros(len(parts), np.bool_)
     meets[one[one != other]] = True
     return areas([*parts[~meets].tolist(), shapely.union_all(parts[meets])])
+
+
+def clipped(polygons: Sequence[Polygon], size: Size) -> tuple[list[Polygon], int]:
+    """Returns the parts of valid polygons inside an image of ``size`` (height, width), and how many reach outside it.
+
+    Coordinates are pixels; polygons that lie inside come back unchanged.
+    """
+    import shapely
+
+    height, width = size
+    shapes = np.array(polygons, dtype=object)
+    left, top, right, bottom = shapely.bounds(shapes).reshape(-1, 4).T
+    reaches = (left < -_OUTSIDE) | (top < -_OUTSIDE) | (right > width + _OUTSIDE) | (bottom > height + _OUTSIDE)
+    if not reaches.any():
+        return list(polygons), 0
+    shapes[reaches] = shapely.intersection(shapes[reaches], shapely.box(0, 0, width, height))
+    return areas(shapes), int(reaches.sum())
 
 
 def areas(geometries: Iterable[BaseGeometry]) -> list[Polygon]:

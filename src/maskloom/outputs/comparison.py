@@ -1,7 +1,7 @@
 """Scores of one mask set against another, independent of any run: folders, tables, COCO files, polygons.
 
 Every image is read once; what is kept of it is how often each pair of stored values occurs, so that what the values
-mean (foreground, labels, instance ids) can be decided when all have been seen.
+mean (foreground, labels, instance ids) can be decided when all have been seen. Outlines are read after that.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from maskloom.boundary_score import Tolerance
 from maskloom.encodings.rle import Base, Order
 from maskloom.errors import UserError, some_of
 from maskloom.metrics import Counts, dice, iou, per_class, score_records
+from maskloom.outputs.boundary_comparison import BoundaryScores, compare_boundaries
 from maskloom.outputs.mask_sets import FolderMasks, MaskSet, TableMasks, open_mask_set
 from maskloom.outputs.polygon_sets import PolygonMasks
 from maskloom.records import Size
@@ -60,10 +62,18 @@ class Comparison:
     missing_predictions: tuple[str, ...]
     missing_truths: tuple[str, ...]
     notes: tuple[str, ...]
+    boundary: BoundaryScores | None = None
+    """Of outlines, where asked for."""
 
     def to_json(self) -> dict[str, Any]:
-        """Returns plain lists, numbers and texts; the scores per class as ``{name: {"dice": …, "iou": …}}``."""
+        """Returns plain lists, numbers and texts; the scores per class as ``{name: {"dice": …, "iou": …}}``.
+
+        ``boundary`` is there where it was asked for.
+        """
         values = asdict(self)
+        del values["boundary"]
+        if self.boundary is not None:
+            values["boundary"] = self.boundary.to_json(self.classes)
         scores = zip(values.pop("class_dice"), values.pop("class_iou"), strict=True)
         per_name = {
             name: {"dice": first, "iou": None if math.isnan(second) else second}
@@ -79,6 +89,10 @@ class Comparison:
         lines = [f"{len(self.images)} images, {self.kind}, pixel accuracy {self.accuracy:.4f}"]
         lines += [f"{'':<{width}}    Dice     IoU"]
         lines += [f"{name:<{width}}  {first:.4f}  " + _figure(second) for name, first, second in rows]
+        if self.boundary is not None:
+            column = ["Boundary", *(f"  {_figure(each)}" for each in (self.boundary.score, *self.boundary.mean))]
+            lines[1:] = [f"{line}  {text}" for line, text in zip(lines[1:], column, strict=True)]
+            lines.append(self.boundary.line())
         missing = (("prediction", self.missing_predictions), ("truth", self.missing_truths))
         lines += [f"left out, without {what}: {some_of(names)}" for what, names in missing if names]
         return "\n".join([*lines, *self.notes])
@@ -95,6 +109,7 @@ def compare(
     order: Order = "row",
     base: Base = 1,
     foreground: bool = False,
+    boundary: Tolerance | None = None,
 ) -> Comparison:
     """Returns the scores of ``prediction`` against ``truth``: folders, CSV of run lengths or WKT, COCO, vector files.
 
@@ -102,7 +117,8 @@ def compare(
     class, as instance ids want it) or when each side has at most one value beside 0, else the values are labels.
     Pixels where the truth is ``ignore`` count nowhere. ``classes`` names the labels 0…n-1. A table's sizes come from
     the other side, or from ``size`` (height, width) when both are tables; ``order`` and ``base`` say how tables count
-    pixels. Raises ``UserError`` for names on one side only, unless ``skip_missing``.
+    pixels. ``boundary`` asks for the scores of outlines that lie so near each other; all images are read again for
+    these. Raises ``UserError`` for names on one side only, unless ``skip_missing``.
     """
     if foreground and classes:
         raise UserError("expected either foreground or the names of classes, found both; leave one of them out")
@@ -113,9 +129,9 @@ def compare(
     )
     true_set, predicted_set = sides if foreground else _numbered(*sides, classes)
     names, missing_predictions, missing_truths = _matched(true_set, predicted_set, skip_missing)
-    count = partial(_count_pairs, true_set, predicted_set, ignore=ignore, default=size)
+    read = partial(_read_both, true_set, predicted_set, default=size)
     with ThreadPoolExecutor(num_cores()) as pool:
-        pairs = list(pool.map(count, names))
+        pairs = list(pool.map(lambda name: _count_pairs(*read(name), ignore=ignore), names))
     kind, values, notes = ("binary", [], []) if foreground else _meaning(pairs, ignore)
     if kind == "multiclass":
         _check_colours(true_set, predicted_set, pairs)
@@ -133,6 +149,9 @@ def compare(
         missing_predictions=tuple(missing_predictions),
         missing_truths=tuple(missing_truths),
         notes=tuple(notes),
+        boundary=None
+        if boundary is None
+        else compare_boundaries(names, read, values, ignore=ignore, tolerance=boundary),
     )
 
 
@@ -191,7 +210,10 @@ class _Pairs:
     pixels: np.ndarray
 
 
-def _count_pairs(truth: MaskSet, prediction: MaskSet, name: str, *, ignore: int | None, default: Size | None) -> _Pairs:
+def _read_both(
+    truth: MaskSet, prediction: MaskSet, name: str, *, default: Size | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the stored values of both sides, H×W, truth first."""
     size = truth.size(name) or prediction.size(name) or default
     if size is None:
         raise UserError(
@@ -202,7 +224,11 @@ def _count_pairs(truth: MaskSet, prediction: MaskSet, name: str, *, ignore: int 
     if true_values.shape != predicted.shape:
         expected, found = (f"{width}×{height}" for height, width in (true_values.shape, predicted.shape))
         raise UserError(f"{name}: the prediction is {found} (width×height), expected the truth's {expected}")
-    pairs = _contingency(true_values, predicted)
+    return true_values, predicted
+
+
+def _count_pairs(truth: np.ndarray, prediction: np.ndarray, *, ignore: int | None) -> _Pairs:
+    pairs = _contingency(truth, prediction)
     counted = np.ones(len(pairs.pixels), bool) if ignore is None else pairs.truth != ignore
     return _Pairs(pairs.truth[counted], pairs.prediction[counted], pairs.pixels[counted])
 

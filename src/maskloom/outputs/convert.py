@@ -18,6 +18,7 @@ from maskloom.encodings.grid_coordinates import Grid, read_grids
 from maskloom.encodings.outlines import cleaned
 from maskloom.encodings.rle import Base, Order
 from maskloom.encodings.table_files import open_table
+from maskloom.encodings.vector_files import DSTL_COLUMNS, VECTOR_SUFFIXES, WKT_COLUMNS, WKT_FIELDS, read_features
 from maskloom.errors import BadFile, UserError
 from maskloom.outputs.convert_target import FOLDERS, TABLES, VECTORS, check_target, kind_of, mark_target
 from maskloom.outputs.legends import ClassMasks, Legend, with_legend
@@ -35,14 +36,7 @@ from maskloom.outputs.mask_writers import (
 )
 from maskloom.outputs.polygon_sets import PolygonMasks, drawn
 from maskloom.outputs.tables import SubmissionFormat, check_against_sample, read_submission
-from maskloom.outputs.vectors import (
-    DSTL_COLUMNS,
-    VECTOR_SUFFIXES,
-    WKT_COLUMNS,
-    WKT_FIELDS,
-    read_features,
-    write_features,
-)
+from maskloom.outputs.vectors import write_features
 from maskloom.progress import Progress
 from maskloom.records import BadSize, Size, check_id
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from maskloom.encodings.vector_files import VECTOR_SUFFIXES
 from maskloom.errors import UserError, closest
 from maskloom.files import OWNER, read_json, write_json
-from maskloom.outputs.vectors import VECTOR_SUFFIXES
 
 FOLDERS = ("png", "layers", "geotiff")
 TABLES = ("rle", "wkt")

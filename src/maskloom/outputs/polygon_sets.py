@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from maskloom.encodings import grid_coordinates
-from maskloom.encodings.outlines import areas
+from maskloom.encodings.outlines import areas, clipped
 from maskloom.encodings.polygons import rasterize_wkt
+from maskloom.encodings.vector_files import Feature, read_features
 from maskloom.errors import BadFile, UserError
 from maskloom.outputs.mask_sets import FolderMasks, are_names, check_classes, class_values, painted, plain_name
-from maskloom.outputs.vectors import Feature, read_features
 from maskloom.rasters.georeference import reprojected, same_crs, to_crs, to_pixels
 from maskloom.records import Size
 
@@ -31,8 +31,6 @@ ToPixels = Callable[[str, list["Polygon"], Size | None], list["Polygon"]]
 """Brings the polygons of a named image to its pixels; the size may be None where it does not matter."""
 
 _Pieces = Mapping[str, Sequence[tuple[str, list["Polygon"]]]]
-
-_TOLERANCE = 1e-6  # pixels; coordinates that went to the ground and back may end so far outside
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +119,7 @@ class PolygonMasks:
         placed = {value: self.to_pixels(name, polygons, size) for value, polygons in by_value.items()}
         if size is None:
             return placed
-        inside = {value: _clipped(polygons, size) for value, polygons in placed.items()}
+        inside = {value: clipped(polygons, size) for value, polygons in placed.items()}
         self.num_clipped[name] = sum(num_clipped for _, num_clipped in inside.values())
         return {value: polygons for value, (polygons, _) in inside.items()}
 
@@ -181,20 +179,6 @@ def _from_ground(path: Path, name: str, polygons: list[Polygon], crs: str, image
     if not same_crs(crs, georeference.crs):
         polygons = reprojected(polygons, crs, georeference.crs)
     return to_pixels(polygons, georeference)
-
-
-def _clipped(polygons: list[Polygon], size: Size) -> tuple[list[Polygon], int]:
-    """Returns the parts of the polygons inside the image, and how many reach outside."""
-    import shapely
-
-    height, width = size
-    shapes = np.array(polygons, dtype=object)
-    left, top, right, bottom = shapely.bounds(shapes).T
-    reaches = (left < -_TOLERANCE) | (top < -_TOLERANCE) | (right > width + _TOLERANCE) | (bottom > height + _TOLERANCE)
-    if not reaches.any():
-        return polygons, 0
-    shapes[reaches] = shapely.intersection(shapes[reaches], shapely.box(0, 0, width, height))
-    return areas(shapes), int(reaches.sum())
 
 
 def _dealt(

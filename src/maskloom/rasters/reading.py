@@ -54,13 +54,20 @@ class Raster:
             raise BadFile(self.path, f"the raster is cut off or damaged at {window} ({reason}); restore it") from None
         return np.ascontiguousarray(np.moveaxis(bands, 0, -1)), is_valid
 
+    @property
+    def is_all_valid(self) -> bool:
+        """Whether the file excludes no pixel: it has no nodata value, mask or alpha."""
+        from rasterio.enums import MaskFlags
+
+        return all(set(of_band) == {MaskFlags.all_valid} for of_band in self._dataset.mask_flag_enums)
+
     def _valid(self, bands: np.ndarray, place: Any) -> np.ndarray:
         """Returns bool H×W as GDAL's dataset mask says; it is only read where the pixels C×H×W do not tell."""
         from rasterio.enums import MaskFlags
 
-        flags = [set(of_band) for of_band in self._dataset.mask_flag_enums]
-        if all(of_band == {MaskFlags.all_valid} for of_band in flags):
+        if self.is_all_valid:
             return np.ones(bands.shape[1:], np.bool_)
+        flags = [set(of_band) for of_band in self._dataset.mask_flag_enums]
         if len(flags) != self.count or any(of_band != {MaskFlags.nodata} for of_band in flags):
             masked: np.ndarray = self._dataset.dataset_mask(window=place) > 0
             return masked

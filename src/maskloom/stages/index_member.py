@@ -39,7 +39,8 @@ def search_fold(context: Context, member: MemberSettings, fold: int, records: li
     search = IndexSearch(part, expressions, bands.bands)
     for done, record in enumerate(records, start=1):
         pixels = with_indices(read_record_image(record), bands)
-        search.add(pixels, of_classes(read_truth(record, whole, context.source.coding), part, whole))
+        truth = read_truth(record, whole, context.source.coding)
+        search.add(pixels, of_classes(truth, part, whole))
         context.progress.advance(done, len(records))
     found = search.best()
     rules = tuple(each.rule if each is not None else None for each in found)

@@ -5,8 +5,9 @@
 - ``<id>.uncertainty.tif``: round(255·u), 0 where the scene is invalid: u = 1 - |2p - 1| per class, or 1 - (p₁ - p₂) of
   the two largest where classes exclude each other. It is computed of the stored 8-bit probabilities.
 - ``predictions.geojson``, ``.gpkg``, ``.fgb``: a feature per 4-connected piece, with its class and its scene, in the
-  CRS of all scenes; a scene without any has one empty feature. Label 0 called "background" is no class.
-- ``predictions.csv.gz``: a row per scene and class, a MultiPolygon in pixels or in the coordinates of a grid.
+  CRS of all scenes; a scene without any has one empty feature. Label 0 called "background" is no class. Every feature
+  is valid by itself; where outlines were simplified or buffered, those of neighbours may overlap.
+- ``predictions.csv.gz``: a row per scene and class, a valid MultiPolygon in pixels or in the coordinates of a grid.
 
 All are read off the blocks one after the other: memory holds a block, and for polygons a row of blocks as bits.
 """
@@ -14,8 +15,7 @@ All are read off the blocks one after the other: memory holds a block, and for p
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,14 +24,16 @@ import numpy as np
 
 from maskloom.data.record_images import image_files
 from maskloom.encodings.grid_coordinates import Grid, read_grids, to_grid
-from maskloom.encodings.outlines import cleaned
+from maskloom.encodings.outlines import repaired
+from maskloom.encodings.polygon_settings import PolygonSettings
 from maskloom.encodings.probability_maps import read_map
+from maskloom.encodings.vector_files import DSTL_COLUMNS, WKT_COLUMNS, Feature
 from maskloom.errors import BadFile, UserError
 from maskloom.files import checksum
 from maskloom.inference.blocks import BlockGrid
 from maskloom.inference.merging import RESULT
 from maskloom.outputs.legends import BACKGROUND
-from maskloom.outputs.vectors import DSTL_COLUMNS, WKT_COLUMNS, Feature, write_features
+from maskloom.outputs.vectors import write_features
 from maskloom.rasters.georeference import to_crs
 from maskloom.rasters.writing import write_geotiff_blocks
 from maskloom.records import IGNORE, Task
@@ -57,26 +59,27 @@ class Wanted:
     to: str
     probabilities: bool = False
     uncertainty: bool = False
-    simplify: float = 0.0
-    min_area: float = 0.0
+    polygons: PolygonSettings = field(default_factory=PolygonSettings)
     grid: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.to == "geotiff" and (self.simplify or self.min_area):
+        if self.to == "geotiff" and self.polygons.changes:
             raise UserError(
-                "simplify and min_area shape polygons, found them with --to geotiff; "
+                "simplify, min_area, min_hole and buffer shape polygons, found them with --to geotiff; "
                 f"leave them out, or choose --to {', '.join(SCENE_FORMATS[1:])}"
             )
-        if min(self.simplify, self.min_area) < 0:
-            found = f"{self.simplify} and {self.min_area}"
-            raise UserError(f"simplify and min_area: expected pixels and square pixels of at least 0, found {found}")
+        if self.to == "wkt" and self.polygons.changes and self.polygons.units == "crs":
+            raise UserError(
+                "units=crs: a table of WKT is in pixels or in grid coordinates, not in a CRS; state units=pixels, or "
+                "choose --to geojson"
+            )
         if self.grid is not None and self.to != "wkt":
             raise UserError(f"{self.grid}: a table of grid sizes is for --to wkt, found --to {self.to}; leave it out")
 
     def facts(self) -> list[Any]:
         """Returns what decides the files' content, for a fingerprint."""
         grid = None if self.grid is None else checksum(self.grid)
-        return [self.to, self.probabilities, self.uncertainty, self.simplify, self.min_area, grid]
+        return [self.to, self.probabilities, self.uncertainty, self.polygons.model_dump(mode="json"), grid]
 
 
 def check_scenes(scenes: Sequence[Scene], wanted: Wanted, *, note: Callable[[str], None]) -> str | None:
@@ -101,6 +104,11 @@ def check_scenes(scenes: Sequence[Scene], wanted: Wanted, *, note: Callable[[str
     if wanted.to in ("geotiff", "wkt") or not scenes:
         return None
     crs = shared_crs(scenes)
+    if crs is None and wanted.polygons.changes and wanted.polygons.units == "crs":
+        raise UserError(
+            f"units=crs: expected scenes with a CRS, found none in {scenes[0].record.image}; state units=pixels, or "
+            "give the scenes their CRS (gdal_edit.py -a_srs)"
+        )
     if crs is None:
         note("no CRS is known: polygons are written in pixels, x to the right and y down")
     return crs
@@ -252,21 +260,25 @@ class SceneWriter:
     def _features(self, scenes: Sequence[Scene], on_scene: Callable[[str], object]) -> Iterator[Feature]:
         import shapely
 
-        simplify, min_area = self.wanted.simplify, self.wanted.min_area
         for scene in scenes:
             on_scene(scene.id)
             is_empty = True
             for number, name in self._classes():
-                polygons = self._outlines(scene, number)
-                if simplify or min_area:  # each by itself: memory stays flat
-                    clean = partial(cleaned, simplify=simplify, min_area=min_area)
-                    polygons = (part for polygon in polygons for part in clean([polygon]))
-                for some in _batches(polygons):
+                for polygon in self._delivered(scene, self._outlines(scene, number)):
                     is_empty = False
-                    moved = some if self.crs is None or scene.georeference is None else to_crs(some, scene.georeference)
-                    yield from (Feature(polygon, name, scene.id) for polygon in moved)
+                    yield Feature(polygon, name, scene.id)
             if is_empty:
                 yield Feature(shapely.MultiPolygon(), "", scene.id)
+
+    def _delivered(self, scene: Scene, outlines: Iterator[Polygon]) -> Iterator[Polygon]:
+        """Yields outlines, given in pixels, cleaned and in the CRS; each by itself, so that memory stays flat."""
+        settings = self.wanted.polygons
+        in_pixels, in_crs = (settings.changes and settings.units == unit for unit in ("pixels", "crs"))
+        for some in _batches(_each_cleaned(outlines, settings) if in_pixels else outlines):
+            moved = some if self.crs is None or scene.georeference is None else to_crs(some, scene.georeference)
+            for polygon in _each_cleaned(moved, settings) if in_crs else moved:
+                # What is valid in pixels may touch itself by what the digits of ground coordinates leave.
+                yield from [polygon] if polygon.is_valid else repaired([polygon])
 
     def _rows(
         self, scenes: Sequence[Scene], grids: Mapping[str, Grid] | None, on_scene: Callable[[str], object]
@@ -277,11 +289,15 @@ class SceneWriter:
             on_scene(scene.id)
             for number, name in self._classes():
                 found = list(self._outlines(scene, number))
-                polygons = cleaned(found, simplify=self.wanted.simplify, min_area=self.wanted.min_area)
+                polygons = self.wanted.polygons.cleaned(found)
                 area: Any = shapely.multipolygons(polygons) if polygons else shapely.MultiPolygon()
                 yield Feature(
                     area if grids is None else to_grid(area, scene.record.size, grids[scene.id]), name, scene.id
                 )
+
+
+def _each_cleaned(polygons: Iterable[Polygon], settings: PolygonSettings) -> Iterator[Polygon]:
+    return (part for polygon in polygons for part in settings.cleaned([polygon]))
 
 
 def _batches(polygons: Iterable[Polygon]) -> Iterator[list[Polygon]]:

@@ -21,7 +21,9 @@ from maskloom.config import load_yaml, parse
 from maskloom.data.dataset import with_channels
 from maskloom.data.input_policy import InputPolicy
 from maskloom.data.sources.base import DataSettings, DataSource
+from maskloom.encodings.polygon_settings import PolygonSettings
 from maskloom.encodings.probability_maps import write_map
+from maskloom.ensembling.precedence import Precedence, numbered
 from maskloom.ensembling.thresholds import decide
 from maskloom.errors import BadFile, UserError, closest
 from maskloom.files import TEMPORARY_PREFIX, fingerprint, read_json, write_json
@@ -30,6 +32,7 @@ from maskloom.inference.frames import Frame
 from maskloom.inference.guidance import GuidanceSettings
 from maskloom.inference.merging import RESULT
 from maskloom.inference.streaming import predict_records
+from maskloom.masks import clear_overlaps
 from maskloom.progress import Progress
 from maskloom.recipe import Recipe
 from maskloom.records import BandFile, Record
@@ -72,8 +75,11 @@ def predict_scenes(
     layout: Callable[[Path, DataSettings], DataSource | None] = lambda *_: None,
     probabilities: bool = False,
     uncertainty: bool = False,
-    simplify: float = 0.0,
-    min_area: float = 0.0,
+    simplify: float | None = None,
+    min_area: float | None = None,
+    min_hole: float | None = None,
+    buffer: float | None = None,
+    units: str | None = None,
     grid: Path | None = None,
     skip_bad: bool = False,
     shuffle: int | None = None,
@@ -86,9 +92,11 @@ def predict_scenes(
     ``uncertainty``. Further files of a scene are those of the table (``stages.scene_table``), those of the layout,
     which ``layout`` opens by the settings that the run's data was read with, or, of TIFFs, ``bands`` by the scene's id.
     Where the run's recipe registers further files, those of scenes are, and ``registration/<id>.json`` says how they
-    lie. ``simplify`` and ``min_area`` are in pixels; ``grid`` is a table of grid sizes, in whose coordinates WKT is
-    written. ``shuffle`` seeds another order of blocks, which changes nothing else. With ``skip_bad``, scenes that are
-    damaged or cannot be registered are left out.
+    lie. ``simplify``, ``min_area``, ``min_hole``, ``buffer`` and ``units`` ("pixels", "crs") shape polygons, see
+    ``encodings.polygon_settings``; what is None is as the recipe's ``delivery.polygons`` says. Where classes overlap,
+    ``delivery.precedence`` holds. ``grid`` is a table of grid sizes, in whose coordinates WKT is written. ``shuffle``
+    seeds another order of blocks, which changes nothing else. With ``skip_bad``, scenes that are damaged or cannot be
+    registered are left out.
 
     Started again it continues; started several times at once, the processes share the blocks. Scenes are decided by the
     run's thresholds: post-processing looks at whole objects, which blocks would cut, and is left out with a note.
@@ -97,11 +105,18 @@ def predict_scenes(
     """
     if to not in SCENE_FORMATS:
         raise UserError(f"to={to!r}: {closest(to, SCENE_FORMATS)}")
+    recipe = parse(Recipe, load_yaml(run.recipe), origin=str(run.recipe))
+    stated: dict[str, float | str | None] = {
+        "simplify": simplify,
+        "min_area": min_area,
+        "min_hole": min_hole,
+        "buffer": buffer,
+        "units": units,
+    }
     wanted = Wanted(
-        out=out, to=to, probabilities=probabilities, uncertainty=uncertainty, simplify=simplify, min_area=min_area,
+        out=out, to=to, probabilities=probabilities, uncertainty=uncertainty, polygons=_polygons(recipe, to, stated),
         grid=grid,
     )  # fmt: skip
-    recipe = parse(Recipe, load_yaml(run.recipe), origin=str(run.recipe))
     bad: list[BadFile] = []
     found = find_scenes(
         scenes,
@@ -122,11 +137,15 @@ def predict_scenes(
     for problem in bad:
         progress.note(f"left out: {problem}")
     progress.stage("predict", cached=False)
-    options = fingerprint(wanted.facts(), run.decision(), skip_bad)
+    precedence = recipe.delivery.precedence or ()
+    rules = [rule.model_dump(mode="json") for rule in precedence]
+    options = fingerprint(wanted.facts(), run.decision(), skip_bad, rules)
     parts = [[scene] for scene in found] if to == "geotiff" else [found] if found else []
     deliveries = [Delivery(wanted, part, options) for part in parts]
     if not all(delivery.is_finished() for delivery in deliveries):
-        process = _Process(opened(), wanted, crs, found, skip_bad=skip_bad, shuffle=shuffle, progress=progress)
+        process = _Process(
+            opened(), wanted, crs, found, precedence, skip_bad=skip_bad, shuffle=shuffle, progress=progress
+        )
         pending = deliveries
         while pending:
             before = process.num_predicted
@@ -136,6 +155,13 @@ def predict_scenes(
         _tidy(out, deliveries)
     left_out = [problem for delivery in deliveries for problem in delivery.left_out().values()]
     return Prediction(out=out, num_written=len(found) - len(left_out), bad=[*bad, *left_out])
+
+
+def _polygons(recipe: Recipe, to: str, stated: Mapping[str, float | str | None]) -> PolygonSettings:
+    """Returns how outlines are cleaned: as stated, and otherwise as the recipe says, where there are polygons."""
+    usual = recipe.delivery.polygons if to != "geotiff" else PolygonSettings()
+    changes = {name: value for name, value in stated.items() if value is not None}
+    return parse(PolygonSettings, usual.model_dump() | changes, origin="polygons")
 
 
 def _tidy(out: Path, deliveries: Sequence[Delivery]) -> None:
@@ -197,6 +223,7 @@ class _Process:
         wanted: Wanted,
         crs: str | None,
         scenes: Sequence[Scene],
+        precedence: Sequence[Precedence],
         *,
         skip_bad: bool,
         shuffle: int | None,
@@ -204,6 +231,7 @@ class _Process:
     ) -> None:
         self.num_predicted = 0
         self._opened, self._skip_bad, self._shuffle, self._progress = opened, skip_bad, shuffle, progress
+        self._rules = numbered(precedence, opened.task)
         self._has_steps = bool(opened.recipe.postprocess.steps)
         if self._has_steps:
             progress.note("post-processing looks at whole objects: scenes are decided by thresholds alone")
@@ -301,8 +329,10 @@ class _Process:
     def _decide(self, values: np.ndarray) -> np.ndarray:
         """Returns labels from 8-bit maps C×h×w, every pixel by itself."""
         if self._has_steps:
-            return decide(values, self._opened.ensemble.thresholds, self._opened.task)
-        return self._opened.labels({RESULT: values})
+            labels = decide(values, self._opened.ensemble.thresholds, self._opened.task)
+        else:
+            labels = self._opened.labels({RESULT: values})
+        return clear_overlaps(labels, self._rules) if self._rules else labels
 
 
 def asked_networks(opened: Opened) -> list[tuple[InputPolicy, GuidanceSettings | None]]:

@@ -5,14 +5,15 @@ Knows nothing about networks; it reads the rows that the stage ``predict`` left.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from maskloom.contests.dstl.joining import joined
+from maskloom.contests.dstl.joining import PUBLISHED, JoiningRules, joined
 from maskloom.contests.dstl.layout import table_of
 from maskloom.contests.dstl.submission import DstlWriter, read_sample, validate
 from maskloom.contests.dstl.truth import CLASSES
@@ -21,8 +22,9 @@ from maskloom.data.record_images import read_record_image
 from maskloom.encodings.grid_coordinates import read_grids
 from maskloom.encodings.outlines import outlines
 from maskloom.encodings.rle import decode_runs
+from maskloom.ensembling.precedence import Precedence, numbered
 from maskloom.rasters.indices import band_names, index
-from maskloom.records import Record
+from maskloom.records import Record, Task
 from maskloom.stages.context import Context
 from maskloom.stages.prediction import left_out
 from maskloom.stages.rows import Row, read_rows
@@ -55,6 +57,7 @@ def write_submission(context: Context) -> Path:
     grid_table = table_of(source.root, "grid_sizes")
     assert grid_table is not None, "the data was opened with it"
     grids = read_grids(grid_table)
+    rules = joining_rules(context.recipe.delivery.precedence, source.task)
     predicted = context.recipe.partial_members(source.task)
     finds_water = len(predicted) == len(context.recipe.members) and not any(
         {FAST_WATER, SLOW_WATER} & set(numbers) for numbers in predicted.values()
@@ -67,12 +70,21 @@ def write_submission(context: Context) -> Path:
                 continue
             if finds_water and len(record.bands):
                 polygons |= _water(record)
-            writer.write(record.id, record.size, joined(polygons, record.size, grids[record.id]))
+            writer.write(record.id, record.size, joined(polygons, record.size, grids[record.id], rules=rules))
             context.progress.advance(done, len(records))
     if ordered is not None:
         validate(target, ordered)
     (whole if missing else partial).unlink(missing_ok=True)
     return target
+
+
+def joining_rules(precedence: Sequence[Precedence] | None, task: Task) -> JoiningRules:
+    """Returns the published rules, with the order of the recipe where it states one; its names are the task's."""
+    if precedence is None:
+        return PUBLISHED
+    rules = numbered(precedence, task)
+    named = tuple((CLASSES[winner], tuple(CLASSES[loser] for loser in losers)) for winner, losers in rules)
+    return replace(PUBLISHED, precedence=named)
 
 
 def _polygons(rows: Iterator[Row], records: dict[str, Record]) -> Iterator[tuple[Record, dict[int, list[Polygon]]]]:

@@ -28,9 +28,9 @@ from maskloom.contests.dstl.town import SIDE, draw_town
 from maskloom.contests.dstl.truth import CLASSES, TableRow, label_of, parsed, read_rows
 from maskloom.encodings.grid_coordinates import Grid, read_grids, to_pixels
 from maskloom.encodings.table_files import text_writer
+from maskloom.encodings.vector_files import DSTL_COLUMNS
 from maskloom.errors import UserError
 from maskloom.files import atomic_path, checksum, fingerprint, read_json, write_json
-from maskloom.outputs.vectors import DSTL_COLUMNS
 from maskloom.records import Size
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ import numpy as np
 from maskloom.contests.dstl.truth import CLASSES, TableRow, label_of, parsed, read_rows
 from maskloom.encodings.grid_coordinates import Grid, to_grid
 from maskloom.encodings.outlines import repaired
+from maskloom.encodings.vector_files import DSTL_COLUMNS
 from maskloom.errors import BadFile, UserError, some_of
 from maskloom.outputs.ordered import ordered_table
-from maskloom.outputs.vectors import DSTL_COLUMNS
 from maskloom.records import Size
 
 if TYPE_CHECKING:

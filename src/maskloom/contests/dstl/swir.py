@@ -128,7 +128,5 @@ def _index() -> MemberSettings:
             architecture="index", channels=len(BANDS), index=IndexSettings(bands=BANDS, rules=rules)
         ),
         input=InputPolicy(mode="full", multiple=1, bands=BandSettings(names="worldview3_swir", full_scale=FULL_SCALE)),
-        loss=LossSettings(terms=(LossTerm(kind="bce"),)),
-        training=TrainingSettings(epochs=1),
         views="none",
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from maskloom.contests.dstl.joining import PUBLISHED
 from maskloom.contests.dstl.truth import CLASSES
 from maskloom.data.augment import AugmentSettings
 from maskloom.data.band_math import BandSettings
@@ -15,11 +16,12 @@ from maskloom.data.band_registration import BandPair, RegistrationSettings
 from maskloom.data.folds import FoldSettings
 from maskloom.data.input_policy import InputPolicy
 from maskloom.data.sources.base import DataSource
+from maskloom.ensembling.precedence import Precedence
 from maskloom.errors import UserError
 from maskloom.inference.predictor import InferenceSettings
 from maskloom.losses.terms import LossSettings, LossTerm
 from maskloom.models.encoders import NetworkSettings
-from maskloom.recipe import MemberSettings, Recipe, Scale
+from maskloom.recipe import DeliverySettings, MemberSettings, Recipe, Scale
 from maskloom.recipes.smoke import smoked
 from maskloom.training.engine import TrainingSettings
 from maskloom.training.optimisers import OptimiserSettings
@@ -42,6 +44,9 @@ REGISTRATION = RegistrationSettings(pairs=(BandPair(file=0, image_band=1, band=2
 
 NETWORK_CLASSES = CLASSES[:6]
 """The classes that have a network each; water has an index, vehicles were given up."""
+
+PRECEDENCE = tuple(Precedence(winner=winner, losers=losers) for winner, losers in PUBLISHED.precedence)
+"""Which class clears which, in the published order."""
 
 STEPS_PER_EPOCH = 400
 EPOCHS = 50
@@ -73,6 +78,7 @@ def dstl_3rd(source: DataSource, *, device: str, scale: Scale = "full") -> Recip
         folds=FoldSettings(kind="kfold", count=min(5, len({record.group for record in source.records}))),
         members=tuple(map(_member, NETWORK_CLASSES)),
         inference=InferenceSettings(views="flips_transpose", view_merge="geometric"),
+        delivery=DeliverySettings(precedence=PRECEDENCE),
     )
     if scale == "full":
         return recipe

@@ -11,14 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
 from maskloom.encodings.grid_coordinates import Grid, to_pixels
-from maskloom.encodings.outlines import areas, repaired
+from maskloom.encodings.outlines import clipped, repaired
 from maskloom.encodings.polygons import polygons_of
 from maskloom.encodings.table_files import open_table
+from maskloom.encodings.vector_files import DSTL_COLUMNS
 from maskloom.errors import BadFile, UserError
-from maskloom.outputs.vectors import DSTL_COLUMNS
 from maskloom.records import Shapes, Size
 
 if TYPE_CHECKING:
@@ -30,7 +28,6 @@ CLASSES = (
 )  # fmt: skip
 """The contest's classes 1…10: fast water are waterways, slow water is standing, structures are miscellaneous ones."""
 
-_TOLERANCE = 1e-6  # pixels; coordinates that went to the grid and back may end so far outside
 _DECIMALS = 6  # of pixels
 
 
@@ -103,7 +100,7 @@ def pixel_truth(path: Path, rows: Sequence[TableRow], size: Size, grid: Grid) ->
     import shapely
 
     wkt: dict[int, str] = {}
-    clipped: list[int] = []
+    cut: list[int] = []
     changed: list[int] = []
     for row in rows:
         label = label_of(path, row)
@@ -113,12 +110,12 @@ def pixel_truth(path: Path, rows: Sequence[TableRow], size: Size, grid: Grid) ->
         polygons = repaired(stored)
         if polygons != stored:
             changed.append(label)
-        inside, is_clipped = _inside(_placed(polygons, size, grid), size)
-        if is_clipped:
-            clipped.append(label)
+        inside, num_outside = clipped(_placed(polygons, size, grid), size)
+        if num_outside:
+            cut.append(label)
         wkt[label] = shapely.to_wkt(shapely.multipolygons(inside), rounding_precision=_DECIMALS) if inside else ""
     shapes = Shapes(wkt=tuple((label, text) for label, text in sorted(wkt.items()) if text))
-    return PixelTruth(shapes, tuple(clipped), tuple(changed))
+    return PixelTruth(shapes, tuple(cut), tuple(changed))
 
 
 def _placed(polygons: list[Polygon], size: Size, grid: Grid) -> list[Polygon]:
@@ -128,19 +125,3 @@ def _placed(polygons: list[Polygon], size: Size, grid: Grid) -> list[Polygon]:
         return []
     placed: list[Polygon] = shapely.get_parts(to_pixels(shapely.multipolygons(polygons), size, grid)).tolist()
     return placed
-
-
-def _inside(polygons: list[Polygon], size: Size) -> tuple[list[Polygon], bool]:
-    """Returns the parts of valid polygons inside the image, and whether any reached outside."""
-    import shapely
-
-    if not polygons:
-        return [], False
-    height, width = size
-    shapes = np.array(polygons, dtype=object)
-    left, top, right, bottom = shapely.bounds(shapes).T
-    reaches = (left < -_TOLERANCE) | (top < -_TOLERANCE) | (right > width + _TOLERANCE) | (bottom > height + _TOLERANCE)
-    if not reaches.any():
-        return polygons, False
-    shapes[reaches] = shapely.intersection(shapes[reaches], shapely.box(0, 0, width, height))
-    return areas(shapes), True

@@ -22,7 +22,7 @@ from maskloom.data.mask_coding import MaskCoding
 from maskloom.errors import BadFile, UserError, closest
 from maskloom.records import BandFile, CocoSegments, MaskFile, Record, RunLengths, Shapes, Size, Task, TaskKind, Truth
 
-Layout = Literal["auto", "folder", "table", "coco", "carvana", "dstl", "signate"]
+Layout = Literal["auto", "folder", "table", "coco", "polygons", "carvana", "dstl", "signate"]
 
 _BATCH = 256  # files per thread task: a header takes about 20 µs, as long as handing over one task
 _THREADS = 8
@@ -39,13 +39,15 @@ class DataSettings(Config):
     images: str | None = None
     """Name of the folder of images, relative to the data."""
     masks: str | None = None
-    """Name of the folder of masks, relative to the data."""
+    """Name of the folder of masks, or of the file of polygons, relative to the data."""
     classes: list[str] | None = None
     """Class names: of the labels in order, or of the one foreground class."""
     task: TaskKind | None = None
     """binary, multiclass or multilabel."""
     ignore: list[MaskValue] | None = None
     """Stored mask values that count nowhere, 0…65535."""
+    column: str | None = None
+    """The attribute of polygons that holds their class; "" for none, where all are of one class."""
     group: str | None = None
     """What must stay together in folds: an attribute's name, or a regular expression with one group on the id."""
     skip_bad: bool = False

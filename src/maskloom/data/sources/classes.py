@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from maskloom.data.guessed_classes import Guess, infer_coding
 from maskloom.data.mask_coding import MaskCoding
+from maskloom.data.scene_truth import PolygonTruth
 from maskloom.data.sources.base import DataSettings, relabel
 from maskloom.data.stated_classes import find_classes_yaml, read_classes_yaml, stated_coding
 from maskloom.data.truth import pieces
 from maskloom.errors import UserError
 from maskloom.records import CocoSegments, Record, RunLengths, Shapes, Task, TaskKind
+from maskloom.windows import Window
 
 BACKGROUND = "background"
 
 _SAMPLE = 64  # records painted to see whether classes overlap
 _OVERLAP = 0.01  # share of painted pixels; outlines of neighbours touch in a few
+_STRIP_ROWS = 512  # rows of a scene that are painted at a time
 
 
 def classes_of_masks(root: Path, masks: Sequence[Path], settings: DataSettings) -> Guess:
@@ -107,14 +111,26 @@ def _guess_kind(records: Sequence[Record], names: Sequence[str]) -> TaskKind:
     painted = shared = 0
     for record in several[:: max(1, len(several) // _SAMPLE)][:_SAMPLE]:
         try:
-            covers = np.zeros((len(names), *record.size), bool)
-            for label, mask in pieces(record, record.size):
-                covers[label] |= mask
+            for covers in _covers(record, names):
+                counts = np.count_nonzero(covers, axis=0)
+                painted, shared = painted + int((counts > 0).sum()), shared + int((counts > 1).sum())
         except UserError:
             continue  # reading the record will report it
-        counts = covers.sum(axis=0)
-        painted, shared = painted + int((counts > 0).sum()), shared + int((counts > 1).sum())
     return "multilabel" if shared > _OVERLAP * painted else "multiclass"
+
+
+def _covers(record: Record, names: Sequence[str]) -> Iterator[np.ndarray]:
+    """Yields where each class lies, C×h×W, in strips from top to bottom where polygons cover a scene of any size."""
+    if isinstance(record.truth, Shapes):
+        whole, (height, width) = Task(kind="multilabel", classes=tuple(names)), record.size
+        truth = PolygonTruth(record.size, record.truth.wkt)
+        for top, bottom in pairwise([*range(0, height, _STRIP_ROWS), height]):
+            yield truth.labels(Window(top, 0, bottom - top, width), whole)
+        return
+    covers = np.zeros((len(names), *record.size), np.uint8)
+    for label, mask in pieces(record, record.size):
+        covers[label][mask] = 1
+    yield covers
 
 
 def _labels(record: Record) -> set[int]:
