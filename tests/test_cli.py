@@ -218,7 +218,7 @@ def test_help_needs_no_heavy_library() -> None:
 
 def test_every_command_is_documented() -> None:
     result = CliRunner().invoke(app, ["--help"])
-    for command in ("fit", "predict", "evaluate", "score", "inspect", "report", "recipes", "demo"):
+    for command in ("fit", "predict", "evaluate", "compare", "score", "inspect", "report", "recipes", "demo"):
         assert command in result.output
 
 

@@ -130,11 +130,16 @@ def test_rasters_become_rasters_and_polygons_on_the_ground(
 
     code, _, _ = predict(finished_run, scenes, to="geojson")
     assert code == 0 and "EPSG::32633" in (out / "predictions.geojson").read_text()
+    shutil.rmtree(out)
+
+    options = ("--min-area", "1", "--min-hole", "4", "--buffer", "0.5", "--simplify", "0.5", "--units", "crs")
+    code, _, _ = predict(finished_run, scenes, *options, to="geojson")
+    assert code == 0 and (out / "predictions.geojson").is_file()
 
 
 def test_what_belongs_to_rasters_is_refused_for_images(predict: Predict, finished_run: Path, photos: Path) -> None:
     code, _, error = predict(finished_run, photos, "--simplify", "1", to="png")
-    assert code == 2 and "simplify, min_area and grid are for geotiff, geojson, gpkg, fgb, wkt" in error
+    assert code == 2 and "min_hole, buffer, units are for geotiff, geojson, gpkg, fgb, wkt" in error
 
 
 def write_bands(folder: Path) -> np.ndarray:

@@ -13,7 +13,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "records", "windows", "config", "files", "runtime", "progress"),
     ("encodings", "masks", "rasters"),
     ("data",),
-    ("models", "losses", "metrics"),
+    ("models", "losses", "metrics", "boundary_score"),
     ("inference",),
     ("training",),
     ("ensembling", "outputs"),

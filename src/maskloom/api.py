@@ -1,4 +1,4 @@
-"""The Python door: fit, open_run, load_bundle, score, convert, inspect. The command line is thin over this.
+"""The Python door: fit, open_run, compare, load_bundle, score, convert, inspect. The command line is thin over this.
 
 Heavy rooms are imported by the function that needs them.
 """
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from maskloom.recipe import Recipe
     from maskloom.records import Size
     from maskloom.stages.images import Opened, Prediction
+    from maskloom.stages.run_comparison import RunComparison
 
 
 def fit(
@@ -147,8 +148,11 @@ class Run:
         to: str = "png",
         probabilities: bool = False,
         uncertainty: bool = False,
-        simplify: float = 0.0,
-        min_area: float = 0.0,
+        simplify: float | None = None,
+        min_area: float | None = None,
+        min_hole: float | None = None,
+        buffer: float | None = None,
+        units: str | None = None,
         grid: Path | str | None = None,
         skip_bad: bool = False,
         progress: Progress | None = None,
@@ -159,8 +163,9 @@ class Run:
         (``predictions.json``). Images already written by the same run are skipped. Or, for TIFF rasters of any size,
         "geotiff" (masks; with ``probabilities`` and ``uncertainty`` also those, 8 bits), "geojson", "gpkg", "fgb" or
         "wkt" (polygons of all scenes in one file): these are predicted block by block, by as many processes as are
-        started with the same arguments. ``simplify`` and ``min_area`` are in pixels; ``grid`` is a table of grid sizes
-        in whose coordinates WKT is written (Dstl).
+        started with the same arguments. Outlines are cleaned by ``simplify``, ``min_area``, ``min_hole`` and
+        ``buffer``, in ``units`` ("pixels" or "crs"), and where these are None as the recipe's ``delivery.polygons``
+        says. ``grid`` is a table of grid sizes in whose coordinates WKT is written (Dstl).
 
         Of rasters, ``images`` may also be a table of scenes of several files (CSV: id, image, band, band_2 …; see
         ``stages.scene_table``), or a folder in the Dstl layout; files are registered where the run's recipe does so.
@@ -171,6 +176,13 @@ class Run:
 
         if to not in (*FORMATS, *SCENE_FORMATS):
             raise UserError(f"to={to!r}: expected one of {', '.join((*FORMATS, *SCENE_FORMATS))}")
+        shapes: dict[str, Any] = {
+            "simplify": simplify,
+            "min_area": min_area,
+            "min_hole": min_hole,
+            "buffer": buffer,
+            "units": units,
+        }
         common: dict[str, Any] = {
             "out": Path(out),
             "to": to,
@@ -184,16 +196,15 @@ class Run:
                 Path(images),
                 probabilities=probabilities,
                 uncertainty=uncertainty,
-                simplify=simplify,
-                min_area=min_area,
+                **shapes,
                 grid=None if grid is None else Path(grid),
                 layout=open_scenes,
                 **common,
             )
-        if probabilities or uncertainty or simplify or min_area or grid is not None:
+        if probabilities or uncertainty or grid is not None or any(value is not None for value in shapes.values()):
             raise UserError(
-                f"to={to!r}: probabilities, uncertainty, simplify, min_area and grid are for "
-                f"{', '.join(SCENE_FORMATS)}; leave them out"
+                f"to={to!r}: probabilities, uncertainty, grid, {', '.join(shapes)} are for {', '.join(SCENE_FORMATS)}; "
+                "leave them out"
             )
         return predict_images(self.folder, Path(images), **common)
 
@@ -213,6 +224,28 @@ class Run:
         from maskloom.stages.reporting import write_report
 
         return write_report(self.folder)
+
+
+def compare(
+    run_a: Path | str | Sequence[Path | str],
+    run_b: Path | str | Sequence[Path | str],
+    *,
+    group: str | None = None,
+    progress: Progress | None = None,
+) -> RunComparison:
+    """Returns by how much finished run B scores better than A out of fold, and how sure that is.
+
+    Either may be several runs of one recipe with different seeds, whose spread then counts, too. Only images that all
+    runs scored are compared. ``group`` says which images are easy or hard together (an attribute, or a regular
+    expression on ids); None: as in the runs. Maps and masks are read again; ``progress`` hears how far that is.
+
+    Raises ``UserError`` for what is no finished run, for other classes, metrics or masks, and without common images.
+    """
+    from maskloom.stages.run_comparison import compare_runs
+
+    sides = ([run] if isinstance(run, str | Path) else run for run in (run_a, run_b))
+    first, second = ([Path(run) for run in side] for side in sides)
+    return compare_runs(first, second, progress or Silent(), group=group)
 
 
 def load_bundle(path: Path | str) -> Segmenter:
@@ -278,19 +311,27 @@ def score(
     base: int = 1,
     size: Size | None = None,
     foreground: bool = False,
+    boundary: bool = False,
+    tolerance: str | None = None,
 ) -> Comparison:
     """Returns Dice and IoU of any two mask sets (folders, tables, COCO, vector files), independently of a run.
 
     ``ignore`` is a truth value that counts nowhere; ``classes`` names the labels 0, 1, …; ``skip_missing`` scores what
     both sides have; ``order`` ("row", "column") and ``base`` (0, 1) say how tables count pixels; ``size`` (height,
-    width) is needed when both sides are tables; ``foreground`` takes every value above 0 as the one class.
+    width) is needed when both sides are tables; ``foreground`` takes every value above 0 as the one class. With
+    ``boundary`` also the F-score of outlines; those that lie ``tolerance`` apart at most agree: pixels ("3") or a
+    share of the image's diagonal (None: "0.75%").
     """
+    from maskloom.boundary_score import Tolerance
     from maskloom.outputs.comparison import compare
 
     if order not in ("row", "column") or base not in (0, 1):
         raise UserError(f"expected order row or column and base 0 or 1, found {order!r} and {base}")
     if size is not None and min(size) < 1:
         raise UserError(f"expected a size (height, width) of at least 1 pixel each, found {size[0]}x{size[1]}")
+    if tolerance is not None and not boundary:
+        raise UserError(f"tolerance {tolerance}: expected boundary beside it, whose outlines it is of; state both")
+    stated = Tolerance() if tolerance is None else Tolerance.parse(tolerance)
     return compare(
         Path(truth),
         Path(prediction),
@@ -301,6 +342,7 @@ def score(
         base=1 if base == 1 else 0,
         size=size,
         foreground=foreground,
+        boundary=stated if boundary else None,
     )
 
 
@@ -402,6 +444,7 @@ DEMO_SETTINGS = (
     "members.0.training.epochs=8",
     "members.0.training.images_per_epoch=120",
     "members.0.training.progressive=0.75",
-    "members.0.training.validate_from=0.875",
+    "members.0.training.validate_every=1",
+    "members.0.training.validate_from=0.6",
 )
 """What the demo changes in the default recipe so that it ends in a few minutes on two cores."""

@@ -9,9 +9,10 @@ import sys
 import warnings
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from maskloom.errors import UserError
 from maskloom.files import FULL_DISK
@@ -50,6 +51,13 @@ class Format(StrEnum):
     gpkg = "gpkg"
     fgb = "fgb"
     wkt = "wkt"
+
+
+class Units(StrEnum):
+    """What lengths of polygons are counted in."""
+
+    pixels = "pixels"
+    crs = "crs"
 
 
 Data = Annotated[Path, typer.Option("--data", help="Folder, table or COCO file with images and masks.")]
@@ -106,8 +114,17 @@ def predict(
     ],
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Probability rasters, too (geotiff).")] = False,
     uncertainty: Annotated[bool, typer.Option("--uncertainty", help="Uncertainty rasters, too (geotiff).")] = False,
-    simplify: Annotated[float, typer.Option("--simplify", help="Pixels by which outlines may move.")] = 0.0,
-    min_area: Annotated[float, typer.Option("--min-area", help="Leave out smaller polygons; in pixels.")] = 0.0,
+    simplify: Annotated[
+        float | None, typer.Option("--simplify", help="Distance by which outlines may move. Default: the recipe's.")
+    ] = None,
+    min_area: Annotated[float | None, typer.Option("--min-area", help="Leave out smaller polygons.")] = None,
+    min_hole: Annotated[float | None, typer.Option("--min-hole", help="Fill smaller holes of polygons.")] = None,
+    buffer: Annotated[
+        float | None, typer.Option("--buffer", help="Distance by which outlines move outwards; inwards if below 0.")
+    ] = None,
+    units: Annotated[
+        Units | None, typer.Option("--units", help="Of these lengths and areas: pixels, or crs (metres, say).")
+    ] = None,
     grid: Annotated[Path | None, typer.Option("--grid", help="Grid sizes whose coordinates WKT has (Dstl).")] = None,
     device: DeviceOption = None,
     skip_bad: SkipBad = False,
@@ -119,7 +136,8 @@ def predict(
         opened = api.open_run(run, device=device)
         done = opened.predict(
             images, out=out, to=to.value, probabilities=probabilities, uncertainty=uncertainty, simplify=simplify,
-            min_area=min_area, grid=grid, skip_bad=skip_bad, progress=terminal,
+            min_area=min_area, min_hole=min_hole, buffer=buffer, units=units.value if units else None, grid=grid,
+            skip_bad=skip_bad, progress=terminal,
         )  # fmt: skip
     print(f"{done.num_written} predictions in {done.out}" + (f", {len(done.bad)} left out" if done.bad else ""))
 
@@ -131,6 +149,53 @@ def evaluate(run: Run, json: Json = False) -> None:
 
     opened = api.open_run(run)
     print(_json(opened.evaluate()) if json else opened.summary())
+
+
+class _TakesSeveral(TyperCommand):
+    """A command whose option ``--against`` takes all that follows, up to the next option."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        spread: list[str] = []
+        is_open = False
+        for word in args:
+            if word.startswith("-"):
+                is_open = word == "--against"
+                spread += [] if is_open else [word]
+            else:
+                spread += ["--against", word] if is_open else [word]
+        if is_open and args[-1] == "--against":
+            spread.append("--against")  # which then says what it lacks
+        return super().parse_args(ctx, spread)
+
+
+@app.command(cls=_TakesSeveral)
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="RUN_A RUN_B; or A's runs of several seeds, before --against.")],
+    against: Annotated[
+        list[Path] | None,
+        typer.Option("--against", metavar="RUN_B …", help="B's runs of several seeds: all folders that follow."),
+    ] = None,
+    group: Annotated[
+        str | None,
+        typer.Option("--group", help="Drawn together: an attribute, or a regular expression. Default: as in the runs."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Compare two finished runs, or two systems of several seeds each, by their out-of-fold results.
+
+    `compare A B`, or `compare A1 A2 A3 --against B1 B2 B3`. Shown are the scores of both, the difference B - A with its
+    interval over groups (paired bootstrap), and the smallest difference that the data could show.
+    """
+    from maskloom import api
+
+    if against is None and len(runs) != 2:
+        raise UserError(
+            f"expected two runs, found {len(runs)}; several seeds are stated as compare A1 A2 --against B1 B2"
+        )
+    first, second = (runs, against) if against is not None else (runs[:1], runs[1:])
+    with _terminal() as terminal:
+        result = api.compare(first, second, group=group, progress=terminal)
+    print(_json(result.to_json()) if json else result.table())
 
 
 @app.command()
@@ -145,6 +210,11 @@ def score(
     base: Annotated[int, typer.Option("--base", help="Number of the first pixel in tables: 0 or 1.")] = 1,
     size: Annotated[str | None, typer.Option("--size", help="HEIGHTxWIDTH of images, for two tables.")] = None,
     foreground: Annotated[bool, typer.Option("--foreground", help="Take every value above 0 as one class.")] = False,
+    boundary: Annotated[bool, typer.Option("--boundary", help="The F-score of outlines, too.")] = False,
+    tolerance: Annotated[
+        str | None,
+        typer.Option("--tolerance", help="Pixels (3), or share of the diagonal, that outlines may lie apart: 0.75%."),
+    ] = None,
 ) -> None:
     """Compare any two mask sets, independently of a run."""
     from maskloom import api
@@ -152,7 +222,7 @@ def score(
     names = classes.split(",") if classes else None
     result = api.score(
         truth, prediction, ignore=ignore, classes=names, skip_missing=skip_missing, order=order, base=base,
-        size=_size(size), foreground=foreground,
+        size=_size(size), foreground=foreground, boundary=boundary, tolerance=tolerance,
     )  # fmt: skip
     print(_json(result.to_json()) if json else result.table())
 

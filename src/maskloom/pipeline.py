@@ -12,6 +12,7 @@ from pathlib import Path
 
 from maskloom.config import to_yaml
 from maskloom.data.folds import FoldSettings
+from maskloom.ensembling.precedence import numbered
 from maskloom.files import checksum, fingerprint, remove_partial, write_json, write_text
 from maskloom.recipe import MemberSettings, OutsideMember
 from maskloom.records import Record, Task
@@ -30,7 +31,7 @@ from maskloom.stages.registration import register_bands, registration_fingerprin
 from maskloom.stages.reporting import write_report
 from maskloom.stages.train import train_fold, weights_mark
 
-RESULT_FORMAT = 1
+RESULT_FORMAT = 2
 """Raise it when a stage computes something else from the same inputs: runs then repeat what depends on it."""
 
 _AFTER_DECISIONS = ("predict", "submit", "report")
@@ -58,6 +59,7 @@ def run_pipeline(context: Context, submit: Callable[[Context], Path] | None) -> 
     check_guidance(recipe, tables)
     check_postprocess(recipe, context.source.task)
     check_pseudo(context)
+    numbered(recipe.delivery.precedence or (), context.source.task)  # raises for classes that the data has not
     _write_recipe(context)
     members = _Members(context, data_mark, tables)
     for outside in recipe.outside:
@@ -83,7 +85,8 @@ def run_pipeline(context: Context, submit: Callable[[Context], Path] | None) -> 
         predict_mark = fingerprint(decided_mark, unlabelled, recipe.delivery.masks, *outside_maps)
         _stage(context, "predict", predict_mark, lambda: predict_unlabelled(context, fingerprint=predict_mark))
         if submit is not None and recipe.delivery.submission:
-            submit_mark = fingerprint(predict_mark, _checksum(context.source.sample_submission))
+            rules = [rule.model_dump(mode="json") for rule in recipe.delivery.precedence or ()]
+            submit_mark = fingerprint(predict_mark, _checksum(context.source.sample_submission), rules)
             _stage(context, "submit", submit_mark, lambda: [submit(context)])
     _stage(context, "report", fingerprint(time.time_ns()), lambda: [write_report(context.run)])  # always anew
 
