@@ -235,7 +235,10 @@ def divided(source: DataSource, arguments: argparse.Namespace) -> list[Judge]:
             )
         )
     if arguments.judge != "val":
-        lay_out({each.id.rpartition("/")[2]: each for each in train}, source, out / "data" / "train")
+        names = {each.id.removeprefix("train/").replace("/", "_"): each for each in train}
+        if len(names) < len(train):
+            raise UserError(f"{source.root}: expected frames of different names below train, found some twice")
+        lay_out(names, source, out / "data" / "train")
         own = open_source(out / "data" / "train", DataSettings())
         places = segments([record.id for record in own.records], num_folds=arguments.folds, length=length)
         judges.append(
@@ -289,8 +292,7 @@ def lay_out(records: Mapping[str, Record], source: DataSource, folder: Path) -> 
         image.parent.mkdir(parents=True, exist_ok=True)
         if not image.is_file() or image.stat().st_size != record.image.stat().st_size:
             shutil.copyfile(record.image, image)
-        if not mask.is_file():
-            write_png(mask, read_truth(record, source.task, source.coding))
+        write_png(mask, read_truth(record, source.task, source.coding))  # the same bytes unless the truth changed
     classes = {"classes": list(source.task.classes), "ignore": IGNORE}
     write_text(folder / "classes.yaml", yaml.safe_dump(classes, sort_keys=False))
 

@@ -237,7 +237,8 @@ def compare(
 
     Either may be several runs of one recipe with different seeds, whose spread then counts, too. Only images that all
     runs scored are compared. ``group`` says which images are easy or hard together (an attribute, or a regular
-    expression on ids); None: as in the runs. Maps and masks are read again; ``progress`` hears how far that is.
+    expression on ids); None: as in the runs. Maps and masks are read only of runs of versions that stored no counts;
+    ``progress`` hears how far that is.
 
     Raises ``UserError`` for what is no finished run, for other classes, metrics or masks, and without common images.
     """

@@ -31,6 +31,8 @@ _NOWHERE = np.int16(-1)
 """In place of a label: no outline."""
 _MOST_LOOKS = 10**8
 """Pixels looked at around those of an outline; where it would be more, distances are measured."""
+_FARTHEST_LOOK = 512
+"""In pixels: of farther ones the list of steps alone would be long."""
 
 Mask = NDArray[np.bool_]
 
@@ -190,8 +192,10 @@ def _unmatched(own: NDArray[np.int16], other: NDArray[np.int16], reach: float) -
     """Returns the labels of outline pixels of one side that have none of their class within reach on the other."""
     rows, columns = np.nonzero(own != _NOWHERE)
     labels, squared = own[rows, columns], reach**2 + _EXACT
+    if not len(labels):
+        return labels
     radius = min(math.floor(math.sqrt(squared)), max(own.shape))
-    if len(labels) * radius**2 > _MOST_LOOKS:
+    if radius > _FARTHEST_LOOK or len(labels) * radius**2 > _MOST_LOOKS:
         return _unmatched_by_distance(own, other, squared)
     padded = np.pad(other, radius, constant_values=_NOWHERE)
     width, around = padded.shape[1], padded.ravel()

@@ -159,8 +159,8 @@ class _TakesSeveral(TyperCommand):
         is_open = False
         for word in args:
             if word.startswith("-"):
-                is_open = word == "--against"
-                spread += [] if is_open else [word]
+                is_open = word == "--against" or word.startswith("--against=")
+                spread += [] if word == "--against" else [word]
             else:
                 spread += ["--against", word] if is_open else [word]
         if is_open and args[-1] == "--against":

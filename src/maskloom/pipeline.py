@@ -13,6 +13,7 @@ from pathlib import Path
 from maskloom.config import to_yaml
 from maskloom.data.folds import FoldSettings
 from maskloom.ensembling.precedence import numbered
+from maskloom.errors import UserError
 from maskloom.files import checksum, fingerprint, remove_partial, write_json, write_text
 from maskloom.recipe import MemberSettings, OutsideMember
 from maskloom.records import Record, Task
@@ -85,7 +86,8 @@ def run_pipeline(context: Context, submit: Callable[[Context], Path] | None) -> 
         predict_mark = fingerprint(decided_mark, unlabelled, recipe.delivery.masks, *outside_maps)
         _stage(context, "predict", predict_mark, lambda: predict_unlabelled(context, fingerprint=predict_mark))
         if submit is not None and recipe.delivery.submission:
-            rules = [rule.model_dump(mode="json") for rule in recipe.delivery.precedence or ()]
+            stated = recipe.delivery.precedence  # None and no rules are not the same
+            rules = None if stated is None else [rule.model_dump(mode="json") for rule in stated]
             submit_mark = fingerprint(predict_mark, _checksum(context.source.sample_submission), rules)
             _stage(context, "submit", submit_mark, lambda: [submit(context)])
     _stage(context, "report", fingerprint(time.time_ns()), lambda: [write_report(context.run)])  # always anew
@@ -130,6 +132,15 @@ class _Members:
     def __init__(self, context: Context, data_mark: str, tables: FoldTables) -> None:
         self._context, self._data_mark, self._tables = context, data_mark, tables
         self._weights = {member.name: weights_mark(member.network) for member in context.recipe.members}
+        for number, member in enumerate(context.recipe.members):
+            keeps = any(prefix.startswith("encoder.") for prefix in member.optimiser.frozen)
+            is_untrained = self._weights[member.name] == "none" and member.start is None
+            if keeps and is_untrained and context.recipe.scale == "full":
+                raise UserError(
+                    f"members.{number}.optimiser.frozen: expected pretrained weights for what is to keep them, found "
+                    f"none for {member.network.encoder!r}; install or state weights, or let everything learn "
+                    f"(--set members.{number}.optimiser.frozen=[])"
+                )
         self._training_marks: dict[str, list[str]] = {}
         self._pseudo_marks: dict[int, str] = {}
         self.oof_marks: dict[str, str] = {}

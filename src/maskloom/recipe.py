@@ -145,6 +145,17 @@ class MemberSettings(Config):
             raise ValueError("keep: snapshots expects schedule.kind=snapshots, found another; state it, or keep last")
         return self
 
+    @model_validator(mode="after")
+    def _losses_can_be_compared(self) -> MemberSettings:
+        schedules = [self.schedule, *(phase.schedule for phase in self.training.phases if phase.schedule is not None)]
+        watches = any(each.kind == "plateau" and each.monitor == "loss" for each in schedules)
+        if watches and self.training.progressive:
+            raise ValueError(
+                "schedule.monitor: loss expects epochs of one image size, found training.progressive="
+                f"{self.training.progressive:g}, whose losses differ by size; set training.progressive=0"
+            )
+        return self
+
     def task_of(self, task: Task) -> Task:
         """Returns what its networks learn of the data's task; raises ``UserError`` for classes that are not there."""
         if self.classes is None:

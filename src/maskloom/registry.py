@@ -143,6 +143,7 @@ def plan(
     from maskloom.config import override, parse
     from maskloom.data.sources.base import DataSettings
     from maskloom.recipe import Recipe, merged, read_recipe_file
+    from maskloom.recipes.planning import released
     from maskloom.recipes.smoke import smoked_parts, usual_size
 
     changes: dict[str, Any] = {}
@@ -172,7 +173,8 @@ def plan(
     complete = merged(base, changes | {"data": stated.model_dump(mode="json")}, origin=str(recipe))
     if is_named and scale == "smoke":  # what the file lays over the shrunk recipe is shrunk with it
         complete = smoked_parts(complete, changes, usual_size(source.records))
-    return override(complete, [text for text in settings if not text.startswith("data.")]), source
+    asked = override(complete, [text for text in settings if not text.startswith("data.")])
+    return released(base, asked) if is_named else asked, source
 
 
 def _check_kinds(path: Path, changes: dict[str, Any]) -> None:

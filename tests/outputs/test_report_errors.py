@@ -182,7 +182,7 @@ def test_calibration_names_its_formula_and_shows_only_bins_with_pixels() -> None
 def test_attributes_are_marked_only_beyond_noise() -> None:
     text = shown(by_attribute(with_errors("binary")))
     assert 'class="part lower">0.7000 ▼' in text and 'class="part higher">0.8000 ▲' in text
-    assert "city: 2 values, of too few groups each" in text and "(not stated)" in text
+    assert "city: 2 values, none judged" in text and "(not stated)" in text
     assert 'class="part" title="7 images of 3 groups; 0 against the others' in text  # no mark within noise
     assert "id (99 values)" in text and "4 comparisons could be made" in text
     page = with_errors("binary")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
+from maskloom.config import override
 from maskloom.data.augment import PRESETS
 from maskloom.data.sources.base import DataSettings, DataSource
 from maskloom.data.sources.folder import open_folder
@@ -17,7 +19,7 @@ from maskloom.models.decoders import build_network
 from maskloom.models.encoders import NetworkSettings
 from maskloom.recipes import planning
 from maskloom.recipes.default import BUDGETS, default
-from maskloom.recipes.planning import EARLY_STAGES, input_policy
+from maskloom.recipes.planning import EARLY_STAGES, input_policy, released
 from maskloom.training.freezing import freeze, learnable_names
 
 
@@ -122,6 +124,21 @@ def test_a_slow_cpu_trains_no_early_stages_where_they_were_trained_on_photos(
     monkeypatch.setattr(planning, "installed_file", lambda name: Path("weights.pth") if installed else None)
     member = default(cars(tmp_path), device="cpu").members[0]
     assert bool(member.optimiser.frozen) == freezes
+
+
+@pytest.mark.parametrize(
+    ("changes", "freezes"),
+    [({"lr": 0.5}, True), ({"encoder": "resnet18"}, False), ({"weights": "none"}, False), ({"channels": 4}, False)],
+)
+def test_another_network_than_the_planned_one_learns_all_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], freezes: bool
+) -> None:
+    monkeypatch.setattr(planning, "fast_precision", lambda device: "float32")
+    planned = default(cars(tmp_path), device="cpu")
+    assert planned.members[0].optimiser.frozen == EARLY_STAGES
+    part = "optimiser" if "lr" in changes else "network"
+    asked = override(planned, [f"members.0.{part}.{name}={value}" for name, value in changes.items()])
+    assert released(planned, asked).members[0].optimiser.frozen == (EARLY_STAGES if freezes else ())
 
 
 def test_the_frozen_stages_are_the_networks_own() -> None:

@@ -288,6 +288,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     expected = maskloom.compare([a, others[0]], [b, others[1]]).to_json()
     for words in (
         [a, others[0], "--against", b, others[1], "--json"],
+        [a, others[0], f"--against={b}", others[1], "--json"],
         ["--json", a, others[0], "--against", b, others[1]],
         [a, others[0], "--against", b, "--json", "--against", others[1]],
         [a, others[0], "--json", f"--against={b}", "--against", others[1]],

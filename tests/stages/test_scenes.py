@@ -273,6 +273,25 @@ def test_what_is_finished_is_not_done_again(tmp_path: Path) -> None:
     assert more.num_asked == 2 * NUM_FILLED and (tmp_path / "out/a.uncertainty.tif").is_file()
 
 
+def test_options_that_return_are_done_again(tmp_path: Path) -> None:
+    """All of them write the same file: what the first wrote is no longer there."""
+    write_scene(tmp_path / "scenes/a.tif")
+    texts = []
+    for buffer in (1.0, 2.0, 1.0):
+        predicted(tmp_path, Known(), to="geojson", buffer=buffer)
+        texts.append((tmp_path / "out/predictions.geojson").read_text())
+    assert texts[0] == texts[2] != texts[1]
+
+
+def test_lengths_of_the_recipe_are_not_taken_for_other_units(tmp_path: Path) -> None:
+    write_scene(tmp_path / "scenes/a.tif")
+    predicted(tmp_path, Known(), to="geojson", units="crs", buffer=1.0)
+    recipe = {"delivery": {"polygons": {"min_area": 25, "units": "crs"}}}
+    (tmp_path / "run").rename(tmp_path / "first")
+    with pytest.raises(UserError, match="the recipe states min_area in crs"):
+        predicted(tmp_path, Known(), to="geojson", units="pixels", recipe=recipe)
+
+
 def test_processes_share_the_work(tmp_path: Path) -> None:
     """One is killed in the middle; the other two go on at once and each does a part."""
     for seed, name in enumerate(("a", "b")):

@@ -5,6 +5,7 @@ Knows nothing about truth, but that its labels may be ``IGNORE``.
 
 from __future__ import annotations
 
+import zlib
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +22,7 @@ from maskloom.windows import Window
 
 _SUFFIXES = (".tif", ".tiff")
 _ROWS = 1024  # that are read at a time
-_KEPT = 256  # records, in each process, a bit per pixel of those that have invalid ones
+_KEPT = 256  # records, in each process, a bit per pixel of those that have invalid ones, deflated
 
 _Stamps = tuple[tuple[int, int], ...]
 
@@ -43,7 +44,8 @@ def without_nodata(labels: np.ndarray, record: Record) -> np.ndarray:
     if bits is None:
         return labels
     height, width = record.size
-    is_invalid = np.unpackbits(bits, count=height * width).view(np.bool_).reshape(height, width)
+    packed = np.frombuffer(zlib.decompress(bits), np.uint8)
+    is_invalid = np.unpackbits(packed, count=height * width).view(np.bool_).reshape(height, width)
     hidden = labels.copy()
     hidden[..., is_invalid] = IGNORE
     return hidden
@@ -64,8 +66,8 @@ class _Files:
 
 
 @lru_cache(maxsize=_KEPT)
-def _invalid_bits(files: _Files, stamps: _Stamps) -> np.ndarray | None:
-    """Returns one bit per pixel, 1 where it is invalid, row by row; None where no pixel is."""
+def _invalid_bits(files: _Files, stamps: _Stamps) -> bytes | None:
+    """Returns one bit per pixel, 1 where it is invalid, row by row, deflated; None where no pixel is."""
     record = files.record
     if not record.bands and _knows_all(record.image):
         return None
@@ -74,7 +76,7 @@ def _invalid_bits(files: _Files, stamps: _Stamps) -> np.ndarray | None:
     for top, bottom in pairwise([*range(0, height, _ROWS), height]):
         _, is_valid = read_pixels(record, Window(top, 0, bottom - top, width))
         is_invalid[top:bottom] = ~is_valid
-    return np.packbits(is_invalid) if is_invalid.any() else None
+    return zlib.compress(np.packbits(is_invalid).tobytes(), 1) if is_invalid.any() else None
 
 
 def _knows_all(path: Path) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +41,11 @@ WKT_FIELDS = ("wkt", "multipolygonwkt", "geometry", "geom")
 MAX_BYTES = 2**29
 """The largest file that is read unless asked otherwise: all of it goes into memory."""
 
+_CRS_TEXT = re.compile(
+    r"\s*((EPSG|OGC|ESRI|IGNF|IAU_\d+):[\w.-]+|urn:ogc:def:crs:\S+|https?://(www\.)?opengis\.net/def/crs/\S+"
+    r"|[A-Z_]+\[.*\])\s*$",
+    re.IGNORECASE | re.DOTALL,
+)
 WGS84 = "EPSG:4326"
 """What GeoJSON is in unless it says otherwise."""
 
@@ -69,6 +75,8 @@ def parsed_crs(crs: str) -> Any:
     from rasterio.crs import CRS
     from rasterio.errors import CRSError
 
+    if not _CRS_TEXT.match(crs):  # GDAL would take paths and addresses, too, and open them
+        raise UserError(f"expected a CRS such as 'EPSG:32633' or its WKT, found {crs!r:.60}")
     try:
         return CRS.from_user_input(crs)
     except (CRSError, ValueError) as error:
@@ -152,8 +160,11 @@ def _features(path: Path, rows: Iterable[_Row], note: Callable[[str], None]) -> 
     num_empty = 0
     for row in rows:
         try:
+            (row.class_name + row.image).encode()
             geometry, is_repaired = _area(row.geometry)
             features.append(Feature(geometry, row.class_name, row.image, row.attributes))
+        except UnicodeEncodeError:
+            raise BadFile(path, f"{row.place}: expected text as class and image, found half a character") from None
         except UserError as error:
             raise BadFile(path, f"{row.place}: {error}") from None
         mended += [row.place] * is_repaired
@@ -241,7 +252,7 @@ def _table_rows(path: Path) -> Iterator[_Stored]:
 def _read_geojson(path: Path) -> tuple[str | None, Iterator[_Stored]]:
     try:
         content = json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:  # of JSON, of Unicode, of numbers with too many digits
         raise BadFile(path, f"expected GeoJSON, found something else or a part ({error})") from None
     if not isinstance(content, dict) or not isinstance(content.get("features"), list):
         found = content.get("type", "an object") if isinstance(content, dict) else type(content).__name__

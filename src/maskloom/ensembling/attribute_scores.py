@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from maskloom.ensembling.bootstrap import DRAWS, Gain, Tally, gains_of, tally
-from maskloom.metrics import Counts, Metric, dice, score_records
+from maskloom.ensembling.bootstrap import DRAWS, Gain, Tally, gains_of, mean_dice, tally
+from maskloom.metrics import Counts, Metric, score_records
 
 MAX_VALUES = 24
 """An attribute of more values has no table: it is nearly a name of its own for every group."""
@@ -25,6 +25,8 @@ MAX_CROSSED = 16
 """An attribute of more values is not paired with others."""
 MAX_PAIRS = 6
 """Pairs of attributes, those with the fewest combinations first."""
+MAX_COMPARED = 100
+"""Parts that are judged, attributes alone before pairs: of more, too few draws would lie in an interval's tails."""
 MIN_GROUPS = 10
 """Parts, or rests, of fewer groups are not judged: with so few, the draws show too little of how groups differ."""
 
@@ -124,7 +126,7 @@ def attribute_scores(
         for names, parts in found
         for values, rows in parts.items()
         if _fewest_groups(np.bincount(group_of[rows], minlength=len(sizes)), sizes) >= MIN_GROUPS
-    ]
+    ][:MAX_COMPARED]
     gains: list[Gain] = []
     if judged:
         statistic = _differences(tally(counts), group_of, [rows for _, _, rows in judged], metric)
@@ -212,37 +214,34 @@ def _differences(
     A draw that holds no image of the part, or none of the rest, shows no difference: 0.
     """
     num_groups = int(group_of.max()) + 1
+    values = counts
     if metric == "dice":
-        scores = np.array([dice(Counts(tp=each[0], fp=each[1], fn=each[2])).mean() for each in counts])
-        both = np.stack([scores, np.ones(len(scores))], axis=1)
-        whole = _summed(both, group_of, np.arange(len(counts)), num_groups)
-        inside = np.stack([_summed(both, group_of, rows, num_groups) for rows in parts], axis=-1)
-
-        def of_dice(weights: NDArray[np.float64]) -> NDArray[np.float64]:
-            (part_sum, part_size), (sums, sizes) = (
-                (weights @ each[:, 0], weights @ each[:, 1]) for each in (inside, whole[..., None])
-            )
-            rest_sum, rest_size = sums - part_sum, sizes - part_size
-            means = part_sum / np.maximum(part_size, 1) - rest_sum / np.maximum(rest_size, 1)
-            return np.where((part_size > 0) & (rest_size > 0), means, 0.0)
-
-        return of_dice
-    total = _summed(counts, group_of, np.arange(len(counts)), num_groups).reshape(num_groups, -1)
+        scores = mean_dice(counts)
+        values = np.stack([scores, np.ones(len(scores))], axis=1)
+    difference = _dice_difference if metric == "dice" else _iou_difference
+    total = _summed(values, group_of, np.arange(len(counts)), num_groups).reshape(num_groups, -1)
     met = [np.unique(group_of[rows]) for rows in parts]  # only groups that a part meets change its counts
     summed = [
-        _summed(counts, group_of, rows, num_groups)[groups].reshape(len(groups), -1)
+        _summed(values, group_of, rows, num_groups)[groups].reshape(len(groups), -1)
         for rows, groups in zip(parts, met, strict=True)
     ]
 
-    def of_iou(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    def statistic(weights: NDArray[np.float64]) -> NDArray[np.float64]:
         whole = weights @ total
         found = np.empty((len(weights), len(parts)))
         for index, (groups, sums) in enumerate(zip(met, summed, strict=True)):
             part = weights[:, groups] @ sums
-            found[:, index] = _iou_difference(part, whole - part)
+            found[:, index] = difference(part, whole - part)
         return found
 
-    return of_iou
+    return statistic
+
+
+def _dice_difference(part: NDArray[np.float64], rest: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns the difference of the mean Dice, for each of B sums of scores and numbers of images."""
+    means = [each[:, 0] / np.maximum(each[:, 1], 1) for each in (part, rest)]
+    found: NDArray[np.float64] = np.where((part[:, 1] > 0) & (rest[:, 1] > 0), means[0] - means[1], 0.0)
+    return found
 
 
 def _summed(

@@ -95,8 +95,8 @@ def compare_tallies(
         return total
 
     if metric == "dice":
-        first, sizes = _mean_dice(before), summed(np.ones(len(before)))
-        sums = summed(np.stack([_mean_dice(tally) - first for tally in after], axis=1))
+        first, sizes = mean_dice(before), summed(np.ones(len(before)))
+        sums = summed(np.stack([mean_dice(tally) - first for tally in after], axis=1))
         return gains_of(
             lambda weights: (weights @ sums) / (weights @ sizes)[:, None], len(names), confidence, draws, seed
         )
@@ -114,7 +114,7 @@ def tally(counts: Sequence[Counts]) -> Tally:
     return np.stack([np.stack((count.tp, count.fp, count.fn)) for count in counts])
 
 
-def _mean_dice(counts: Tally) -> NDArray[np.float64]:
+def mean_dice(counts: Tally) -> NDArray[np.float64]:
     """Returns each record's mean Dice over the classes, as ``metrics.score_records`` takes it."""
     tp, fp, fn = counts[:, 0], counts[:, 1], counts[:, 2]
     whole = 2 * tp + fp + fn

@@ -55,7 +55,7 @@ class SystemScore:
 
     runs: tuple[RunScore, ...]
     classes: tuple[float | None, ...]
-    """Per class, the mean over runs; None for a class that no truth holds."""
+    """Per class, the mean over runs; None for a class that no truth holds (metric iou)."""
 
     @property
     def mean(self) -> float:
@@ -79,7 +79,7 @@ class SystemGain:
     gain: Gain
     """Of all classes, over groups, between the means over seeds."""
     class_gains: tuple[Gain | None, ...]
-    """Per class; None for a class that no truth holds."""
+    """Per class; None for a class that no truth holds (metric iou)."""
 
     @property
     def seed_error(self) -> float | None:

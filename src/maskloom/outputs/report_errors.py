@@ -231,10 +231,12 @@ def by_attribute(page: ReportInput) -> html.Section:
         f"The {page.metric_name} of the images that share a value. ▲ and ▼ mark those that score higher or lower than "
         "all others beyond noise: the whole interval of the difference lies on one side of 0 when groups of images are "
         f"drawn anew. {_compared(found)} A value is not judged where fewer than "
-        f"{found['min_groups']} groups have it, or have another."
+        f"{found['min_groups']} groups have it, or have another. Of more than 100 only the first are judged."
     )
     if page.evaluation["metric"] == "iou":
         explained += " A difference is taken over the classes that occur on both sides."
+    if "postprocess" in page.evaluation:
+        explained += " Masks are those before post-processing."
     shown = [_attribute_table(page, table) for table in found["tables"]]
     return html.section("By attribute", explained, *shown, _without_table(found))
 
@@ -245,7 +247,7 @@ def _attribute_table(page: ReportInput, table: Mapping[str, Any]) -> Markup:
     drawn = _values(page, table) if len(table["names"]) == 1 else _crossed(page, table)
     if any(part["difference"] is not None for part in table["parts"]):
         return html.group(title, drawn)
-    return html.folded(f"{title}: {plural(len(table['parts']), 'value')}, of too few groups each", drawn)
+    return html.folded(f"{title}: {plural(len(table['parts']), 'value')}, none judged", drawn)
 
 
 def _compared(found: Mapping[str, Any]) -> str:
@@ -265,7 +267,7 @@ def _values(page: ReportInput, table: Mapping[str, Any]) -> Markup:
     rows: list[list[html.Cell]] = []
     for part in table["parts"]:
         gain = part["difference"]
-        measured = ["too few groups", ""] if gain is None else [signed(gain["mean"]), _interval(gain)]
+        measured = ["not judged", ""] if gain is None else [signed(gain["mean"]), _interval(gain)]
         score = Markup('<span class="{}">{} {}</span>').format(
             _style(part), page.score_text(part["score"]), _sign(part)
         )
@@ -339,7 +341,8 @@ def mean_ious(page: ReportInput) -> str:
     found = page.errors["mean_iou"]
     scores: Mapping[str, float | None] = page.evaluation["oof"]["classes"]
     with_all, without = page.score_text(found["absent_counted"]), page.score_text(found["absent_left_out"])
-    first = f"Mean IoU of the pixels of all images together: {without}"
+    before = " before post-processing" if "postprocess" in page.evaluation else ""
+    first = f"Mean IoU of the pixels of all images together{before}: {without}"
     pixels = page.errors["confusion"]
     absent = _absent(pixels, page) if scores else []
     if not absent:

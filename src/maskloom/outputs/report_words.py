@@ -279,7 +279,8 @@ def signed(value: float) -> str:
 
 def interval_text(gain: Mapping[str, Any]) -> str:
     """Returns the interval of a gain in words: "from −0.00001 to +0.00020 in 95 % of draws"."""
-    share = f"{100 * gain['confidence']:.1f}".removesuffix(".0")
+    digits = 1 if gain["confidence"] < 0.9995 else 4  # never "100"
+    share = f"{100 * gain['confidence']:.{digits}f}".rstrip("0").rstrip(".")
     return f"from {signed(gain['low'])} to {signed(gain['high'])} in {share} % of draws"
 
 

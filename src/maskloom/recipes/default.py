@@ -1,6 +1,7 @@
 """The recipe for whoever knows nothing yet: one U-Net, cross-validated, planned from the data and the device.
 
-The plan is a pure function of the source and the kind of device: the same data gives the same recipe on all of a kind.
+The plan is a pure function of the source, the kind of device and the installed weights: the same data gives the same
+recipe on all of a kind.
 """
 
 from __future__ import annotations

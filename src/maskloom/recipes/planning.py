@@ -1,6 +1,6 @@
 """What plans share: what a kind of device can afford, and what follows from the data's sizes, groups and amount.
 
-Every function is pure: the same data and kind of device give the same plan. Knows nothing about networks and losses.
+The same data, kind of device and installed weights give the same plan. Knows nothing about networks and losses.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from maskloom.data.scene_windows import SCENE_PIXELS, files_problem
 from maskloom.data.sources.base import DataSource
 from maskloom.errors import BadFile, UserError
 from maskloom.models.pretrained import installed_file
+from maskloom.recipe import Recipe
 from maskloom.records import Size
 from maskloom.runtime import fast_precision
 from maskloom.training.engine import TrainingSettings
@@ -73,6 +74,7 @@ LIGHT_DECODER = (128, 64, 32, 16, 16)
 """Of a U-Net whose last stages, at full resolution, are most of the work on a CPU."""
 EARLY_STAGES = tuple(f"encoder.model.{name}." for name in ("conv_stem", "bn1", "blocks.0", "blocks.1", "blocks.2"))
 """Of EfficientNet-Lite, up to an eighth of the image's sides: a third of a step's time is theirs."""
+_MADE_OF = ("architecture", "encoder", "weights", "bundle", "channels")
 MIN_EPOCH = 200
 """Small data is drawn from several times in one epoch, up to so many images."""
 MIN_EPOCHS = 7
@@ -186,6 +188,22 @@ def frozen(source: DataSource, budget: Budget) -> tuple[str, ...]:
     """
     knows = num_channels(source) == 3 and installed_file(budget.encoder) is not None
     return budget.frozen if knows else ()
+
+
+def released(planned: Recipe, asked: Recipe) -> Recipe:
+    """Returns the recipe that was asked for; of a network that is not the planned one, what the plan froze learns.
+
+    A plan freezes parts of one encoder with its pretrained weights: another has other parts, or knows nothing yet.
+    """
+    before = {member.name: member for member in planned.members}
+    members = []
+    for member in asked.members:
+        plan = before.get(member.name, member)
+        ours, theirs = (each.network.model_dump(include=set(_MADE_OF)) for each in (plan, member))
+        if ours != theirs and member.optimiser.frozen == plan.optimiser.frozen:
+            member = member.model_copy(update={"optimiser": member.optimiser.model_copy(update={"frozen": ()})})
+        members.append(member)
+    return asked.model_copy(update={"members": tuple(members)})
 
 
 def has_given_folds(source: DataSource) -> bool:

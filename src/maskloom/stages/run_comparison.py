@@ -261,7 +261,8 @@ def _check_truth(
 def _groups(runs: Sequence[FinishedRun], ids: Sequence[str], stated: str | None) -> tuple[list[str], list[str]]:
     """Returns the group of each record, and a note where runs differ: what any of them groups stays together."""
     if stated is not None:
-        records = [record for record in runs[0].records if record.id in set(ids)]
+        compared = set(ids)
+        records = [record for record in runs[0].records if record.id in compared]
         known = {name for record in records for name in record.attributes}
         return [record.group for record in grouped(tuple(records), stated, known)], []
     tables = [{record.id: record.group for record in run.records} for run in runs]

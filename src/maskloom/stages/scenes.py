@@ -161,6 +161,13 @@ def _polygons(recipe: Recipe, to: str, stated: Mapping[str, float | str | None])
     """Returns how outlines are cleaned: as stated, and otherwise as the recipe says, where there are polygons."""
     usual = recipe.delivery.polygons if to != "geotiff" else PolygonSettings()
     changes = {name: value for name, value in stated.items() if value is not None}
+    unit = changes.get("units", usual.units)
+    kept = [name for name in ("simplify", "min_area", "min_hole", "buffer") if getattr(usual, name)]
+    kept = [name for name in kept if name not in changes]
+    if unit != usual.units and kept:
+        raise UserError(
+            f"units={unit}: the recipe states {', '.join(kept)} in {usual.units}; state them, too (0: not at all)"
+        )
     return parse(PolygonSettings, usual.model_dump() | changes, origin="polygons")
 
 
@@ -205,13 +212,21 @@ class Delivery:
         return scene_files(remaining, self._wanted) if remaining else []
 
     def is_finished(self) -> bool:
-        """Whether all files were written, by whichever process, and are still there."""
-        return self._marker.is_file() and all(file.is_file() for file in self.files())
+        """Whether all files were written as asked, by whichever process, and are still those."""
+        return self._marker.is_file() and read_json(self._marker).get("files") == self._stamps()
+
+    def _stamps(self) -> dict[str, list[int] | None]:
+        """Returns the length and the time of change of each file: other options write the same files otherwise."""
+        found = {file: file.stat() if file.is_file() else None for file in self.files()}
+        return {
+            file.relative_to(self._wanted.out).as_posix(): facts and [facts.st_size, facts.st_mtime_ns]
+            for file, facts in found.items()
+        }
 
     def finish(self) -> None:
         """Marks it as finished, once the files are there."""
         problems = {name: {"path": str(bad.path), "reason": bad.reason} for name, bad in self.left_out().items()}
-        write_json(self._marker, {"left_out": problems})
+        write_json(self._marker, {"left_out": problems, "files": self._stamps()})
 
 
 class _Process:

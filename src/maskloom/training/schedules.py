@@ -42,7 +42,7 @@ class ScheduleSettings(Config):
     """step, plateau and decay: the multiplier; triangular's exp_range: what an epoch leaves of the height."""
     monitor: Literal["score", "loss"] = "score"
     """plateau: what must go on getting better: the validation score, or the mean training loss of an epoch, which
-    leaves the validation fold unused."""
+    leaves the validation fold unused (not with ``training.progressive``)."""
     patience: int = Field(default=3, ge=0)
     """plateau: so many validations (epochs, for the loss) in a row may bring nothing better before the factor is
     multiplied."""

@@ -187,6 +187,59 @@ def test_features_that_name_a_raster_are_its_own_and_empty_ones_say_that_there_i
     assert [record.id for record in source.unlabelled] == ["summer"]
 
 
+def test_rasters_of_the_same_ground_are_one_group_neighbours_are_not(tmp_path: Path) -> None:
+    raster(tmp_path / "spring.tif")
+    raster(tmp_path / "autumn.tif", Georeference("EPSG:32633", (2.0, 0.0, 500_004.0, 0.0, -2.0, 5_000_004.0)))
+    raster(tmp_path / "beside.tif", EAST)
+    vectors(tmp_path / "truth.geojson", ("", square(3, 4, 10, 9)), ("", square(1, 1, 5, 5, EAST)))
+    source = opened(tmp_path)
+    groups = {record.id: record.group for record in source.records}
+    assert groups["spring"] == groups["autumn"] != groups["beside"]
+    assert any("1 of 3 rasters show the ground of another one" in note for note in source.notes)
+
+
+def test_a_raster_whose_features_lie_elsewhere_is_not_taken_for_empty(tmp_path: Path) -> None:
+    raster(tmp_path / "a.tif")
+    raster(tmp_path / "b.tif", EAST)
+    shapes = [Feature(square(0, 0, 5, 5), "", "a"), Feature(square(0, 0, 5, 5), "", "b")]
+    write_features(tmp_path / "truth.geojson", shapes, crs="EPSG:32633")
+    source = opened(tmp_path, skip_bad=True)
+    assert ([each.id for each in source.records], [each.id for each in source.unlabelled]) == (["a"], ["b"])
+
+
+def test_a_name_that_two_rasters_have_is_refused_a_whole_id_is_not(tmp_path: Path) -> None:
+    for year in ("2019", "2020"):
+        raster(tmp_path / year / "t1.tif")
+    write_features(tmp_path / "truth.geojson", [Feature(square(0, 0, 5, 5), "", "t1.tif")], crs="EPSG:32633")
+    with pytest.raises(BadFile, match=r"'t1\.tif', which several rasters are called"):
+        opened(tmp_path)
+    write_features(tmp_path / "truth.geojson", [Feature(square(0, 0, 5, 5), "", "2020/t1")], crs="EPSG:32633")
+    assert [record.id for record in opened(tmp_path).records] == ["2020/t1"]
+
+
+@pytest.mark.parametrize("name", ["http://127.0.0.1:9/x", "/vsicurl/http://127.0.0.1:9/x", "/etc/hostname", "x.prj"])
+def test_a_crs_is_never_looked_up_elsewhere(tmp_path: Path, name: str) -> None:
+    raster(tmp_path / "a.tif")
+    content = json.loads(vectors(tmp_path / "truth.geojson", ("", square(0, 0, 5, 5))).read_text())
+    content["crs"] = {"type": "name", "properties": {"name": name}}
+    (tmp_path / "truth.geojson").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="expected a CRS such as"):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["digits", "surrogate"])
+def test_odd_json_is_one_line(tmp_path: Path, damage: str) -> None:
+    raster(tmp_path / "a.tif")
+    file = vectors(tmp_path / "truth.geojson", ("", square(0, 0, 5, 5)))
+    content = json.loads(file.read_text())
+    content["features"][0]["properties"]["image"] = "\ud800" if damage == "surrogate" else 12345
+    text = json.dumps(content)
+    file.write_text(text.replace("12345", "9" * 5000) if damage == "digits" else text)
+    with pytest.raises(BadFile) as caught:
+        opened(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 def test_names_of_other_things_are_no_rasters(tmp_path: Path) -> None:
     raster(tmp_path / "a.tif")
     write_features(tmp_path / "truth.geojson", [Feature(square(0, 0, 5, 5), "", "survey 12")], crs="EPSG:32633")
@@ -321,8 +374,9 @@ def test_bad_rasters_and_features_outside_can_be_left_out(tmp_path: Path) -> Non
 
 def test_one_of_several_files_is_chosen_and_predictions_are_no_rasters(tmp_path: Path) -> None:
     raster(tmp_path / "a.tif")
-    raster(tmp_path / "out" / "a.tif")
-    (tmp_path / "out" / ".maskloom.json").write_text("{}")
+    for folder, mark in (("out", ".maskloom.json"), ("runs", "run.json")):
+        raster(tmp_path / folder / "deeper" / "a.tif")
+        (tmp_path / folder / mark).write_text("{}")
     _several(tmp_path)
     source = opened(tmp_path, masks="other.geojson")
     assert [record.id for record in source.records] == ["a"]

@@ -10,6 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+import shapely
+from shapely import box
+
 from maskloom.data.ground_polygons import GroundPolygons, Placed, in_turn
 from maskloom.data.sources.base import DataSettings, DataSource, finish, first_problem, measure
 from maskloom.data.sources.classes import PIECES, classes_of_pieces
@@ -20,10 +23,11 @@ from maskloom.data.stated_classes import (
     find_classes_yaml,
     read_attribute_classes,
 )
-from maskloom.encodings.vector_files import CLASS_FIELDS, VECTOR_SUFFIXES, Feature, read_features
+from maskloom.data.union_find import UnionFind
+from maskloom.encodings.vector_files import CLASS_FIELDS, VECTOR_SUFFIXES, WGS84, Feature, read_features
 from maskloom.errors import BadFile, UserError, closest, some_of
 from maskloom.files import OWNER
-from maskloom.rasters.georeference import Georeference, read_georeference
+from maskloom.rasters.georeference import Georeference, read_georeference, reprojected, to_crs
 from maskloom.records import Record, Shapes
 
 RASTER_SUFFIXES = (".tif", ".tiff")
@@ -79,6 +83,8 @@ def open_polygons(path: Path, settings: DataSettings) -> DataSource:
     placed = {each.record.id: _on_raster(ground, each, owners) for each in rasters}
     found = {number for of_raster in placed.values() for number in of_raster.numbers}
     problems += _outside(ground, features, found, {each.record.id for each in rasters}, owners)
+    groups = _same_ground(rasters, notes)
+    rasters = [replace(each, record=replace(each.record, group=groups[each.record.id])) for each in rasters]
     records = [_with_truth(each.record, placed[each.record.id], labels, named) for each in rasters]
     return finish(_source(path, settings, records, names, problems, notes), settings)
 
@@ -123,8 +129,9 @@ def _raster_files(path: Path, settings: DataSettings) -> tuple[list[Path], Path,
 
 
 def _is_output(file: Path, base: Path) -> bool:
-    """Whether a file lies in a folder of predictions."""
-    return any((folder / OWNER).is_file() for folder in file.parents if folder != base and folder.is_relative_to(base))
+    """Whether a file lies in a folder of predictions, or in that of a run."""
+    between = [folder for folder in file.parents if folder != base and folder.is_relative_to(base)]
+    return any((folder / name).is_file() for folder in between for name in (OWNER, "run.json"))
 
 
 def _rasters(path: Path, settings: DataSettings, notes: list[str]) -> tuple[list[_Raster], list[UserError]]:
@@ -221,15 +228,20 @@ def _labels(
 def _owners(
     file: Path, features: Sequence[Feature], rasters: Sequence[_Raster], notes: list[str]
 ) -> tuple[dict[int, str], set[str]]:
-    """Returns the raster that features belong to by number, where they name one that is here, and all rasters named.
+    """Returns the raster that features belong to by number, where they name one, and those that empty features name.
 
     Where no feature names a raster of these, the attribute is taken to mean something else. A feature that names one
     which is not here belongs to it all the same: it lies on no other.
     """
-    by_name = {each.record.id: each.record.id for each in rasters}
+    by_name: dict[str, str] = {}
+    doubtful: set[str] = set()
     for each in rasters:
-        by_name.setdefault(each.record.image.name, each.record.id)
-        by_name.setdefault(PurePosixPath(each.record.id).name, each.record.id)
+        for name in {each.record.image.name, PurePosixPath(each.record.id).name}:
+            if by_name.setdefault(name, each.record.id) != each.record.id:
+                doubtful.add(name)
+    whole = {each.record.id: each.record.id for each in rasters}  # a whole id goes before a name
+    by_name |= whole
+    doubtful -= whole.keys()
     images = {number: feature.image for number, feature in enumerate(features) if feature.image}
     if not images:
         return {}, set()
@@ -239,8 +251,33 @@ def _owners(
         )
         return {}, set()
     notes.append(f"{file.name}: {len(images)} of {len(features)} features belong to the raster that they name")
+    if twice := next((image for image in images.values() if image in doubtful), None):
+        raise BadFile(file, f"features name {twice!r}, which several rasters are called; name them with their folders")
     owners = {number: by_name.get(image, image) for number, image in images.items()}
-    return owners, set(owners.values())
+    return owners, {owner for number, owner in owners.items() if features[number].geometry.is_empty}
+
+
+def _same_ground(rasters: Sequence[_Raster], notes: list[str]) -> dict[str, str]:
+    """Returns the group of each raster by id: those that share more than half of the smaller one's ground are one.
+
+    They show, and their polygons say, the same: on two sides of a fold they would leak.
+    """
+    rims = []
+    for each in rasters:
+        height, width = each.record.size
+        place = each.georeference
+        rims.append(reprojected(to_crs([box(0, 0, width, height)], place), str(place.crs), WGS84)[0])
+    together = UnionFind([each.record.id for each in rasters])
+    num_joined = 0
+    for first, second in shapely.STRtree(rims).query(rims, predicate="intersects").T.tolist():
+        smaller = min(rims[first].area, rims[second].area)
+        if first < second and rims[first].intersection(rims[second]).area > 0.5 * smaller:
+            num_joined += together.join(rasters[first].record.id, rasters[second].record.id)
+    if num_joined:
+        notes.append(
+            f"{num_joined} of {len(rasters)} rasters show the ground of another one: they stay in one fold with it"
+        )
+    return {each.record.id: together.find(each.record.id) for each in rasters}
 
 
 def _on_raster(ground: GroundPolygons, raster: _Raster, owners: Mapping[int, str]) -> Placed:
@@ -262,7 +299,8 @@ def _outside(
     Those that belong to a raster which is not here lie there.
     """
     drawn = [number for number, feature in enumerate(features) if not feature.geometry.is_empty]
-    away = [number for number in drawn if number not in found and owners.get(number, "") in (rasters | {""})]
+    here = rasters | {""}
+    away = [number for number in drawn if number not in found and owners.get(number, "") in here]
     if drawn and not found:
         raise UserError(
             f"{ground.file}: expected polygons on the rasters, found all {len(drawn)} outside every one of "
