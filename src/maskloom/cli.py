@@ -155,6 +155,7 @@ class _TakesSeveral(TyperCommand):
     """A command whose option ``--against`` takes all that follows, up to the next option."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Repeats ``--against`` before each of the words that follow it, as click takes several values."""
         spread: list[str] = []
         is_open = False
         for word in args:

@@ -13,8 +13,9 @@ import shapely
 from maskloom.api import convert, score
 from maskloom.data.image_io import read_mask_values, write_png
 from maskloom.encodings.rle import decode_runs, encode_runs
+from maskloom.encodings.vector_files import Feature, read_features
 from maskloom.errors import UserError
-from maskloom.outputs.vectors import Feature, read_features, write_features
+from maskloom.outputs.vectors import write_features
 from maskloom.rasters.georeference import Georeference, read_georeference
 from maskloom.rasters.writing import write_geotiff
 

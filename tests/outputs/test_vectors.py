@@ -15,8 +15,9 @@ import shapely
 from shapely import MultiPolygon, Polygon, box
 
 from maskloom.encodings import vector_files
+from maskloom.encodings.vector_files import DSTL_COLUMNS, Feature, is_wkt_table, read_features
 from maskloom.errors import BadFile, UserError
-from maskloom.outputs.vectors import DSTL_COLUMNS, Feature, is_wkt_table, read_features, write_features
+from maskloom.outputs.vectors import write_features
 
 HOLED = Polygon(box(0.1, 0, 7, 9).exterior, [box(2, 2, 3, 4.25).exterior])
 PAIR = MultiPolygon([box(20, 1, 30, 2), box(40, 1 / 3, 50, 2)])

@@ -17,9 +17,9 @@ from tiny_scenes import BINARY, LAYERS, PLACE, SIDE, THREE, Known, blobs, write_
 
 from maskloom.encodings.outlines import outlines
 from maskloom.encodings.polygons import rasterize_wkt
+from maskloom.encodings.vector_files import read_features
 from maskloom.errors import BadFile, UserError
 from maskloom.inference import blocks as blocks_room
-from maskloom.outputs.vectors import read_features
 from maskloom.progress import Silent
 from maskloom.rasters.georeference import Georeference, to_pixels
 from maskloom.rasters.writing import write_geotiff

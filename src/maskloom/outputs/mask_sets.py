@@ -17,10 +17,10 @@ from maskloom.data.image_io import IMAGE_SUFFIXES, image_size, read_mask_values
 from maskloom.encodings.polygons import rasterize_coco
 from maskloom.encodings.rle import Base, Order, coco_runs, fill_runs
 from maskloom.encodings.table_files import open_table
+from maskloom.encodings.vector_files import VECTOR_SUFFIXES, is_wkt_table
 from maskloom.errors import BadFile, UserError
 from maskloom.files import read_json
 from maskloom.outputs.tables import SubmissionFormat, SubmissionRow, read_submission
-from maskloom.outputs.vectors import VECTOR_SUFFIXES, is_wkt_table
 from maskloom.rasters.georeference import Georeference, read_georeference
 from maskloom.records import Size
 

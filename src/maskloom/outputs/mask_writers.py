@@ -15,12 +15,13 @@ import numpy as np
 
 from maskloom.data.image_io import write_png
 from maskloom.encodings.grid_coordinates import Grid, to_grid
+from maskloom.encodings.vector_files import Feature
 from maskloom.errors import UserError
 from maskloom.outputs.legends import Legend
 from maskloom.outputs.maps import class_paths
 from maskloom.outputs.mask_sets import painted
 from maskloom.outputs.tables import CocoWriter, SubmissionFormat, SubmissionWriter
-from maskloom.outputs.vectors import Feature, write_features
+from maskloom.outputs.vectors import write_features
 from maskloom.rasters.georeference import Georeference, same_crs, to_crs
 from maskloom.rasters.writing import write_geotiff
 from maskloom.records import Size, check_id

@@ -15,13 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from maskloom.encodings.ogr import DRIVERS, check_available, write_layer
 from maskloom.encodings.table_files import text_writer
-from maskloom.encodings.vector_files import DSTL_COLUMNS as DSTL_COLUMNS
-from maskloom.encodings.vector_files import VECTOR_SUFFIXES as VECTOR_SUFFIXES
-from maskloom.encodings.vector_files import WGS84, parsed_crs
-from maskloom.encodings.vector_files import WKT_COLUMNS as WKT_COLUMNS
-from maskloom.encodings.vector_files import Feature as Feature
-from maskloom.encodings.vector_files import is_wkt_table as is_wkt_table
-from maskloom.encodings.vector_files import read_features as read_features
+from maskloom.encodings.vector_files import VECTOR_SUFFIXES, WGS84, WKT_COLUMNS, Feature, parsed_crs
 from maskloom.errors import UserError
 
 if TYPE_CHECKING:
