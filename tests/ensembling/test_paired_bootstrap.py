@@ -89,10 +89,23 @@ def test_every_draw_is_scored_as_the_run_is(seed: int, metric: Metric, classes: 
     for drawn in np.stack(np.meshgrid(*[["x", "y", "z"]] * 3), axis=-1).reshape(-1, 3):
         chosen = [index for name in drawn for index, group in enumerate(groups) if group == name]
         scores = [score_records([side[index] for index in chosen], metric) for side in (after, before)]
-        every.append(scores[0] - scores[1])
+        is_told = metric == "dice" or any((before[index].tp + before[index].fn).any() for index in chosen)
+        every.append(scores[0] - scores[1] if is_told else 0.0)
     for end in (found.low, found.high):
         assert min(every) - 1e-9 <= end <= max(every) + 1e-9
     assert np.abs(np.array(every) - found.high).min() < 1e-3 * max(1e-9, np.ptp(every)) + 1e-9
+
+
+def test_a_draw_without_the_class_shows_no_difference() -> None:
+    """The class is in a alone; one false pixel of the first system in b must not make it look far worse."""
+    truth = Counts(tp=np.array([10]), fp=np.array([0]), fn=np.array([0]))
+    nothing = Counts(tp=np.array([0]), fp=np.array([0]), fn=np.array([0]))
+    one_false = Counts(tp=np.array([0]), fp=np.array([1]), fn=np.array([0]))
+    worse = Counts(tp=np.array([9]), fp=np.array([0]), fn=np.array([1]))
+    before, after = [truth, one_false, nothing, nothing], [worse, nothing, nothing, nothing]
+    (found,) = compare_tallies(tally(before), [tally(after)], ["a", "b", "c", "d"], "iou")
+    assert found.mean == pytest.approx(9 / 10 - 10 / 11)
+    assert found.low == pytest.approx(-0.1) and found.high < 0.25
 
 
 def test_dice_counts_and_differences_agree() -> None:

@@ -106,6 +106,18 @@ def test_multiclass_with_an_ignored_value(tmp_path: Path) -> None:
     assert lines[6].split() == ["3", f"{everything.class_dice[3]:.4f}", "–"]
 
 
+def test_named_classes_are_all_that_count(tmp_path: Path) -> None:
+    truth, guessed = folder(tmp_path / "t", LABELS), folder(tmp_path / "p", GUESSED)
+    with pytest.raises(UserError, match="a: expected labels of 0 to 2, .* found 3; name its class") as caught:
+        compare(truth, guessed, classes=["sky", "road", "car"])
+    assert "\n" not in str(caught.value)
+    two = compare(folder(tmp_path / "q", TRUE), folder(tmp_path / "r", FOUND), classes=["ground", "road"])
+    assert (two.kind, two.classes) == ("multiclass", ("ground", "road"))
+    assert two.class_iou[1] == pytest.approx(2 / 5)
+    masks = compare(folder(tmp_path / "m", TRUE, factor=255), tmp_path / "r", classes=["ground", "road"])
+    assert masks.kind == "binary"  # 255 is no label of these
+
+
 def test_coco_category_ids_are_the_labels(tmp_path: Path) -> None:
     labels = {"a": np.array([[0, 0, 1, 2]], np.uint8)}
     for classes in (("background", "x", "y"), ("w", "x", "y")):

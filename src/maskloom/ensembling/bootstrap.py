@@ -83,7 +83,8 @@ def compare_tallies(
     """Returns how much better each of several systems scores than the one before, by the run's metric.
 
     All tallies are of the same records, ``groups`` their groups. "dice" is the mean over images and classes; "iou" the
-    mean over classes of the IoU of counts summed over a draw. The draws are the same for every system.
+    mean over classes of the IoU of counts summed over a draw; a draw that has none of the classes in its truth shows no
+    difference, unless no record has. The draws are the same for every system.
     """
     names, group_of = np.unique(np.asarray(groups), return_inverse=True)
     if len(groups) != len(before) or not len(before):
@@ -101,10 +102,15 @@ def compare_tallies(
             lambda weights: (weights @ sums) / (weights @ sizes)[:, None], len(names), confidence, draws, seed
         )
     whole = [summed(tally.astype(np.float64)) for tally in (before, *after)]
+    has_classes = bool((whole[0][:, 0] + whole[0][:, 2]).any())
 
     def statistic(weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        first, *others = (_mean_iou(np.tensordot(weights, counts, axes=1)) for counts in whole)
-        return np.stack([other - first for other in others], axis=1)
+        sums = [np.tensordot(weights, counts, axes=1) for counts in whole]
+        first, *others = map(_mean_iou, sums)
+        differences = np.stack([other - first for other in others], axis=1)
+        if has_classes:  # a draw without any class in its truth says nothing about them
+            differences[((sums[0][:, 0] + sums[0][:, 2]) == 0).all(axis=1)] = 0.0
+        return differences
 
     return gains_of(statistic, len(names), confidence, draws, seed)
 

@@ -132,9 +132,10 @@ def compare(
     read = partial(_read_both, true_set, predicted_set, default=size)
     with ThreadPoolExecutor(num_cores()) as pool:
         pairs = list(pool.map(lambda name: _count_pairs(*read(name), ignore=ignore), names))
-    kind, values, notes = ("binary", [], []) if foreground else _meaning(pairs, ignore)
+    kind, values, notes = ("binary", [], []) if foreground else _meaning(pairs, ignore, classes)
     if kind == "multiclass":
         _check_colours(true_set, predicted_set, pairs)
+        _check_named(names, pairs, values, classes)
     counts = [_counts(each, values) for each in pairs]
     agreements = [_agreement(each, kind) for each in pairs]
     return Comparison(
@@ -246,13 +247,14 @@ def _contingency(truth: np.ndarray, prediction: np.ndarray) -> _Pairs:
 
 
 def _meaning(
-    pairs: Sequence[_Pairs], ignore: int | None
+    pairs: Sequence[_Pairs], ignore: int | None, classes: Sequence[str] | None
 ) -> tuple[Literal["binary", "multiclass"], list[int], list[str]]:
     """Returns the kind, the label values that are classes (multiclass), and what is to be said about it."""
     true_values = _distinct(each.truth for each in pairs)
     predicted = _distinct(each.prediction for each in pairs)
     few, many = sorted((true_values - {0}, predicted - {0}), key=len)
-    if len(many) <= 1:
+    are_labels = classes is not None and 1 < len(classes) > max(true_values | predicted, default=0)
+    if len(many) <= 1 and not are_labels:
         return "binary", [], []
     if len(few) == 1 and (not few <= many or len(many) > _MANY_VALUES):
         note = (
@@ -276,6 +278,22 @@ def _check_colours(truth: MaskSet, prediction: MaskSet, pairs: Sequence[_Pairs])
     if in_truth != in_prediction:
         colours, values = (truth, prediction) if in_truth else (prediction, truth)
         raise UserError(f"{colours.origin} holds colours, {values.origin} values; export both in the same coding")
+
+
+def _check_named(
+    names: Sequence[str], pairs: Sequence[_Pairs], values: Sequence[int], classes: Sequence[str] | None
+) -> None:
+    """Raises ``UserError`` for a label beyond the classes that were named."""
+    beyond = [value for value in values if classes and value >= len(classes)]
+    if not beyond:
+        return
+    name = next(
+        name for name, each in zip(names, pairs, strict=True) if beyond[0] in each.truth or beyond[0] in each.prediction
+    )
+    raise UserError(
+        f"{name}: expected labels of 0 to {len(classes or ()) - 1}, as many as classes are named, found {beyond[0]}; "
+        "name its class, or state it as the value to ignore"
+    )
 
 
 def _counts(pairs: _Pairs, values: Sequence[int]) -> Counts:
