@@ -38,6 +38,7 @@ from typing import Any
 
 from ablation_parts import DETECTABLE
 from ablation_rows import Scored, markdown, mean, rows
+from common import ended
 
 from maskloom import api
 from maskloom.console import Terminal
@@ -215,4 +216,4 @@ def settings(arguments: argparse.Namespace, num_labelled: int) -> Recipe:
 
 
 if __name__ == "__main__":
-    main()
+    ended(main)

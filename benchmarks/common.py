@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import statistics
+import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 
 from maskloom.data.studio import write_studio
+from maskloom.errors import UserError
 from maskloom.models.decoders import build_network
 from maskloom.models.encoders import NetworkSettings
 from maskloom.runtime import num_cores
@@ -43,6 +45,16 @@ def in_fresh_process(function: Callable[..., Measured], *arguments: object, **op
     """Returns what the function returns in a process of its own, so that neither side inherits the other's settings."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(function, *arguments, **options).result()
+
+
+def ended(main: Callable[[], object]) -> NoReturn:
+    """Runs a benchmark and ends the process: with what it returns, or with one line and 2 for a user's mistake."""
+    try:
+        done = main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(done if isinstance(done, int) else 0)
 
 
 def report(name: str, ours: list[float], peers: list[float], unit: str, **facts: object) -> None:

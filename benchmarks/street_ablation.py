@@ -10,7 +10,8 @@ state your own). It is judged twice:
 
 - on the val folder, by networks of the train folder. Such a folder may be one short clip: see the second one, too;
 - on the train folder alone, every drive of which is cut into as many consecutive parts as there are folds: the k-th
-  parts of all drives are predicted by a network that learnt from the others. Seed k judges fold k.
+  parts of all drives are predicted by a network that learnt from the others. Seed k judges fold k. Parts touch: the
+  frame before the first one of a part was learnt from, so scores are higher than on a new drive; rows share that.
 
 A row's score is the mean IoU of counts summed over its seeds; its gain, over the recipe unchanged, has an interval of
 the paired bootstrap over segments, some seconds of a drive each, drawn with all seeds that saw them. How the gain of
@@ -33,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from common import ended
 from street_ablation_rows import Judge, Trained, markdown, rows
 
 from maskloom import api
@@ -47,22 +49,26 @@ from maskloom.data.truth import read_truth
 from maskloom.errors import UserError, closest
 from maskloom.files import write_json, write_text
 from maskloom.inference.predictor import InferenceSettings
-from maskloom.losses.terms import LossSettings, LossTerm
+from maskloom.losses.terms import LossTerm
 from maskloom.progress import Progress
 from maskloom.recipe import MemberSettings, Recipe
 from maskloom.recipes.modern import BUDGETS, modern, street_loss
-from maskloom.recipes.planning import Budget, kind_of, portions, training_settings
+from maskloom.recipes.planning import EARLY_STAGES, Budget, kind_of, portions, training_settings
 from maskloom.records import IGNORE, Record
 from maskloom.registry import open_source
 from maskloom.runtime import choose_device, hardware
 from maskloom.training.phases import PIXEL_POWER
 
-PIXELS_PER_SECOND = 330_000
+PIXELS_PER_SECOND = 540_000
 """That a training step of the recipe's network sees on two cores of 2.5 GHz without bf16."""
+UNFROZEN = 1.5
+"""A step takes so much longer where the encoder's early stages learn, too (on a CPU without bf16)."""
 NAME = re.compile(r"(.*?)_?[a-z]?(\d+)")
 """The drive and the frame at the end of an id."""
 BASE = "modern"
 PROGRESSIVE = 0.4
+LOVASZ = 2.0
+"""A step with Lovász, which sorts all pixels of every class, takes so much longer on two cores."""
 SMOKE_CLASSES = ["car", "pedestrian", "lane", "signal"]
 
 
@@ -77,13 +83,16 @@ class Trial:
     """Of the recipe; how much is seen is replaced."""
     is_smoke: bool
 
-    def training(self, member: MemberSettings, *, progressive: float = 0.0) -> MemberSettings:
-        """Returns the member trained about so many minutes; in a smoke it stays as it is."""
+    def training(self, member: MemberSettings, *, progressive: float = 0.0, cost: float = 1.0) -> MemberSettings:
+        """Returns the member trained about so many minutes; in a smoke it stays as it is.
+
+        ``cost`` is the time of a step beside that of the recipe's.
+        """
         if self.is_smoke:
             return member
         # A step at half the sides takes more than a quarter of the time.
         seconds_share = 1 - progressive + progressive * 0.25**PIXEL_POWER
-        pixels = 60 * self.minutes * self.pixels_per_second * (1 - 0.75 * progressive) / seconds_share
+        pixels = 60 * self.minutes * self.pixels_per_second * (1 - 0.75 * progressive) / (seconds_share * cost)
         whole = replace(self.budget.whole, total_pixels=pixels, progressive=progressive)
         windows = replace(self.budget.windows, total_pixels=pixels)
         budget = replace(self.budget, whole=whole, windows=windows, max_epochs=1000)
@@ -98,12 +107,38 @@ def _changed(**update: Any) -> Change:
     return lambda member, trial: member.model_copy(update=update)
 
 
-def _loss(*terms: LossTerm) -> Change:
-    return _changed(loss=LossSettings(terms=terms))
+def _part(name: str, *, cost: float = 1.0, **update: Any) -> Change:
+    """Returns the change of a part of the member; ``cost`` as for ``Trial.training``."""
+
+    def change(member: MemberSettings, trial: Trial) -> MemberSettings:
+        changed = member.model_copy(update={name: getattr(member, name).model_copy(update=update)})
+        return changed if cost == 1 else trial.training(changed, cost=cost)
+
+    return change
 
 
-def _network(**update: Any) -> Change:
-    return lambda member, trial: member.model_copy(update={"network": member.network.model_copy(update=update)})
+def _loss(*terms: LossTerm, cost: float = 1.0) -> Change:
+    return _part("loss", terms=terms, cost=cost)
+
+
+def _frozen(stages: tuple[str, ...], cost: float) -> Change:
+    """Returns the change to other frozen stages; nothing changes where the recipe's network learns as a whole."""
+
+    def change(member: MemberSettings, trial: Trial) -> MemberSettings:
+        return _part("optimiser", frozen=stages, cost=cost)(member, trial) if member.optimiser.frozen else member
+
+    return change
+
+
+def _random_encoder(member: MemberSettings, trial: Trial) -> MemberSettings:
+    """Returns the member whose encoder knows nothing, and therefore learns as a whole."""
+    return _frozen((), UNFROZEN)(_part("network", weights="none")(member, trial), trial)
+
+
+def _usual_rate(member: MemberSettings, trial: Trial) -> MemberSettings:
+    """Returns the member with the rate of long trainings."""
+    slower = _part("optimiser", lr=1e-3, encoder_lr_factor=1.0)(member, trial)
+    return _part("schedule", peak=0.3)(slower, trial)
 
 
 def _windows(member: MemberSettings, trial: Trial) -> MemberSettings:
@@ -114,20 +149,20 @@ def _windows(member: MemberSettings, trial: Trial) -> MemberSettings:
     return trial.training(member.model_copy(update={"input": policy}))
 
 
-def _without_average(member: MemberSettings, trial: Trial) -> MemberSettings:
-    return member.model_copy(update={"training": member.training.model_copy(update={"ema_decay": None})})
-
-
 WEIGHTED, DICE = street_loss("multiclass").terms
 CHANGES: dict[str, tuple[str, Change]] = {
-    "random encoder": ("its encoder starts from random weights", _network(weights="none")),
+    "random encoder": ("its encoder starts from random weights, all of which learn", _random_encoder),
     "windows": ("windows of 0.7 of the height, half of them around a random class, instead of whole images", _windows),
-    "lovasz": ("Lovász instead of Dice", _loss(WEIGHTED, LossTerm(kind="lovasz"))),
+    "lovasz": ("Lovász instead of Dice", _loss(WEIGHTED, LossTerm(kind="lovasz"), cost=LOVASZ)),
     "no weights": ("no class weights", _loss(LossTerm(kind="cross_entropy"), DICE)),
-    "no average": ("the last weights instead of their moving average", _without_average),
+    "no average": ("the last weights instead of their moving average", _part("training", ema_decay=None)),
     "balanced": (
         "class weights by the median frequency, up to 10",
         _loss(LossTerm(kind="cross_entropy", class_weights="median_frequency"), DICE),
+    ),
+    "capped": (
+        "no class weight more than 3 times the smallest",
+        _loss(LossTerm(kind="cross_entropy", class_weights="root_frequency", weight_limit=3), DICE),
     ),
     "cross-entropy": ("cross-entropy alone, weighted", _loss(WEIGHTED)),
     "mirror": ("mirror images alone, no change of scale or colour", _changed(augment=PRESETS["mirror"])),
@@ -135,6 +170,16 @@ CHANGES: dict[str, tuple[str, Change]] = {
         f"{PROGRESSIVE:.0%} of the epochs, the first ones, at half the sides, in the same time",
         lambda member, trial: trial.training(member, progressive=PROGRESSIVE),
     ),
+    "all learns": ("no stage of the encoder keeps its values, in the same time", _frozen((), UNFROZEN)),
+    "two stages": ("one stage fewer of the encoder keeps its values", _frozen(EARLY_STAGES[:-1], 1.15)),
+    "usual rate": ("a rate of 0.001 for all, its peak after 30 % of the steps", _usual_rate),
+    "wide decoder": (
+        "a decoder of two to three times the filters at the finer sizes",
+        _part("network", decoder_channels=(128, 64, 48, 32, 16), cost=1.25),
+    ),
+    "float32": ("computed in float32", _part("training", precision="float32")),
+    "bf16": ("computed in bf16, for as many steps as the recipe", _part("training", precision="bf16")),
+    "fp16": ("computed in fp16 with loss scaling, for as many steps", _part("training", precision="fp16")),
 }
 """Every row that is trained: what it is, and the change to the recipe's member."""
 USUAL = ("random encoder", "windows", "lovasz", "no weights", "no average")
@@ -161,11 +206,15 @@ def main(words: Sequence[str] | None = None) -> None:
             trained, {judge.name: judge for judge in judges}, {name: what for name, (what, _) in CHANGES.items()},
             base=BASE, device=device, scores=arguments.out / "scores", on_progress=progress.advance,
         )  # fmt: skip
+    judged = {
+        judge.name: {record.id for seed in range(arguments.seeds) for record in judge.validated(seed)}
+        for judge in judges
+    }
     result: dict[str, Any] = {
         "benchmark": "street_ablation",
         "classes": list(source.task.classes),
-        "segments": {judge.name: len(set(judge.segments.values())) for judge in judges},
-        "images": {judge.name: len(judge.segments) for judge in judges},
+        "segments": {judge.name: len({judge.segments[name] for name in judged[judge.name]}) for judge in judges},
+        "images": {judge.name: len(judged[judge.name]) for judge in judges},
         "seeds": arguments.seeds,
         "folds": arguments.folds,
         "minutes_per_run": arguments.minutes_per_run,
@@ -348,4 +397,4 @@ def recipe_of(name: str, judge: Judge, seed: int, arguments: argparse.Namespace)
 
 
 if __name__ == "__main__":
-    main()
+    ended(main)

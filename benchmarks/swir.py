@@ -25,6 +25,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from common import ended
 
 from maskloom import api
 from maskloom.config import load_yaml, parse
@@ -373,4 +374,4 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    ended(main)

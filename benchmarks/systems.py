@@ -16,6 +16,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from common import ended
+
 from maskloom import api
 from maskloom.data.studio import write_studio
 from maskloom.errors import UserError
@@ -82,4 +84,4 @@ def summary(run: Path) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    ended(main)

@@ -19,8 +19,10 @@ from maskloom.metrics import Counts
 from maskloom.models.encoders import NetworkSettings
 from maskloom.recipe import MemberSettings
 from maskloom.recipes.modern import BUDGETS, street_loss
+from maskloom.recipes.planning import EARLY_STAGES
 from maskloom.records import Record, Task
 from maskloom.training.engine import TrainingSettings
+from maskloom.training.optimisers import OptimiserSettings
 from maskloom.training.phases import PIXEL_POWER
 
 TASK = Task(kind="multiclass", classes=("road", "pole"))
@@ -68,12 +70,17 @@ def member() -> MemberSettings:
         network=NetworkSettings(),
         input=InputPolicy(mode="resize", size=(360, 480)),
         loss=street_loss("multiclass"),
+        optimiser=OptimiserSettings(frozen=EARLY_STAGES, lr=2e-3),
         training=TrainingSettings(),
     )
 
 
+SLOWER = {"lovasz": 2.0, "random encoder": 1.5, "all learns": 1.5, "two stages": 1.15, "wide decoder": 1.25}
+"""How much longer a step of some rows takes."""
+
+
 def seconds(member: MemberSettings) -> float:
-    """Returns the estimated time of a training at 330,000 pixels a second."""
+    """Returns the estimated time of a training at 330,000 pixels a second, were its steps like the recipe's."""
     training = member.training
     small = round(training.progressive * training.epochs)
     assert member.input.size is not None and training.images_per_epoch is not None
@@ -92,7 +99,7 @@ def test_every_row_is_a_valid_change_and_takes_about_as_long(benchmark: ModuleTy
         changed = change(base, trial)
         assert changed != base, name
         assert parse(MemberSettings, changed.model_dump(mode="json")) == changed
-        assert seconds(changed) == pytest.approx(900, rel=0.1), name
+        assert seconds(changed) * SLOWER.get(name, 1) == pytest.approx(900, rel=0.1), name
         build_loss(balanced(changed.loss, TASK, [(9, 1)], [10]), TASK)
     assert set(benchmark.USUAL) <= set(benchmark.CHANGES)
 

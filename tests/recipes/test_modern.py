@@ -71,6 +71,7 @@ def test_what_is_planned_for_exclusive_classes(tmp_path: Path, monkeypatch: pyte
     assert recipe.metric == "iou" and recipe.inference.views == "flip_scales" and recipe.folds.kind == "auto"
     assert [term.kind for term in member.loss.terms] == ["cross_entropy", "dice"]
     assert member.loss.terms[0].class_weights == "root_frequency"
+    assert (member.optimiser.lr, member.optimiser.encoder_lr_factor, member.schedule.peak) == (2e-3, 0.5, 0.15)
     assert member.augment == plan.STREET and member.training.ema_decay
     assert member.network.weights == "auto" and member.network.encoder == "tf_efficientnet_lite0"
     assert parse(Recipe, recipe.model_dump(mode="json")) == recipe and "root_frequency" in to_yaml(recipe)
@@ -79,11 +80,46 @@ def test_what_is_planned_for_exclusive_classes(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_training_keeps_to_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
     on(monkeypatch, precision)
+    monkeypatch.setattr(planning, "installed_file", lambda name: Path("weights.pth"))
     training = modern(camvid(tmp_path), device="cpu").members[0].training
     budget = BUDGETS[planning.kind_of("cpu")].whole
     small = round(training.progressive * training.epochs)
     seen = (small / 4 + training.epochs - small) * (training.images_per_epoch or 0) * 360 * 480
     assert 0.9 * budget.total_pixels < seen <= 1.02 * budget.total_pixels
+
+
+def test_a_long_training_has_the_usual_rate(tmp_path: Path) -> None:
+    member = modern(camvid(tmp_path), device="cuda").members[0]
+    assert member.training.epochs > plan.FEW_EPOCHS
+    assert (member.optimiser.lr, member.optimiser.encoder_lr_factor, member.schedule.peak) == (1e-3, 1.0, 0.3)
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_where_early_stages_must_learn_fewer_pixels_are_afforded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: bool
+) -> None:
+    on(monkeypatch, "float32")
+    monkeypatch.setattr(planning, "installed_file", lambda name: Path("weights.pth") if installed else None)
+    member = modern(camvid(tmp_path), device="cpu").members[0]
+    seen = member.training.epochs * (member.training.images_per_epoch or 0) * 360 * 480
+    share = 1 if installed else 2 / 3
+    assert 0.9 * share < seen / BUDGETS["cpu"].whole.total_pixels <= 1.02 * share
+    assert bool(member.optimiser.frozen) == installed
+
+
+@pytest.mark.parametrize("size", [(360, 480), (1216, 1936)])
+def test_the_decoder_is_that_of_whole_images_or_of_windows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: Size
+) -> None:
+    on(monkeypatch, "float32")
+    budget = replace(BUDGETS["cpu"], windows=replace(BUDGETS["cpu"].windows, decoder=(64, 32, 16, 16, 16)))
+    monkeypatch.setitem(BUDGETS, "cpu", budget)
+    member = modern(camvid(tmp_path, size), device="cpu").members[0]
+    part = budget.whole if member.input.mode == "resize" else budget.windows
+    assert (member.input.mode, member.network.decoder_channels) == (
+        "resize" if size == (360, 480) else "window",
+        part.decoder,
+    )
 
 
 def test_a_gpu_has_an_encoder_of_the_hub_and_more_folds(tmp_path: Path) -> None:

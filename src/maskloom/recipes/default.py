@@ -20,10 +20,10 @@ from maskloom.recipes.planning import (
     Budget,
     Whole,
     Windows,
+    affordable,
     are_scenes,
     check_records,
     fold_settings,
-    frozen,
     input_policy,
     kind_of,
     num_channels,
@@ -68,7 +68,7 @@ def default(source: DataSource, *, device: str, scale: Scale = "full") -> Recipe
     What a CPU can afford depends on whether it computes bf16 natively.
     """
     check_records(source)
-    budget = BUDGETS[kind_of(device)]
+    budget = affordable(source, BUDGETS[kind_of(device)])
     if scale == "smoke":
         budget = smoked(budget)
     policy = (
@@ -94,7 +94,7 @@ def default(source: DataSource, *, device: str, scale: Scale = "full") -> Recipe
             {"terms": [{"kind": "cross_entropy" if multiclass else "bce"}, {"kind": "dice"}]}
         ),
         optimiser=OptimiserSettings(
-            kind="adamw", lr=2e-3 if is_short else 1e-3, weight_decay=1e-2, frozen=frozen(source, budget)
+            kind="adamw", lr=2e-3 if is_short else 1e-3, weight_decay=1e-2, frozen=budget.frozen
         ),
         schedule=ScheduleSettings(kind="one_cycle", peak=0.15 if is_short else 0.3),
         augment=PRESETS["mirror" if is_short else "light" if is_whole else "symmetry_light"],

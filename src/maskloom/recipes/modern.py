@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
-from maskloom.data.augment import PRESETS, AugmentSettings
+from maskloom.data.augment import AugmentSettings
 from maskloom.data.input_policy import InputPolicy
 from maskloom.data.sources.base import DataSource
 from maskloom.inference.predictor import InferenceSettings
@@ -20,10 +20,12 @@ from maskloom.losses.terms import LossSettings, LossTerm
 from maskloom.models.encoders import NetworkSettings
 from maskloom.recipe import MemberSettings, Recipe, Scale
 from maskloom.recipes.planning import (
+    EARLY_STAGES,
     LIGHT_DECODER,
     Budget,
     Whole,
     Windows,
+    affordable,
     are_scenes,
     check_records,
     fold_settings,
@@ -44,9 +46,10 @@ BUDGETS = {
     "cpu": Budget(
         encoder="tf_efficientnet_lite0",
         folds=3,
-        whole=Whole(most_pixels=512 * 512, total_pixels=9.5e8, decoder=LIGHT_DECODER, progressive=0.3),
-        windows=Windows(side=384, total_pixels=7.5e8, prefer_class=0.5, most_pixels=1024 * 640),
+        whole=Whole(most_pixels=512 * 512, total_pixels=1.4e9, decoder=LIGHT_DECODER),
+        windows=Windows(side=384, total_pixels=1.1e9, decoder=LIGHT_DECODER, prefer_class=0.5, most_pixels=1024 * 640),
         max_epochs=40,
+        frozen=EARLY_STAGES,
     ),
     "cpu with bf16": Budget(
         encoder="tf_efficientnet_lite2",
@@ -60,7 +63,7 @@ BUDGETS = {
         folds=5,
         whole=Whole(most_pixels=768 * 768, total_pixels=1.2e11),
         windows=Windows(side=768, total_pixels=1.2e11, prefer_class=0.5),
-        max_epochs=160,
+        max_epochs=300,
         batch_pixels=8 * 768 * 768,
     ),
 }
@@ -71,13 +74,15 @@ STREET = AugmentSettings(
     horizontal_flip=0.5,
     geometric=0.8,
     shift=0.1,
-    scale=(0.75, 1.5),
+    scale=(0.8, 1.6),
     rotate=3,
-    brightness=0.2,
-    contrast=0.2,
+    brightness=0.3,
+    contrast=0.3,
     chroma=0.3,
 )
-"""Things are seen from near and far; up stays up."""
+"""Things are seen from near and far, at noon and at dusk; up stays up."""
+FEW_EPOCHS = 40
+"""A training of so many has a rate that rises high and soon, and the encoder follows at half of it."""
 
 
 def modern(source: DataSource, *, device: str, scale: Scale = "full") -> Recipe:
@@ -87,10 +92,11 @@ def modern(source: DataSource, *, device: str, scale: Scale = "full") -> Recipe:
     """
     check_records(source)
     kind = kind_of(device)
-    budget = BUDGETS[kind]
+    budget = affordable(source, BUDGETS[kind])
     policy = windows_of(budget) if are_scenes(source) else street_policy([each.size for each in source.records], budget)
     num_folds, num_training = plan_folds(source, budget)
     learning = portions(policy, budget, num_folds=num_folds, num_training=num_training)
+    is_brief = learning.epochs <= FEW_EPOCHS
     member = MemberSettings(
         name="unet",
         network=NetworkSettings(
@@ -98,13 +104,19 @@ def modern(source: DataSource, *, device: str, scale: Scale = "full") -> Recipe:
             encoder=budget.encoder,
             weights=WEIGHTS[kind],
             channels=num_channels(source),
-            decoder_channels=budget.whole.decoder,
+            decoder_channels=(budget.whole if policy.mode == "resize" else budget.windows).decoder,
         ),
         input=policy,
         loss=street_loss(source.task.kind),
-        optimiser=OptimiserSettings(kind="adamw", lr=2e-3 if learning.is_short else 1e-3, weight_decay=1e-2),
-        schedule=ScheduleSettings(kind="one_cycle", peak=0.15 if learning.is_short else 0.3),
-        augment=PRESETS["mirror"] if learning.is_short else STREET,
+        optimiser=OptimiserSettings(
+            kind="adamw",
+            lr=2e-3 if is_brief else 1e-3,
+            encoder_lr_factor=0.5 if is_brief else 1.0,
+            weight_decay=1e-2,
+            frozen=budget.frozen,
+        ),
+        schedule=ScheduleSettings(kind="one_cycle", peak=0.15 if is_brief else 0.3),
+        augment=STREET,
         training=training_settings(learning),
         validation_images=32,
     )
@@ -130,7 +142,7 @@ def street_loss(kind: TaskKind) -> LossSettings:
     """
     if kind != "multiclass":
         return LossSettings(terms=(LossTerm(kind="bce"), LossTerm(kind="dice")))
-    weighted = LossTerm(kind="cross_entropy", class_weights="root_frequency", weight_limit=3)
+    weighted = LossTerm(kind="cross_entropy", class_weights="root_frequency")
     return LossSettings(terms=(weighted, LossTerm(kind="dice")))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from maskloom.data.folds import FoldSettings
@@ -180,14 +180,16 @@ def num_channels(source: DataSource) -> int:
     return 3
 
 
-def frozen(source: DataSource, budget: Budget) -> tuple[str, ...]:
-    """Returns what of the encoder keeps its values: nothing, unless it has learnt from such images.
+def affordable(source: DataSource, budget: Budget) -> Budget:
+    """Returns the budget, with fewer pixels where the encoder's early stages, planned to keep their values, must learn.
 
-    Those have three channels, and the pretrained weights are installed. The early stages of a network for other
-    channels, or of one from random weights, have to learn.
+    They keep them if they have learnt from such images, of three channels, and the pretrained weights are installed.
     """
     knows = num_channels(source) == 3 and installed_file(budget.encoder) is not None
-    return budget.frozen if knows else ()
+    if knows or not budget.frozen:
+        return budget
+    whole, windows = (replace(part, total_pixels=part.total_pixels * 2 / 3) for part in (budget.whole, budget.windows))
+    return replace(budget, frozen=(), whole=whole, windows=windows)
 
 
 def released(planned: Recipe, asked: Recipe) -> Recipe:

@@ -124,7 +124,4 @@ def read_annotation(path: Path, coding: MaskCoding) -> np.ndarray:
     Raises ``BadFile`` for a damaged file and for a colour that the coding does not list, with the row and the column
     of its first pixel, both from 0.
     """
-    stored = read_mask_values(path, colours=True)
-    if stored.ndim == 2 and stored.dtype == np.uint8:  # a picture of greys: each is a colour, too
-        stored = np.repeat(stored[:, :, None], 3, axis=2)
-    return apply(coding, stored, path)
+    return apply(coding, read_mask_values(path, colours=True), path)

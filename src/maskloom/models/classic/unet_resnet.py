@@ -8,7 +8,7 @@ Source: https://github.com/EvgenyKashin/signate_segmentation. scSE, which its au
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -32,12 +32,12 @@ class ResNetUnet(nn.Module):
         self.resnet = ResNet(settings)
         skips = self.resnet.widths
         widths = [(settings.scaled(middle), settings.scaled(filters)) for middle, filters in WIDTHS]
-        self.center = block(settings, skips[3], *widths[0])
-        self.dec5 = block(settings, widths[0][1] + skips[3], *widths[1])
-        self.dec4 = block(settings, widths[1][1] + skips[2], *widths[2])
-        self.dec3 = block(settings, widths[2][1] + skips[1], *widths[3])
-        self.dec2 = block(settings, widths[3][1] + skips[0], *widths[4])
-        self.dec1 = block(settings, widths[4][1], *widths[5])
+        self.center = chosen_block(BLOCKS, settings, skips[3], *widths[0])
+        self.dec5 = chosen_block(BLOCKS, settings, widths[0][1] + skips[3], *widths[1])
+        self.dec4 = chosen_block(BLOCKS, settings, widths[1][1] + skips[2], *widths[2])
+        self.dec3 = chosen_block(BLOCKS, settings, widths[2][1] + skips[1], *widths[3])
+        self.dec2 = chosen_block(BLOCKS, settings, widths[3][1] + skips[0], *widths[4])
+        self.dec1 = chosen_block(BLOCKS, settings, widths[4][1], *widths[5])
         last_width = settings.scaled(LAST_WIDTH)
         self.dec0 = ConvRelu(widths[5][1], last_width)
         he_normal(self)
@@ -97,7 +97,9 @@ BLOCKS: dict[str, Callable[..., nn.Module]] = {"nearest": NearestBlock, "deconv"
 """How a block doubles the sides."""
 
 
-def block(settings: NetworkSettings, channels: int, middle: int, filters: int) -> nn.Module:
-    """Returns a decoder block as the settings want it."""
+def chosen_block(
+    blocks: Mapping[str, Callable[..., nn.Module]], settings: NetworkSettings, channels: int, middle: int, filters: int
+) -> nn.Module:
+    """Returns the decoder block, one of ``blocks``, that the settings want."""
     after = [ScSE(filters)] if settings.attention else []
-    return BLOCKS[settings.upsampling or "nearest"](channels, middle, filters, *after)
+    return blocks[settings.upsampling or "nearest"](channels, middle, filters, *after)

@@ -20,9 +20,9 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional
 
-from maskloom.models.classic.attention import ScSE, begin_neutral
+from maskloom.models.classic.attention import begin_neutral
 from maskloom.models.classic.layers import Block, ConvRelu, check_sides, he_normal, joined
-from maskloom.models.classic.unet_resnet import transposed_block
+from maskloom.models.classic.unet_resnet import chosen_block, transposed_block
 from maskloom.models.encoders import NetworkSettings, multiple_of
 
 STEM = 64
@@ -51,11 +51,11 @@ class WideResNetUnet(nn.Module):
         self.conv4 = residual_group(skips[2], *groups[2])
         self.conv5 = residual_group(skips[3], *groups[3])
         widths = [(settings.scaled(middle), settings.scaled(filters)) for middle, filters in WIDTHS]
-        self.center = block(settings, skips[4], *widths[0])
-        self.dec5 = block(settings, widths[0][1] + skips[4], *widths[1])
-        self.dec4 = block(settings, widths[1][1] + skips[3], *widths[2])
-        self.dec3 = block(settings, widths[2][1] + skips[2], *widths[3])
-        self.dec2 = block(settings, widths[3][1] + skips[1], *widths[4])
+        self.center = chosen_block(BLOCKS, settings, skips[4], *widths[0])
+        self.dec5 = chosen_block(BLOCKS, settings, widths[0][1] + skips[4], *widths[1])
+        self.dec4 = chosen_block(BLOCKS, settings, widths[1][1] + skips[3], *widths[2])
+        self.dec3 = chosen_block(BLOCKS, settings, widths[2][1] + skips[2], *widths[3])
+        self.dec2 = chosen_block(BLOCKS, settings, widths[3][1] + skips[1], *widths[4])
         last_width = settings.scaled(LAST_WIDTH)
         self.dec1 = ConvRelu(widths[4][1] + skips[0], last_width)
         he_normal(self)
@@ -127,9 +127,3 @@ def nearest_block(channels: int, middle: int, filters: int, *after: nn.Module) -
 
 BLOCKS: dict[str, Callable[..., nn.Module]] = {"nearest": nearest_block, "deconv": transposed_block}
 """How a block doubles the sides."""
-
-
-def block(settings: NetworkSettings, channels: int, middle: int, filters: int) -> nn.Module:
-    """Returns a decoder block as the settings want it."""
-    after = [ScSE(filters)] if settings.attention else []
-    return BLOCKS[settings.upsampling or "nearest"](channels, middle, filters, *after)
