@@ -29,7 +29,6 @@ from maskloom.data.dataset import SegmentationDataset
 from maskloom.data.image_io import read_image
 from maskloom.data.input_policy import InputPolicy
 from maskloom.data.sources.base import DataSettings, DataSource
-from maskloom.ensembling.thresholds import decide
 from maskloom.inference.merging import RESULT, Merge
 from maskloom.inference.predictor import InferenceSettings, Predictor
 from maskloom.inference.streaming import predict_records
@@ -40,6 +39,7 @@ from maskloom.models.segmenter import Normalisation, Segmenter, build_segmenter
 from maskloom.outputs.maps import write_mask
 from maskloom.records import ClassMap, Record
 from maskloom.runtime import fast_precision
+from maskloom.stages.scoring import decided
 from maskloom.training.engine import TrainingJob, TrainingSettings, train
 from maskloom.training.optimisers import OptimiserSettings
 from maskloom.training.schedules import ScheduleSettings
@@ -50,6 +50,7 @@ def trained(source: DataSource, folder: Path, seed: int, steps: int) -> Path:
     network = NetworkSettings(encoder=ENCODER)
     mean, std = encoder_normalisation(network)
     policy = InputPolicy(mode="window", size=(320, 480), prefer_class=0.5)
+    areas = "cross_entropy" if source.task.kind == "multiclass" else "bce"
     torch.manual_seed(seed)
     segmenter = build_segmenter(
         network, task=source.task, policy=policy, normalisation=Normalisation(mean=mean, std=std)
@@ -60,7 +61,7 @@ def trained(source: DataSource, folder: Path, seed: int, steps: int) -> Path:
             records=source.records, task=source.task, coding=source.coding, policy=policy,
             augment=PRESETS["light"], seed=seed, channels=3,
         ),
-        loss=build_loss(LossSettings.model_validate({"terms": [{"kind": "bce"}, {"kind": "dice"}]}), source.task),
+        loss=build_loss(LossSettings.model_validate({"terms": [{"kind": areas}, {"kind": "dice"}]}), source.task),
         optimiser=OptimiserSettings(kind="adamw", lr=1e-3),
         schedule=ScheduleSettings(kind="one_cycle"),
         training=TrainingSettings(epochs=1, images_per_epoch=8 * steps, batch_size=8),
@@ -76,14 +77,14 @@ def trained(source: DataSource, folder: Path, seed: int, steps: int) -> Path:
     return folder / f"fold{seed}.safetensors"
 
 
-def one_pass(bundles: list[Path], records: list[Record], out: Path, **settings: Any) -> float:
+def one_pass(bundles: list[Path], records: list[Record], out: Path, views: str = "flip", **settings: Any) -> float:
     """Returns the seconds from loaded networks to written masks."""
     segmenters: dict[str, Segmenter] = {f"unet/fold{k}": load_bundle(path) for k, path in enumerate(bundles)}
-    asked = InferenceSettings(views="flip", **settings)
+    asked = InferenceSettings(views=views, **settings)
     predictor = Predictor(Merge(children=tuple(segmenters)), segmenters, asked, torch.device("cpu"))
 
     def consume(record: Record, maps: dict[str, np.ndarray]) -> None:
-        write_mask(out, ClassMap(id=record.id, labels=decide(maps[RESULT], [128], predictor.task)), predictor.task)
+        write_mask(out, ClassMap(id=record.id, labels=decided(maps[RESULT], predictor.task)), predictor.task)
 
     began = time.perf_counter()
     predict_records(predictor, records, consume, read=lambda record: read_image(record.image))

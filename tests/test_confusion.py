@@ -1,4 +1,4 @@
-"""Confusions against scikit-learn where it is there, hand-made examples and the counts that follow from them."""
+"""Confusions and scores against scikit-learn, hand-made examples and the counts that follow from them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from maskloom.metrics import Confusion, Counts, confusions, counts_of, from_labels, mean_iou
+from maskloom.metrics import Confusion, Counts, confusions, counts_of, dice, from_labels, iou, mean_iou
 from maskloom.records import IGNORE, Task
 
 THREE = Task(kind="multiclass", classes=("sky", "road", "car"))
@@ -39,6 +39,10 @@ def test_it_equals_scikit_learn(prediction: np.ndarray, truth: np.ndarray) -> No
     if judged.any():
         expected = judge.confusion_matrix(truth[judged], prediction[judged], labels=[0, 1, 2])
         assert np.array_equal(found.pixels, expected)
+        common = {"labels": [0, 1, 2], "average": None, "zero_division": 1.0}  # two empty masks score 1
+        counts = from_labels(prediction, truth, THREE)
+        assert np.allclose(iou(counts), judge.jaccard_score(truth[judged], prediction[judged], **common))
+        assert np.allclose(dice(counts), judge.f1_score(truth[judged], prediction[judged], **common))
     assert found.pixels.sum() == judged.sum()
 
 

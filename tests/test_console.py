@@ -31,10 +31,3 @@ def test_a_log_says_rate_and_time_left(clock: list[float], capsys: pytest.Captur
         "train: 4/10, 5.0 s each, 30 s left  loss 0.5",
         "train: 8/10, 5.0 s each, 10 min left  loss 0.4",
     ]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "0 s"), (99.4, "99 s"), (100, "2 min"), (5940, "99 min"), (7500, "2 h 05 min")]
-)
-def test_durations(seconds: float, text: str) -> None:
-    assert console._duration(seconds) == text

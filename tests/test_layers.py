@@ -10,21 +10,22 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "maskloom"
 
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "records", "windows", "config", "files", "runtime", "progress"),
+    ("errors", "records", "windows", "config", "files", "runtime", "progress", "heartbeat", "integrity", "run_lock"),
     ("encodings", "masks", "rasters"),
     ("data",),
     ("models", "losses", "metrics", "boundary_score"),
     ("inference",),
     ("training",),
     ("ensembling", "outputs"),
-    ("recipe", "recipes", "run_directory", "stages", "pipeline"),
+    ("recipe", "recipes", "run_directory", "run_status", "stages", "pipeline"),
     ("contests",),
     ("registry",),
     ("api", "console", "cli", "__init__", "__main__"),
 )
 ROOMS_THAT_IGNORE_EACH_OTHER = ({"models", "losses", "metrics"}, {"ensembling", "outputs"})
 WITHOUT_TORCH = (
-    "errors", "records", "windows", "config", "files", "progress", "encodings", "masks", "rasters", "outputs",
+    "errors", "records", "windows", "config", "files", "progress", "heartbeat", "encodings", "masks", "rasters",
+    "outputs", "run_status",
 )  # fmt: skip
 
 

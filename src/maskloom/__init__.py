@@ -5,10 +5,32 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["compare", "convert", "fit", "import_weights", "inspect", "load_bundle", "open_run", "score"]
+__all__ = [
+    "compare",
+    "convert",
+    "fit",
+    "import_weights",
+    "inspect",
+    "load_bundle",
+    "open_run",
+    "score",
+    "status",
+    "verify",
+]
 
 if TYPE_CHECKING:
-    from maskloom.api import compare, convert, fit, import_weights, inspect, load_bundle, open_run, score
+    from maskloom.api import (
+        compare,
+        convert,
+        fit,
+        import_weights,
+        inspect,
+        load_bundle,
+        open_run,
+        score,
+        status,
+        verify,
+    )
 
 
 def __getattr__(name: str) -> Any:

@@ -1,11 +1,11 @@
-"""The Python door: fit, open_run, compare, load_bundle, score, convert, inspect. The command line is thin over this.
+"""The Python door: fit, open_run, status, compare, score, convert, inspect. The command line is thin over this.
 
 Heavy rooms are imported by the function that needs them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maskloom.errors import BadFile, UserError, closest
-from maskloom.files import TEMPORARY_PREFIX, checksum, exclusive, write_json
-from maskloom.progress import Progress, Silent
+from maskloom.files import TEMPORARY_PREFIX, checksum
+from maskloom.heartbeat import Heartbeat
+from maskloom.integrity import Damaged, write_sealed
+from maskloom.progress import Progress, Several, Silent
 from maskloom.registry import builders as builders
 from maskloom.registry import open_scenes, open_source, plan, submitters
 from maskloom.registry import recipes as recipes
 from maskloom.run_directory import FORMAT, RunDirectory
+from maskloom.run_lock import LOCK, held
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,10 +30,12 @@ if TYPE_CHECKING:
     from maskloom.models.segmenter import Segmenter
     from maskloom.outputs.comparison import Comparison
     from maskloom.outputs.convert import Conversion
+    from maskloom.outputs.status_rows import RunStatus
     from maskloom.recipe import Recipe
     from maskloom.records import Size
     from maskloom.stages.images import Opened, Prediction
     from maskloom.stages.run_comparison import RunComparison
+    from maskloom.stages.verification import Verification
 
 
 def fit(
@@ -60,6 +65,7 @@ def fit(
         UserError: For every mistake in options, recipe or data.
     """
     from maskloom.pipeline import run_pipeline
+    from maskloom.run_status import planned_stages
     from maskloom.runtime import choose_device, hardware, make_deterministic, num_cores
     from maskloom.stages.context import Context
 
@@ -71,9 +77,9 @@ def fit(
     for note in source.notes:
         listener.note(note)
     folder = RunDirectory(root)
-    _check_empty_or_run(folder)
-    with exclusive(root):
-        write_json(
+    _check_empty_or_run(folder, listener.note)
+    with held(root):
+        write_sealed(
             folder.facts,
             {
                 "format": FORMAT,
@@ -83,15 +89,19 @@ def fit(
             },
         )
         make_deterministic()
-        context = Context(
-            run=folder,
-            recipe=complete,
-            source=source,
-            device=chosen,
-            progress=listener,
-            workers=min(max(num_cores() - 1, 1), 8) if workers is None else workers,
+        stages = planned_stages(
+            complete.model_dump(mode="json"), unlabelled=bool(source.unlabelled), submission=bool(source.submission)
         )
-        run_pipeline(context, submitters().get(source.submission))
+        with Heartbeat(root, command="fit", device=str(chosen), stages=stages) as heartbeat:
+            context = Context(
+                run=folder,
+                recipe=complete,
+                source=source,
+                device=chosen,
+                progress=Several((listener, heartbeat)),
+                workers=min(max(num_cores() - 1, 1), 8) if workers is None else workers,
+            )
+            run_pipeline(context, submitters().get(source.submission))
     return open_run(root, device=chosen.type)
 
 
@@ -99,12 +109,15 @@ def _dated_folder(name: str) -> Path:
     return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
-def _check_empty_or_run(folder: RunDirectory) -> None:
+def _check_empty_or_run(folder: RunDirectory, note: Callable[[str], None]) -> None:
     """Raises ``UserError`` for a folder of anything else, before a file is put into it."""
     if folder.facts.is_file():
-        RunDirectory.existing(folder.root)
+        try:
+            RunDirectory.existing(folder.root)
+        except Damaged:
+            note(f"damaged, and made anew: {folder.facts.name}")
     elif folder.root.is_dir() and any(
-        entry.name != ".lock" and not entry.name.startswith(TEMPORARY_PREFIX) for entry in folder.root.iterdir()
+        entry.name != LOCK and not entry.name.startswith(TEMPORARY_PREFIX) for entry in folder.root.iterdir()
     ):
         raise UserError(
             f"{folder.root}: expected a run folder or an empty one, found other files; choose another folder"
@@ -160,16 +173,19 @@ class Run:
         """Returns what was written for an image or a folder of images.
 
         ``to`` is "png" (masks), "prob" (8-bit maps), "rle" (``predictions.csv.gz``) or "coco"
-        (``predictions.json``). Images already written by the same run are skipped. Or, for TIFF rasters of any size,
-        "geotiff" (masks; with ``probabilities`` and ``uncertainty`` also those, 8 bits), "geojson", "gpkg", "fgb" or
-        "wkt" (polygons of all scenes in one file): these are predicted block by block, by as many processes as are
-        started with the same arguments. Outlines are cleaned by ``simplify``, ``min_area``, ``min_hole`` and
-        ``buffer``, in ``units`` ("pixels" or "crs"), and where these are None as the recipe's ``delivery.polygons``
-        says. ``grid`` is a table of grid sizes in whose coordinates WKT is written (Dstl).
+        (``predictions.json``). Images already written by the same run are skipped; the two tables are made by as many
+        processes as are started with the same arguments. Or, for TIFF rasters of any size, "geotiff" (masks; with
+        ``probabilities`` and ``uncertainty`` also those, 8 bits), "geojson", "gpkg", "fgb" or "wkt" (polygons of all
+        scenes in one file): these are predicted block by block, by as many processes, too. Outlines are cleaned by
+        ``simplify``, ``min_area``, ``min_hole`` and ``buffer``, in ``units`` ("pixels" or "crs"), and where these are
+        None as the recipe's ``delivery.polygons`` says. ``grid`` is a table of grid sizes in whose coordinates WKT is
+        written (Dstl).
 
         Of rasters, ``images`` may also be a table of scenes of several files (CSV: id, image, band, band_2 …; see
-        ``stages.scene_table``), or a folder in the Dstl layout; files are registered where the run's recipe does so.
+        ``stages.scene_table``), or a folder in the Dstl layout or, where the run learnt from stacks
+        (``data.bands``), of scenes whose files are named so; files are registered where the run's recipe does so.
         """
+        from maskloom.runtime import choose_device
         from maskloom.stages.images import FORMATS, predict_images
         from maskloom.stages.scene_files import SCENE_FORMATS
         from maskloom.stages.scenes import predict_scenes
@@ -188,25 +204,35 @@ class Run:
             "to": to,
             "opened": lambda: self._opened,
             "skip_bad": skip_bad,
-            "progress": progress or Silent(),
         }
-        if to in SCENE_FORMATS:
-            return predict_scenes(
-                self.folder,
-                Path(images),
-                probabilities=probabilities,
-                uncertainty=uncertainty,
-                **shapes,
-                grid=None if grid is None else Path(grid),
-                layout=open_scenes,
-                **common,
-            )
+        of_scenes = to in SCENE_FORMATS
+        heartbeat = Heartbeat(
+            self.folder.root,
+            command="predict",
+            target=str(out),
+            device=str(choose_device(self.device)),
+            unit="blocks" if of_scenes else "images",
+        )
+        common["progress"] = Several((progress or Silent(), heartbeat))
+        if of_scenes:
+            with heartbeat:
+                return predict_scenes(
+                    self.folder,
+                    Path(images),
+                    probabilities=probabilities,
+                    uncertainty=uncertainty,
+                    **shapes,
+                    grid=None if grid is None else Path(grid),
+                    layout=open_scenes,
+                    **common,
+                )
         if probabilities or uncertainty or grid is not None or any(value is not None for value in shapes.values()):
             raise UserError(
                 f"to={to!r}: probabilities, uncertainty, grid, {', '.join(shapes)} are for {', '.join(SCENE_FORMATS)}; "
                 "leave them out"
             )
-        return predict_images(self.folder, Path(images), **common)
+        with heartbeat:
+            return predict_images(self.folder, Path(images), **common)
 
     def predict_array(self, image: np.ndarray) -> np.ndarray:
         """Returns the labels uint8 H×W (multilabel C×H×W) of one image H×W×C as stored."""
@@ -223,7 +249,36 @@ class Run:
         """Returns the path of the report page after writing it again."""
         from maskloom.stages.reporting import write_report
 
-        return write_report(self.folder)
+        report = write_report(self.folder)
+        self.folder.accept("report", report)
+        return report
+
+
+def verify(run: Path | str, *, progress: Progress | None = None) -> Verification:
+    """Returns which files of a run's finished stages are sound, damaged, missing or without a checksum.
+
+    Every file is read. The run, finished or not, is not changed; ``fit`` makes anew what is damaged or missing. Raises
+    ``UserError`` when there is no run at ``run``.
+    """
+    from maskloom.stages.verification import verify_run
+
+    return verify_run(Path(run), progress or Silent())
+
+
+def status(run: Path | str, *, page: Path | str | None = None) -> RunStatus:
+    """Returns where a run stands: its stages, who is at which, how far and how fast, when they are expected to end.
+
+    ``page`` is where the same is written as a page that refreshes itself. Finished or not, at work or not, the run is
+    not changed. Raises ``UserError`` when there is none at ``run``.
+    """
+    from maskloom.run_status import read_status
+
+    found = read_status(RunDirectory.existing(Path(run)))
+    if page is not None:
+        from maskloom.outputs.status_page import write_status_page
+
+        write_status_page(Path(page), found)
+    return found
 
 
 def compare(
@@ -252,11 +307,16 @@ def compare(
 def load_bundle(path: Path | str) -> Segmenter:
     """Returns a trained network with its settings; ``.network`` maps N×C×H×W float32 to logits.
 
-    Raises ``UserError`` when the file is not a bundle; nothing in it is ever executed.
+    Raises ``UserError`` when the file is not a bundle, or is one of a run and not what its training left there;
+    nothing in it is ever executed.
     """
     from maskloom.models.bundle import load_bundle as load
 
-    return load(Path(path))
+    bundle = Path(path)
+    for folder in bundle.parents:
+        if (folder / "run.json").is_file():
+            RunDirectory(folder).check([bundle])
+    return load(bundle)
 
 
 def import_weights(file: Path | str, *, name: str, out: Path | str) -> Path:

@@ -151,6 +151,36 @@ def evaluate(run: Run, json: Json = False) -> None:
     print(_json(opened.evaluate()) if json else opened.summary())
 
 
+@app.command()
+def status(
+    run: Run,
+    html: Annotated[Path | None, typer.Option("--html", help="Write it as a page, too; it refreshes itself.")] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Look again and again, until the run is finished.")] = False,
+    json: Json = False,
+) -> None:
+    """Show where a run stands: stages, who is at which since when, how fast, and when they are expected to end."""
+    from maskloom import api
+
+    if json:
+        print(_json(api.status(run, page=html).to_json()))
+        return
+    from maskloom.console import show_status
+
+    show_status(lambda: api.status(run, page=html), watch=watch)
+
+
+@app.command()
+def verify(run: Run, json: Json = False) -> None:
+    """Check every file of a run by its checksum; exit code 1 where one is damaged or missing, which `fit` mends."""
+    from maskloom import api
+
+    with _terminal() as terminal:
+        result = api.verify(run, progress=terminal)
+    print(_json(result.to_json()) if json else result.table())
+    if not result.is_sound:
+        raise typer.Exit(1)
+
+
 class _TakesSeveral(TyperCommand):
     """A command whose option ``--against`` takes all that follows, up to the next option."""
 

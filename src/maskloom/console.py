@@ -1,17 +1,40 @@
-"""What a terminal shows while work goes on: a live bar for people, plain lines for logs."""
+"""What a terminal shows while work goes on: a live bar for people, plain lines for logs; and where a run stands."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from types import TracebackType
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
 from rich.text import Text
+
+from maskloom.outputs.status_rows import (
+    MOST_ROWS,
+    PROCESS_HEADERS,
+    STAGE_HEADERS,
+    Row,
+    RunStatus,
+    headline,
+    plain,
+    prediction_rows,
+    remarks,
+    stage_rows,
+    stamp,
+)
+from maskloom.progress import duration, pace
 
 LOG_SECONDS = 15.0
 """Without a terminal, a running stage writes one line per so many seconds."""
+WATCH_SECONDS = 2.0
+"""A watched run is looked at again after so long, or after ten times what looking takes."""
+PLAIN_WIDTH = 180
+"""Columns of a table that is written to a file or a pipe."""
 
 
 class Terminal:
@@ -61,8 +84,8 @@ class Terminal:
         if self._first < 0:
             self._first = max(done - 1, 0)
         rate = (done - self._first) / max(now - self._began, 1e-3)
-        shown = f"{rate:.1f}/s" if rate >= 1 else f"{1 / max(rate, 1e-6):.1f} s each"
-        left = f"{_duration((total - done) / max(rate, 1e-6) if seconds_left is None else seconds_left)} left"
+        shown = pace(rate)
+        left = f"{duration((total - done) / max(rate, 1e-6) if seconds_left is None else seconds_left)} left"
         if self._live:
             self._bar.update(
                 self._task, completed=done, total=total, rate=shown, left=left, detail=detail, visible=True
@@ -76,12 +99,54 @@ class Terminal:
         self._console.print(Text(f"  {text}"))
 
 
-def _duration(seconds: float) -> str:
-    """Returns "45 s", "12 min" or "3 h 05 min"."""
-    minutes = round(seconds / 60)
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
+def show_status(read: Callable[[], RunStatus], *, watch: bool = False) -> None:
+    """Prints where a run stands; with ``watch`` again and again, until the run is finished or Ctrl-C."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = PLAIN_WIDTH
+    if not watch:
+        console.print(_board(read()))
+    elif console.is_terminal:
+        with suppress(KeyboardInterrupt), Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
+            for status in _looks(read, WATCH_SECONDS):
+                live.update(_board(status), refresh=True)
+    else:
+        with suppress(KeyboardInterrupt):
+            for status in _looks(read, LOG_SECONDS):
+                console.print(_board(status))
+
+
+def _looks(read: Callable[[], RunStatus], pause: float) -> Iterator[RunStatus]:
+    """Yields where the run stands, again and again until it is finished and nobody works with it."""
+    while True:
+        began = time.monotonic()
+        status = read()
+        yield status
+        if status.state == "finished" and all(worker.state != "working" for worker in status.workers):
+            return
+        time.sleep(max(pause, 10 * (time.monotonic() - began)))
+
+
+def _board(status: RunStatus) -> Group:
+    """Returns the run in a sentence, its stages, the predictions under way, and what else there is to know."""
+    title = Text(f"{plain(status.name)}, {stamp(status.at)}", style="bold")
+    predictions = prediction_rows(status)
+    parts: list[RenderableType] = [title, Text(headline(status)), Text()]
+    parts.append(_table(STAGE_HEADERS, stage_rows(status, most=MOST_ROWS)))
+    parts += [Text(), _table(PROCESS_HEADERS, predictions)] if predictions else []
+    return Group(*parts, *(Text(f"  {text}", style="yellow") for text in remarks(status)))
+
+
+def _table(headers: tuple[str, ...], rows: list[Row]) -> Group:
+    """Returns the rows as a table, and their details below it."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for number, name in enumerate(headers):
+        table.add_column(name, no_wrap=number == 0, overflow="fold")
+    style = {"running": "bold", "finished": "green", "stopped": "yellow"}
+    for row in rows:
+        table.add_row(*map(Text, row.cells), style=style.get(row.state, ""))
+    details = [Text(f"  {row.cells[0]}: {row.detail}", style="dim") for row in rows if row.detail]
+    return Group(table, *details)
 
 
 def print_error(message: str) -> None:

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes, checksums, fingerprints, locks.
+"""Files that are whole or absent: atomic writes, checksums, fingerprints.
 
 An artefact is written under a temporary name in its own folder, flushed to the disk and renamed, so a crash or a
 full disk leaves either the old file or the new one.
@@ -94,7 +94,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also of text that is none, of huge numbers and of deep nesting
         raise UserError(f"{path}: expected JSON, found something else ({error}); restore the file") from error
 
 
@@ -108,28 +108,6 @@ def fingerprint(*parts: Any) -> str:
     """Returns a short stable hash of JSON-serialisable parts; equal parts give equal fingerprints on every machine."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
-
-
-@contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Holds the folder for this process; raises ``UserError`` when another process works in it.
-
-    The lock is the kernel's and goes with the process, however it ends.
-    """
-    from filelock import FileLock, Timeout
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock", timeout=0)
-        lock.acquire()
-    except Timeout as error:
-        raise UserError(f"{folder}: another maskloom process works in this run; wait for it or stop it") from error
-    except OSError as error:
-        raise _write_error(folder, error) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def remove_partial(folder: Path) -> None:

@@ -1,25 +1,28 @@
 """The stages of a run and their order; each is skipped when what it came from has not changed.
 
-A stage's fingerprint covers the settings and data it reads and the fingerprints of the stages before it, so a changed
-recipe repeats what depends on the change and nothing else.
+A stage's fingerprint covers the settings and data it reads and the outcomes of the stages before it, so a changed
+recipe repeats what depends on the change and nothing else. A file that is no longer what its stage left is removed, and
+its stage runs again; stages after it only if that gave other bytes.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from maskloom.config import to_yaml
 from maskloom.data.folds import FoldSettings
 from maskloom.ensembling.precedence import numbered
-from maskloom.errors import UserError
-from maskloom.files import checksum, fingerprint, remove_partial, write_json, write_text
+from maskloom.files import checksum, fingerprint, remove_partial, write_text
+from maskloom.integrity import Damaged, read_sealed, write_sealed
 from maskloom.recipe import MemberSettings, OutsideMember
 from maskloom.records import Record, Task
 from maskloom.stages import data as data_stages
 from maskloom.stages.context import Context
 from maskloom.stages.ensemble import check_tree, fit_ensemble
+from maskloom.stages.first_weights import check_first_weights
 from maskloom.stages.fold_tables import FoldTables
 from maskloom.stages.guides import check_guidance
 from maskloom.stages.oof import predict_out_of_fold
@@ -35,6 +38,9 @@ from maskloom.stages.train import train_fold, weights_mark
 RESULT_FORMAT = 2
 """Raise it when a stage computes something else from the same inputs: runs then repeat what depends on it."""
 
+_SINCE = {("input", "padding_at"): "both"}
+"""Settings that members had not at first, and what held then: where it still does, a training is not done again."""
+
 _AFTER_DECISIONS = ("predict", "submit", "report")
 """Stages that use what the others decided; while one of the others runs, nobody else may."""
 
@@ -42,16 +48,58 @@ _AFTER_DECISIONS = ("predict", "submit", "report")
 def run_pipeline(context: Context, submit: Callable[[Context], Path] | None) -> None:
     """Runs every stage of the context's recipe that is not finished; leaves the report last.
 
-    ``submit`` writes the contest's table from what was predicted, where the data belongs to one.
+    ``submit`` writes the contest's table from what was predicted, where the data belongs to one. Raises ``Damaged`` for
+    a file that is damaged again after it was made anew.
     """
     remove_partial(context.run.root)
-    recipe = context.recipe
     context.progress.note(data_stages.summary(context.source))
+    _check_own(context)
+    removed: set[Path] = set()
+    while True:
+        try:
+            return _run_stages(context, submit)
+        except Damaged as damage:  # which only reading showed, after its stage was found finished
+            _remove(context, damage, removed)
+
+
+def _check_own(context: Context) -> None:
+    """Removes what is damaged of the files that belong to the run as a whole, which every ``fit`` writes anew."""
+    run = context.run
+    try:
+        if run.source.is_file():
+            read_sealed(run.source)
+    except Damaged as damage:
+        _forget(context, [damage.path])
+    try:
+        if run.decided.is_file():
+            run.decision()
+    except Damaged as damage:
+        _forget(context, [damage.path])
+
+
+def _remove(context: Context, damage: Damaged, removed: set[Path]) -> None:
+    """Removes a damaged file, and all others that its stage left damaged, so that the stage makes them anew."""
+    stage = context.run.stage_of(damage.path)
+    if stage is None or damage.path in removed:
+        raise damage
+    damaged = dict.fromkeys([damage.path, *context.run.damaged(stage, thorough=True)])
+    _forget(context, damaged)
+    removed.update(damaged)
+
+
+def _forget(context: Context, damaged: Iterable[Path]) -> None:
+    for path in damaged:
+        context.progress.note(f"damaged, and made anew: {path.relative_to(context.run.root).as_posix()}")
+        path.unlink(missing_ok=True)
+
+
+def _run_stages(context: Context, submit: Callable[[Context], Path] | None) -> None:
+    recipe = context.recipe
     context = _registered(context)
     data_mark = fingerprint(RESULT_FORMAT, data_stages.source_fingerprint(context.source))
     _stage(context, "survey", data_mark, lambda: data_stages.survey_data(context))
     # On every fit: its notes, problems and images without truth are no part of the survey's fingerprint.
-    write_json(context.run.source, context.source.to_json())
+    write_sealed(context.run.source, context.source.to_json())
     context = data_stages.without_bad_records(context)
 
     tables = _folds(context, data_mark)
@@ -74,23 +122,31 @@ def run_pipeline(context: Context, submit: Callable[[Context], Path] | None) -> 
     ensemble_mark = fingerprint(
         members.oof_marks, recipe.metric, recipe.ensemble.model_dump(mode="json"), recipe.ensemble_names
     )
-    _stage(context, "ensemble", ensemble_mark, lambda: fit_ensemble(context))
-    decided_mark = ensemble_mark
+    decided_mark = _stage(context, "ensemble", ensemble_mark, lambda: fit_ensemble(context))
     if recipe.postprocess.steps:
-        decided_mark = fingerprint(ensemble_mark, recipe.postprocess.model_dump(mode="json"))
-        _stage(context, "postprocess", decided_mark, lambda: fit_postprocess(context))
-    write_json(context.run.decided, {"fingerprint": decided_mark})
+        postprocess_mark = fingerprint(decided_mark, recipe.postprocess.model_dump(mode="json"))
+        decided_mark = _stage(context, "postprocess", postprocess_mark, lambda: fit_postprocess(context))
+    context.run.decide(decided_mark)
     if context.source.unlabelled:
         unlabelled = data_stages.unlabelled_fingerprint(context.source)
         outside_maps = [_checksums(each, context.source.unlabelled, context.source.task) for each in recipe.outside]
         predict_mark = fingerprint(decided_mark, unlabelled, recipe.delivery.masks, *outside_maps)
-        _stage(context, "predict", predict_mark, lambda: predict_unlabelled(context, fingerprint=predict_mark))
+        predicted_mark = _stage(
+            context, "predict", predict_mark, lambda: predict_unlabelled(context, fingerprint=predict_mark)
+        )
         if submit is not None and recipe.delivery.submission:
             stated = recipe.delivery.precedence  # None and no rules are not the same
             rules = None if stated is None else [rule.model_dump(mode="json") for rule in stated]
-            submit_mark = fingerprint(predict_mark, _checksum(context.source.sample_submission), rules)
-            _stage(context, "submit", submit_mark, lambda: [submit(context)])
+            sample = _checksum(context.source.sample_submission)
+            submit_mark = fingerprint(predicted_mark, sample, rules, recipe.delivery.water)
+            _stage(context, "submit", submit_mark, lambda: [_submitted(context, submit)])
     _stage(context, "report", fingerprint(time.time_ns()), lambda: [write_report(context.run)])  # always anew
+
+
+def _submitted(context: Context, submit: Callable[[Context], Path]) -> Path:
+    """Returns the contest's table, which is made of rows that are what the prediction left."""
+    context.run.check((context.run.predictions / "rows").glob("*.csv"))
+    return submit(context)
 
 
 def _write_recipe(context: Context) -> None:
@@ -116,6 +172,8 @@ def _folds(context: Context, data_mark: str) -> FoldTables:
 
     def make(name: str, settings: FoldSettings, path: Path) -> None:
         mark = fingerprint(data_mark, settings.model_dump(mode="json"), _checksum(settings.table))
+        if context.run.accept(name, path):
+            context.progress.note(f"edited since it was made, and taken as it is: {path.relative_to(context.run.root)}")
         _stage(context, name, mark, lambda: data_stages.write_folds(context, settings, path))
         data_stages.check_folds(context, path)
 
@@ -132,15 +190,7 @@ class _Members:
     def __init__(self, context: Context, data_mark: str, tables: FoldTables) -> None:
         self._context, self._data_mark, self._tables = context, data_mark, tables
         self._weights = {member.name: weights_mark(member.network) for member in context.recipe.members}
-        for number, member in enumerate(context.recipe.members):
-            keeps = any(prefix.startswith("encoder.") for prefix in member.optimiser.frozen)
-            is_untrained = self._weights[member.name] == "none" and member.start is None
-            if keeps and is_untrained and context.recipe.scale == "full":
-                raise UserError(
-                    f"members.{number}.optimiser.frozen: expected pretrained weights for what is to keep them, found "
-                    f"none for {member.network.encoder!r}; install or state weights, or let everything learn "
-                    f"(--set members.{number}.optimiser.frozen=[])"
-                )
+        check_first_weights(context, tables, self._weights)
         self._training_marks: dict[str, list[str]] = {}
         self._pseudo_marks: dict[int, str] = {}
         self.oof_marks: dict[str, str] = {}
@@ -149,8 +199,9 @@ class _Members:
         """Checks and stores the maps of a member from outside."""
         context = self._context
         mark = fingerprint(self._data_mark, _checksums(outside, context.source.records, context.source.task))
-        _stage(context, f"oof/{outside.name}", mark, lambda: take_in(context, outside, fingerprint=mark))
-        self.oof_marks[outside.name] = mark
+        self.oof_marks[outside.name] = _stage(
+            context, f"oof/{outside.name}", mark, lambda: take_in(context, outside, fingerprint=mark)
+        )
 
     def _guides(self, member: MemberSettings) -> list[str]:
         """Returns the marks of the maps that guide a member."""
@@ -175,9 +226,9 @@ class _Members:
                 for teacher in teachers
             ],
         )
-        name = f"pseudo/{number}"
-        _stage(context, name, mark, lambda: choose_pseudo_labels(context, number, fingerprint=mark))
-        self._pseudo_marks[number] = mark
+        self._pseudo_marks[number] = _stage(
+            context, f"pseudo/{number}", mark, lambda: choose_pseudo_labels(context, number, fingerprint=mark)
+        )
 
     def _table_mark(self, member: MemberSettings) -> str:
         run = self._context.run
@@ -199,8 +250,9 @@ class _Members:
             before = [*self._start(member, fold), *self._guides(member), *taught]
             mark = fingerprint(self._data_mark, table_mark, fold, trained, *before)
             name = f"train/{member.name}/fold{fold}"
-            _stage(context, name, mark, lambda f=fold, k=mark: train_fold(context, member, f, fingerprint=k))  # type: ignore[misc]
-            marks.append(mark)
+            marks.append(
+                _stage(context, name, mark, lambda f=fold, k=mark: train_fold(context, member, f, fingerprint=k))  # type: ignore[misc]
+            )
         self._training_marks[member.name] = marks
 
     def _start(self, member: MemberSettings, fold: int) -> list[str]:
@@ -214,27 +266,39 @@ class _Members:
         context = self._context
         marks = self._training_marks[member.name]
         mark = fingerprint(marks, member.keep, self._asked(member), *self._guides(member))
-        _stage(context, f"oof/{member.name}", mark, lambda: predict_out_of_fold(context, member, fingerprint=mark))
-        self.oof_marks[member.name] = mark
+        self.oof_marks[member.name] = _stage(
+            context, f"oof/{member.name}", mark, lambda: predict_out_of_fold(context, member, fingerprint=mark)
+        )
 
 
-def _stage(context: Context, name: str, mark: str, execute: Callable[[], Sequence[Path]]) -> None:
-    marker = context.run.finished(name)
-    cached = marker is not None and marker["fingerprint"] == mark
+def _stage(context: Context, name: str, mark: str, execute: Callable[[], Sequence[Path]]) -> str:
+    """Returns the outcome of a stage, which is run unless it is finished and its files are what it left."""
+    run = context.run
+    marker = run.finished(name)
+    is_ours = marker is None or marker["fingerprint"] == mark
+    damaged = run.damaged(name) if is_ours else []
+    is_mended = bool(damaged) and run.mend_ledger(name)
+    cached = marker is not None and is_ours and (not damaged or (is_mended and not run.damaged(name)))
     context.progress.stage(name, cached=cached)
-    if cached:
-        return
+    if is_mended:
+        context.progress.note(f"damaged, and made anew: {run.sums(name).relative_to(run.root).as_posix()}")
+    if marker is not None and cached:
+        return str(marker.get("outcome", mark))  # of an earlier version it has none
     if name not in _AFTER_DECISIONS:
-        context.run.decided.unlink(missing_ok=True)
-    context.run.marker(name).unlink(missing_ok=True)
+        run.decided.unlink(missing_ok=True)
+    if is_ours:  # what an earlier attempt left is kept, so all of it is read
+        _forget(context, run.damaged(name, thorough=True))
+    else:
+        run.sums(name).unlink(missing_ok=True)
+    run.marker(name).unlink(missing_ok=True)
     began = time.monotonic()
     files = execute()
-    context.run.finish(name, mark, files, time.monotonic() - began)
+    return run.finish(name, mark, files, time.monotonic() - began)
 
 
-def _training_part(member: MemberSettings) -> dict[str, object]:
+def _training_part(member: MemberSettings) -> dict[str, Any]:
     """Returns what decides a trained network: everything but what is read only afterwards."""
-    return member.model_dump(
+    found = member.model_dump(
         mode="json",
         exclude={
             "keep": True,
@@ -244,6 +308,10 @@ def _training_part(member: MemberSettings) -> dict[str, object]:
             "training": {"checkpoint_seconds", "tensorboard"},
         },
     )
+    for (part, name), former in _SINCE.items():
+        if found[part][name] == former:
+            del found[part][name]
+    return found
 
 
 def _checksums(outside: OutsideMember, records: Sequence[Record], task: Task) -> list[tuple[str, str]]:

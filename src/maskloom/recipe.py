@@ -237,8 +237,14 @@ class DeliverySettings(Config):
     precedence: tuple[Precedence, ...] | None = None
     """Which class gives way to which, of a multilabel task, in predicted rasters, their polygons, and a contest's
     polygons; None: none does, and in a contest's table its own rules hold. Scores are those of the classes before."""
+    water: Literal["ccci", "search"] | None = None
+    """How a submission to the Dstl contest finds water that no member predicts: "ccci" by a fixed line through that
+    index, "search" by an index and a threshold searched per scene on training polygons; None: like "ccci"."""
     polygons: PolygonSettings = PolygonSettings()
     """How the outlines of predicted rasters are cleaned; ``predict`` may be asked otherwise."""
+    leaderboard: dict[str, float] = Field(default_factory=dict)
+    """Scores on a contest's leaderboard by member, as they become known: the report shows them beside the out-of-fold
+    ones. Nothing follows from them."""
 
 
 class Recipe(Config):
@@ -271,6 +277,13 @@ class Recipe(Config):
         names = self.names
         if len(set(names)) != len(names):
             raise ValueError(f"member names must differ from each other, found {names}")
+        return self
+
+    @model_validator(mode="after")
+    def _scored_members_are_there(self) -> Recipe:
+        for name in self.delivery.leaderboard:
+            if name not in self.names:
+                raise ValueError(f"delivery.leaderboard: no member is called {name!r}; {closest(name, self.names)}")
         return self
 
     @model_validator(mode="after")

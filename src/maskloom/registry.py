@@ -119,13 +119,17 @@ def open_source(data: Path | str, settings: DataSettings) -> DataSource:
 def open_scenes(folder: Path, settings: DataSettings) -> DataSource | None:
     """Returns the opened data of a folder in one of ``SCENE_LAYOUTS``; None where it is in none of them.
 
-    Of ``settings``, with which the networks were trained, the folder of images counts, where there is one of that name,
-    and ``skip_bad``. Raises ``UserError`` as the layout does.
+    Where the networks were trained on stacks of files (``settings.bands``), the folder's scenes are such stacks. Of
+    ``settings`` the folder of images counts, too, where there is one of that name, and ``skip_bad``. Raises
+    ``UserError`` as the layout does.
     """
     from maskloom.data.sources.base import DataSettings
+    from maskloom.data.sources.raster_folder import open_stacks
 
     images = settings.images if settings.images and (folder / settings.images).is_dir() else None
-    plain = DataSettings(images=images, skip_bad=settings.skip_bad)
+    plain = DataSettings(images=images, bands=settings.bands, skip_bad=settings.skip_bad)
+    if plain.bands is not None:
+        return open_stacks(folder, plain)
     for name in SCENE_LAYOUTS:
         recognise, open_layout = _layouts(plain)[name]
         if recognise(folder):

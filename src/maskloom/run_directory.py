@@ -3,26 +3,30 @@
 Layout: ``recipe.yaml``, ``run.json``, ``data/`` (source and survey), ``folds.csv``, ``members/<member>/fold<k>/``
 (checkpoint, bundles, log; ``folds.csv`` beside them where a member has its own), ``oof/<member>/`` (maps and scores),
 ``ensemble/``, ``predictions/``, ``submission.csv.gz``, ``report.html``, and ``stages/`` with one marker per finished
-stage.
+stage and one ledger of the checksums of its files.
 
-A stage is finished when its marker carries the fingerprint of what it came from and the files it names are there.
-The marker is written last, so a stage killed at any moment counts as not done. Paths inside a run are relative: a
-run can be moved. Knows nothing about what stages compute.
+A stage is finished when its marker carries the fingerprint of what it came from and the files it names are there, as
+they were. The marker is written last, so a stage killed at any moment counts as not done. Paths inside a run are
+relative: a run can be moved. Knows nothing about what stages compute.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from maskloom.errors import UserError
-from maskloom.files import read_json, write_json
+from maskloom.files import checksum, read_json, write_json
+from maskloom.files import fingerprint as fingerprint_of
+from maskloom.integrity import Damaged, Ledger, read_sealed, write_sealed
 
 FORMAT = 1
 """Version of the layout; a run written by a later one is refused."""
+TELLING = ("log.jsonl", "left_out.json")
+"""Names of files that tell how it went, which may be told otherwise another time; nothing is computed from them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +40,7 @@ class RunDirectory:
         """Returns the run at ``root``; raises ``UserError`` unless there is one that this version can read."""
         if not (root / "run.json").is_file():
             raise UserError(f"{root}: expected a run folder, found no run.json in it; give the folder that `fit` made")
-        version = read_json(root / "run.json").get("format")
+        version = read_sealed(root / "run.json").get("format")
         if version != FORMAT:
             raise UserError(f"{root}: expected run format {FORMAT}, found {version!r}; use the maskloom that made it")
         return cls(root)
@@ -105,8 +109,15 @@ class RunDirectory:
         """Returns the fingerprint of all that predictions come from; raises ``UserError`` for an unfinished run."""
         if not self.decided.is_file():
             raise UserError(f"{self.root}: expected a finished run, found one without an ensemble; start `fit` again")
-        mark: str = read_json(self.decided)["fingerprint"]
+        decided = read_sealed(self.decided)
+        if "recipe" in decided and not (self.recipe.is_file() and checksum(self.recipe) == decided["recipe"]):
+            raise Damaged(self.recipe, "is not the recipe that the run was decided with")
+        mark: str = decided["fingerprint"]
         return mark
+
+    def decide(self, fingerprint: str) -> None:
+        """Says that the recipe, the networks and the decisions belong together."""
+        write_sealed(self.decided, {"fingerprint": fingerprint, "recipe": checksum(self.recipe)})
 
     @property
     def predictions(self) -> Path:
@@ -127,28 +138,170 @@ class RunDirectory:
         """The marker of a stage; it exists once the stage is finished."""
         return self.root / "stages" / f"{stage}.json"
 
+    def sums(self, stage: str) -> Path:
+        """The ledger of a stage's files; it exists once the first of them is finished."""
+        return self.root / "stages" / f"{stage}.sums"
+
+    def ledger(self, stage: str) -> Ledger:
+        """Returns the ledger of a stage's files as it is now; empty for a stage that an earlier version made."""
+        return Ledger(self.root, self.sums(stage))
+
+    def stages(self) -> list[str]:
+        """Returns the names of the stages that have a marker."""
+        folder = self.root / "stages"
+        return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.json"))
+
+    def stage_of(self, path: Path) -> str | None:
+        """Returns the stage that leaves a file; None for one that belongs to the run as a whole, or not to it."""
+        parts = path.relative_to(self.root).parts if path.is_relative_to(self.root) else ()
+        match parts:
+            case ("folds.csv",) | ("blocks", *_):
+                return "folds"
+            case ("data", "registration", *_):
+                return "register"
+            case ("data", "survey.json" | "near_duplicates.json"):
+                return "survey"
+            case ("members", member, "folds.csv"):
+                return f"folds/{member}"
+            case ("members", member, fold, *_):
+                return f"train/{member}/{fold}"
+            case ("oof" | "pseudo" as kind, name, _, *_):
+                return f"{kind}/{name}"
+            case ("ensemble", name) if path != self.decided:
+                return "postprocess" if name.startswith("postprocess") else "ensemble"
+            case ("predictions", _, *_):
+                return "predict"
+            case (name,) if name.startswith("submission."):
+                return "submit"
+            case ("report.html",):
+                return "report"
+        return None
+
+    def read_marker(self, stage: str) -> dict[str, Any]:
+        """Returns what the stage's marker says; raises ``Damaged`` for one that is not what was written."""
+        marker = read_sealed(self.marker(stage))
+        if not isinstance(marker.get("files"), list) or "fingerprint" not in marker:
+            raise Damaged(self.marker(stage), "is damaged (it names no files)")
+        return marker
+
     def finished(self, stage: str) -> dict[str, Any] | None:
         """Returns what the stage's marker says, or None when the stage is not finished or a file of it is gone."""
         if not self.marker(stage).is_file():
             return None
-        marker: dict[str, Any] = read_json(self.marker(stage))
+        try:
+            marker = self.read_marker(stage)
+        except Damaged:
+            return None
         complete = all((self.root / name).exists() for name in marker["files"])
         return marker if complete else None
 
-    def finish(self, stage: str, fingerprint: str, files: Sequence[Path], seconds: float) -> None:
-        """Marks a stage as finished; ``files`` must exist for it to count as such later."""
+    def finish(self, stage: str, fingerprint: str, files: Sequence[Path], seconds: float) -> str:
+        """Marks a stage as finished; ``files`` must exist, as they are, for it to count as such later.
+
+        Returns the stage's outcome: a fingerprint of what it came from and of the content of its files, but for those
+        that only tell how it went. What comes later depends on it.
+        """
+        ledger = self.ledger(stage)
+        ledger.seal(files)
+        ledger.write()
         names = sorted(path.relative_to(self.root).as_posix() for path in files)
+        outcome = self._outcome(fingerprint, names, ledger)
         marker = {"stage": stage, "fingerprint": fingerprint, "files": names, "seconds": round(seconds, 3)}
-        write_json(self.marker(stage), marker)
+        write_sealed(self.marker(stage), marker | {"outcome": outcome})
+        return outcome
+
+    def _outcome(self, fingerprint: str, names: Iterable[str], ledger: Ledger) -> str:
+        computed = [name for name in names if Path(name).name not in TELLING]
+        return fingerprint_of(fingerprint, [(name, ledger[self.root / name].sha256) for name in computed])
+
+    def damaged(self, stage: str, *, thorough: bool = False) -> list[Path]:
+        """Returns the files that are there but no longer what the stage left, its marker among them.
+
+        What has size and time of change of then passes, unless ``thorough`` asks to read it. Files of a stage that an
+        earlier version made, without checksums, pass all.
+        """
+        ledger, found = self.ledger(stage), []
+        names, marker = ledger.names(), None
+        if self.marker(stage).is_file():
+            try:
+                marker = self.read_marker(stage)
+            except Damaged:
+                found.append(self.marker(stage))
+        if marker is not None:
+            names = marker["files"] if "outcome" in marker else []
+        files = [self.root / name for name in names] if thorough else ledger.not_known(names)
+        there = [file for file in files if file.exists()]
+        sound = ledger.are_sound(there, thorough=thorough)
+        return found + [file for file, is_sound in zip(there, sound, strict=True) if not is_sound]
+
+    def mend_ledger(self, stage: str) -> bool:
+        """Writes the ledger of a finished stage anew where it is damaged and the files are what the stage left.
+
+        Returns whether it was so; the marker tells the files' checksum all together.
+        """
+        if (marker := self.finished(stage)) is None or "outcome" not in marker:
+            return False
+        ledger, files = self.ledger(stage), [self.root / name for name in marker["files"]]
+        if all(file in ledger for file in files):
+            return False
+        ledger.seal(files)
+        if self._outcome(marker["fingerprint"], marker["files"], ledger) != marker["outcome"]:
+            return False
+        ledger.write()
+        return True
+
+    def accept(self, stage: str, file: Path) -> bool:
+        """Takes a changed file of a finished stage as it is now; returns whether it was changed."""
+        marker, ledger = self.finished(stage), self.ledger(stage)
+        if marker is None or "outcome" not in marker or ledger.is_sound(file):
+            return False
+        ledger.add(file)
+        self.finish(stage, marker["fingerprint"], [self.root / name for name in marker["files"]], marker["seconds"])
+        return True
+
+    def checked(self, path: Path) -> Path:
+        """Returns the path of a file that is about to be read; see ``check``."""
+        self.check([path])
+        return path
+
+    def check(self, paths: Iterable[Path]) -> None:
+        """Raises ``Damaged`` for the first file whose bytes are not those that its stage left; reads all of them.
+
+        Files of a stage that an earlier version made, without checksums, pass.
+        """
+        by_stage: dict[str, list[Path]] = {}
+        for path in paths:
+            if (stage := self.stage_of(path)) is not None:
+                by_stage.setdefault(stage, []).append(path)
+        for stage, files in by_stage.items():
+            ledger = self.ledger(stage)
+            known = [file for file in files if file in ledger]
+            if len(known) < len(files) and self._has_checksums(stage):
+                raise Damaged(self.sums(stage), "is damaged (it lacks checksums)")
+            for file, is_sound in zip(known, ledger.are_sound(known, thorough=True), strict=True):
+                if not is_sound:
+                    raise Damaged(file, "is damaged (its checksum differs)" if file.exists() else "is gone")
+
+    def _has_checksums(self, stage: str) -> bool:
+        return self.marker(stage).is_file() and "outcome" in self.read_marker(stage)
 
     def begin(self, stage: str, folder: Path, fingerprint: str) -> None:
         """Empties ``folder`` unless an unfinished attempt of the same stage and fingerprint left it.
 
-        What such an attempt finished record by record can be kept, since the same inputs give the same bytes.
+        What such an attempt finished record by record can be kept where the stage's ledger knows it, since the same
+        inputs give the same bytes.
         """
         stamp = folder / "attempt.json"
         attempt = {"stage": stage, "fingerprint": fingerprint}
-        if stamp.is_file() and read_json(stamp) == attempt:
+        if stamp.is_file() and _is_json(stamp, attempt):
             return
         shutil.rmtree(folder, ignore_errors=True)
+        self.sums(stage).unlink(missing_ok=True)
         write_json(stamp, attempt)
+
+
+def _is_json(path: Path, value: object) -> bool:
+    try:
+        return bool(read_json(path) == value)
+    except UserError:
+        return False

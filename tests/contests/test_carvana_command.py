@@ -34,9 +34,10 @@ def test_a_system_runs_from_photos_to_submission(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def systems() -> ModuleType:
+def systems(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     if not SCRIPT.is_file():
         pytest.skip("the benchmarks are no part of the installed package")
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
     module = ModuleType("systems")
     exec(compile(SCRIPT.read_text(encoding="utf-8"), str(SCRIPT), "exec"), module.__dict__)
     return module

@@ -78,7 +78,13 @@ def test_folds() -> None:
 def test_networks_and_inputs_are_those_of_the_published_weights(member: str, published: str) -> None:
     found, expected = RECIPE.member(member), PUBLISHED[published]
     assert found.network.model_copy(update={"weights": "none"}) == expected.settings
+    assert found.network.weights == ("none" if member == "scratch" else "hub"), "ImageNet's, as published"
     assert found.input == expected.policy
+
+
+def test_all_but_scratch_are_pretrained() -> None:
+    stated = {member.name: member.network.weights for member in RECIPE.members}
+    assert stated.pop("scratch") == "none" and set(stated.values()) == {"hub"}
 
 
 def test_photos_of_1918_columns_get_one_more_on_each_side() -> None:

@@ -90,6 +90,13 @@ def test_masks_from_the_table_of_run_lengths(folder: Path) -> None:
     assert any("4 masks are taken from train_masks.csv" in note for note in source.notes)
 
 
+def test_a_photo_that_stands_twice_in_the_table_is_refused(folder: Path) -> None:
+    for twice in ("aa11_01.jpg", "zz99_01.jpg"):  # also one that has a mask file, or no photo
+        (folder / "train_masks.csv").write_text(f"img,rle_mask\n{twice},1 1\nbb22_01.jpg,1 1\n{twice},2 1\n")
+        with pytest.raises(BadFile, match=rf"train_masks\.csv: expected each photo once, found '{twice[:-4]}' again"):
+            opened(folder)
+
+
 def test_full_quality_photos_go_first(folder: Path) -> None:
     (folder / "train").rename(folder / "train_hq")
     photo(folder / "train" / "zz99_01.jpg")

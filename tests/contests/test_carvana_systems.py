@@ -14,6 +14,7 @@ from maskloom.inference.merging import tap_names
 from maskloom.losses.terms import build_loss
 from maskloom.recipe import Recipe
 from maskloom.stages.pseudo_views import teachers_of
+from maskloom.stages.train import weights_mark
 
 SYSTEMS = tuple(f"carvana_{place}" for place in ("1st", "3rd", "4th", "6th", "7th", "10th", "11th", "15th"))
 CARS = described(318)
@@ -77,6 +78,15 @@ def test_without_unlabelled_photos_there_are_no_pseudo_labels(name: str) -> None
     assert without.members == recipe(name).members
 
 
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_no_encoder_keeps_random_weights(name: str) -> None:
+    complete = recipe(name)
+    assert complete.scale == "full"
+    for member in complete.members:
+        if any(prefix.startswith("encoder.") for prefix in member.optimiser.frozen):
+            assert weights_mark(member.network) != "none"
+
+
 # 3rd
 
 
@@ -109,6 +119,7 @@ def test_4th_place_networks_and_training() -> None:
         "none", "resnet50", "vgg16", "inception_resnet_v2", "mobilenetv1_100",
     }  # fmt: skip
     for member in complete.members:
+        assert member.network.weights == ("none" if member.network.encoder == "none" else "hub"), "pretrained"
         training = member.training
         assert (training.epochs, training.batch_size, training.early_stopping) == (30, 1, 45)
         assert training.keep_epochs and member.keep == "best"
@@ -154,6 +165,7 @@ def test_4th_place_boxes_second_layer_and_holes() -> None:
 def test_4th_place_is_pretrained_on_the_whole_test_set() -> None:
     (round_,) = recipe("carvana_4th").pseudo
     assert round_.train == "pretrain_then_refine" and round_.members == ("refined",)
+    assert round_.teachers == ("vgg", "mobilenet", "resnet")
     assert round_.limit(100_064, 318 * 16 * 4 // 5) == 100_064
     assert round_.minimum_confidence == 0
 

@@ -13,6 +13,7 @@ import shapely
 import maskloom
 from maskloom.config import parse
 from maskloom.contests.dstl import open_dstl, validate
+from maskloom.contests.dstl.deliver import WATER_FILE
 from maskloom.contests.dstl.stand_in import write_stand_in
 from maskloom.contests.dstl.submission import read_submission
 from maskloom.contests.dstl.third import NETWORK_CLASSES, dstl_3rd
@@ -83,6 +84,16 @@ def test_end_to_end(tmp_path: Path) -> None:
     assert found["fast_water"].intersection(river).area > 0.8 * found["fast_water"].area
     assert found["fast_water"].intersection(found["buildings"]).area == pytest.approx(0, abs=1e-12)
     assert (folder / "report.html").is_file()
+
+    assert not (folder / WATER_FILE).exists()
+    searched = ["delivery.water=search"]
+    maskloom.fit(two_members(data), data, run=folder, device="cpu", workers=0, settings=searched)
+    chosen = read_json(folder / WATER_FILE)
+    assert set(chosen) >= {record.group for record in open_dstl(data, DataSettings()).records}
+    validate(folder / "submission.csv.gz", sample)
+    rows = {row.label: row.polygons for row in read_submission(folder / "submission.csv.gz")}
+    water = shapely.union_all([*rows[CLASSES.index("fast_water")], *rows[CLASSES.index("slow_water")]])
+    assert water.intersection(river).area > 0.4 * river.area
 
 
 def test_what_cannot_be_registered_stops_the_run_or_stays_as_it_lies(

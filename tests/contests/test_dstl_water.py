@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from shapely import union_all
 
 from maskloom.contests.dstl.water import (
     CCCI,
@@ -15,13 +14,11 @@ from maskloom.contests.dstl.water import (
     RGB_SIZE,
     SEARCH,
     CcciRules,
-    SceneThreshold,
     SearchRules,
     Water,
     area_factor,
     ccci_water,
     index_map,
-    on_grid,
     search,
     searched_water,
     unknown_threshold,
@@ -190,10 +187,3 @@ def test_pieces_and_buffers_scale_with_the_image() -> None:
     (slow,) = searched_water(values, -0.1, rules=rules).slow
     assert slow.bounds == pytest.approx((1, 5, 27, 27))
     assert len(searched_water(values, -0.1, rules=rules, scaled=False).fast) == 1
-
-
-def test_water_on_another_grid() -> None:
-    water = searched_water(-lakes((10, 11)), -0.1, rules=SearchRules(fast_pixels=5, reference=(50, 50)))
-    moved = on_grid(water, (50, 50), (100, 200))
-    assert union_all(moved.fast).bounds == (12, 0, 56, 20) and not moved.slow
-    assert SceneThreshold("ndvi", 0.1).jaccard != SceneThreshold("ndvi", 0.1).jaccard  # NaN: not known

@@ -111,7 +111,8 @@ def test_channels_are_matched_or_refused() -> None:
     grey = np.arange(6, dtype=np.uint8).reshape(2, 3, 1)
     assert np.array_equal(with_channels(grey, 3, Path("x")), np.concatenate([grey] * 3, axis=2))
     assert with_channels(grey, 1, Path("x")) is grey
-    with pytest.raises(BadFile, match=r"x: expected an image of 1 channel.* found 3.*network\.channels=3"):
+    remedy = r"--set 'members\.\*\.network\.channels=3'"
+    with pytest.raises(BadFile, match=rf"x: expected an image of 1 channel.* found 3.*{remedy}"):
         with_channels(np.zeros((2, 2, 3), np.uint8), 1, Path("x"))
 
 

@@ -211,6 +211,16 @@ def test_given_folders_are_one_fixed_fold() -> None:
         assert table.split(0) == (["a", "c"], ["b"])
 
 
+def test_given_folders_are_not_merged_by_likeness_in_silence() -> None:
+    records = [record("a", split="train"), record("b", split="val"), record("c", split="train")]
+    near = [("a", "b")]
+    with pytest.raises(UserError, match=r"found the data's own train and val folders.*add --set folds\.kind=kfold"):
+        make_folds(records, FoldSettings(merge_near_duplicates=True), near=near)
+    dealt = FoldSettings(kind="kfold", count=2, merge_near_duplicates=True)
+    fold_of = make_folds(records, dealt, near=near).fold_of()
+    assert fold_of["a"] == fold_of["b"] != fold_of["c"]
+
+
 def test_table_survives_the_trip_through_a_file(tmp_path: Path) -> None:
     records = [record("odd, name", 'g "1"'), record("ünï/b", "g2"), record("c", "g2")]
     table = make_folds(records, FoldSettings(count=2))

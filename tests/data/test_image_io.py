@@ -327,6 +327,21 @@ def test_budget_can_be_set_and_counts_pixels(tmp_path: Path) -> None:
         read_image(path, max_pixels=239)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("form", ["gif", "bmp", "webp", "cmyk.jpg", "palette.png"])
+def test_the_budget_of_another_library_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    image = Image.fromarray(plain())
+    image = {"cmyk.jpg": image.convert("CMYK"), "palette.png": image.convert("P")}.get(form, image)
+    path = saved(tmp_path / f"a.{form}", image)
+    for budget in (150, 60, None):  # of Pillow, which warns of more and refuses twice as many
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", budget)
+        assert read_mask_values(path, colours=form != "palette.png").shape[:2] == SIZE
+        assert read_image(path).shape == (*SIZE, 3)
+        assert (None if budget is None else image_io.MAX_PIXELS) == Image.MAX_IMAGE_PIXELS
+
+
 @given(
     arrays.arrays(
         st.sampled_from([np.dtype(np.uint8), np.dtype(np.uint16)]),

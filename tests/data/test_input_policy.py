@@ -33,11 +33,14 @@ from maskloom.windows import Padding, Window, tile_grid
 SIDES = st.integers(1, 70)
 
 
-@given(SIDES, SIDES, st.sampled_from([1, 8, 32]), st.sampled_from(["reflect", "edge"]))
+AT = st.sampled_from(["both", "end"])
+
+
+@given(SIDES, SIDES, st.sampled_from([1, 8, 32]), st.sampled_from(["reflect", "edge"]), AT)
 @settings(max_examples=40, deadline=None)
-def test_whole_images_come_back_exactly(height: int, width: int, multiple: int, padding: str) -> None:
+def test_whole_images_come_back_exactly(height: int, width: int, multiple: int, padding: str, at: str) -> None:
     image = np.random.default_rng(height * 100 + width).integers(0, 256, (height, width, 3), np.uint8)
-    policy = InputPolicy(multiple=multiple, padding=padding)
+    policy = InputPolicy(multiple=multiple, padding=padding, padding_at=at)
     prepared, placement = prepare_image(image, policy)
     assert prepared.shape == (*placement.padded, 3)
     assert placement.padded[0] % multiple == placement.padded[1] % multiple == 0
@@ -45,6 +48,18 @@ def test_whole_images_come_back_exactly(height: int, width: int, multiple: int, 
     assert np.array_equal(prepared[placement.padding.interior(placement.padded).slices], image)
     sides = [(placement.padding.top, placement.padding.bottom), (placement.padding.left, placement.padding.right)]
     assert np.array_equal(prepared, np.pad(image, [*sides, (0, 0)], mode=padding))  # NumPy's "reflect" is reflect-101
+
+
+def test_padding_may_lie_at_the_right_and_bottom_alone() -> None:
+    end = InputPolicy(padding_at="end")
+    assert place((1280, 1918), end).padding == Padding(0, 0, 0, 2)
+    assert place((1270, 1918), end).padding == Padding(0, 10, 0, 2)
+    halves = InputPolicy(mode="parts", parts=(1, 2), multiple=64, padding_at="end")
+    assert place((1280, 1918), halves).padding == Padding(0, 0, 0, 2)
+    window = InputPolicy(mode="window", size=(64, 64), padding_at="end")
+    assert place((50, 90), window).padding == Padding(0, 14, 0, 0)
+    around = window.model_copy(update={"margin": 16})
+    assert place((20, 90), around).padding == Padding(16, 28, 16, 16), "a margin is on every side"
 
 
 def test_a_published_size_gets_one_column_each_side() -> None:

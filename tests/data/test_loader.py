@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from maskloom.data.augment import PRESETS, apply
 from maskloom.data.dataset import SegmentationDataset
-from maskloom.data.input_policy import InputPolicy
+from maskloom.data.input_policy import InputPolicy, place
 from maskloom.data.loader import Batch, batches, epoch_keys, num_batches
 from maskloom.errors import BadFile, UserError
 from maskloom.records import IGNORE, BadSize, MaskFile, Record
@@ -99,6 +99,17 @@ def test_whole_images_share_the_largest_size_and_padding_counts_nowhere(tmp_path
         assert torch.equal(labels[counted].int(), label_of(columns, rows))
         assert columns.max() == size[1] - 1 and rows.max() == size[0] - 1
         assert image[0].max() == size[1] - 1  # padding repeats what is there
+
+
+@pytest.mark.parametrize(("at", "left"), [("both", 1), ("end", 0)])
+def test_photos_lie_in_a_batch_as_in_prediction(tmp_path: Path, at: str, left: int) -> None:
+    (record,) = write_records(tmp_path, [(1280, 1918)])
+    policy = InputPolicy.model_validate({"padding_at": at})
+    (batch,) = batches(make_dataset([record], policy, augment=PRESETS["none"]), epoch=0, batch_size=1)
+    assert batch.images.shape == (1, 3, 1280, 1920)
+    counted = (batch.labels[0] != IGNORE).all(0).nonzero()
+    padding = place(record.size, policy).padding
+    assert (int(counted[0]), 1919 - int(counted[-1])) == (left, 2 - left) == (padding.left, padding.right)
 
 
 def test_augmented_batches_keep_images_and_labels_together(tmp_path: Path) -> None:

@@ -104,9 +104,17 @@ def test_touching_runs_are_one() -> None:
     ],
 )
 def test_garbage_text_is_refused(text: str, reason: str) -> None:
-    with pytest.raises(UserError, match=reason) as caught:
-        rle.decode_runs(text, (2, 3))
-    assert "\n" not in str(caught.value)
+    for read in (rle.decode_runs, rle.check_runs):
+        with pytest.raises(UserError, match=reason) as caught:
+            read(text, (2, 3))
+        assert "\n" not in str(caught.value)
+
+
+def test_checking_draws_no_mask() -> None:
+    rle.check_runs("", (2, 3))
+    rle.check_runs("1 2 4 3", (2, 3))
+    rle.check_runs("0 6", (2, 3), base=0)
+    rle.check_runs("1 2 1000000000000 3", (2_000_000, 2_000_000))  # which no memory would hold
 
 
 @pytest.mark.parametrize(

@@ -202,6 +202,29 @@ def test_cut_bundles_are_refused(tmp_path: Path, written: Path, part: float) -> 
     refused(path, "cut off")
 
 
+@pytest.mark.parametrize("part", [0.3, 0.6, 0.9])
+def test_a_flipped_bit_of_a_weight_is_found(tmp_path: Path, written: Path, part: float) -> None:
+    content = bytearray(written.read_bytes())
+    content[int(part * len(content))] ^= 1
+    path = tmp_path / "flipped.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(BadFile, match="damaged"):
+        load_bundle(path)
+
+
+def test_other_settings_than_were_written_are_found(tmp_path: Path, written: Path) -> None:
+    path = tmp_path / "changed.safetensors"
+    changed(path, written, lambda config, tensors: config["normalisation"].update(scale=254))
+    with pytest.raises(BadFile, match="its checksum differs"):
+        load_bundle(path)
+
+
+def test_a_bundle_of_an_earlier_version_has_no_checksum(tmp_path: Path, written: Path) -> None:
+    path = tmp_path / "earlier.safetensors"
+    changed(path, written, lambda config, tensors: config.pop("crc32"))
+    assert load_bundle(path).task == load_bundle(written).task
+
+
 def test_tensors_that_claim_more_than_the_file_are_refused(tmp_path: Path, written: Path) -> None:
     content = written.read_bytes()
     length = struct.unpack("<Q", content[:8])[0]

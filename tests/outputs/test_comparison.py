@@ -108,7 +108,7 @@ def test_multiclass_with_an_ignored_value(tmp_path: Path) -> None:
 
 def test_named_classes_are_all_that_count(tmp_path: Path) -> None:
     truth, guessed = folder(tmp_path / "t", LABELS), folder(tmp_path / "p", GUESSED)
-    with pytest.raises(UserError, match="a: expected labels of 0 to 2, .* found 3; name its class") as caught:
+    with pytest.raises(UserError, match=r"a: expected labels of 0 to 2, .* found 3; name its class") as caught:
         compare(truth, guessed, classes=["sky", "road", "car"])
     assert "\n" not in str(caught.value)
     two = compare(folder(tmp_path / "q", TRUE), folder(tmp_path / "r", FOUND), classes=["ground", "road"])

@@ -58,6 +58,7 @@ def test_page_and_table_tell_what_was_planted(source: DataSource, tmp_path: Path
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     for expected in ("id0 = id1", "id4: every pixel is background", "5.png", "a guess &amp; more", "night (5)"):
         assert expected in text
+    assert "folds.merge_near_duplicates=true" in text and "with --set folds.kind=kfold" in text
     assert "<b>cell" not in text
     assert text.count("<img") == 8 + 1 + 1 + 2  # examples, suspicious, exact, near
     table = inspection_table(source, found, seen)

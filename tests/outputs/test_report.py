@@ -117,6 +117,7 @@ def test_stages_stand_in_the_order_of_work() -> None:
 def test_look_alikes_count_as_a_leak_only_over_two_folds() -> None:
     page = report_input("binary")  # r0 and r2 are in folds 0 and 1
     assert page.num_straddling == 1 and "over two folds" in findings(page)[0].title
+    assert "with --set folds.kind=kfold" in findings(page)[0].text
     apart = replace(page, near_duplicates=[{"first": "r0", "second": "r4", "similarity": 0.97}])
     assert apart.num_straddling == 0
     assert any(finding.title == "No leak found" for finding in findings(apart))

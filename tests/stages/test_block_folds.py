@@ -299,8 +299,8 @@ def test_out_of_fold_maps_scores_and_thresholds_of_blocks(run: Context, monkeypa
 
     monkeypatch.setattr(oof, "_predict_fold", spy)
     for fold in range(2):
-        best, last = train_fold(run, member, fold, fingerprint="x")
-        assert best.is_file() and last.is_file()
+        best, last, log = train_fold(run, member, fold, fingerprint="x")
+        assert best.is_file() and last.is_file() and log.is_file()
     files = predict_out_of_fold(run, member, fingerprint="x")
     table = run.fold_tables()
     assert sorted(asked) == sorted((row.fold, row.id) for row in table.shared.rows)

@@ -7,6 +7,7 @@ import gzip
 import os
 import shutil
 import struct
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,31 @@ def test_masks_of_changed_or_other_images_are_not_kept(folder: Path, tmp_path: P
         predicted(tmp_path / "others", out, "png")
     with pytest.raises(UserError, match="another run or format"):
         predicted(folder, out, "prob")
+
+
+def test_a_photo_replaced_by_an_older_one_is_predicted_again(folder: Path, tmp_path: Path) -> None:
+    photo(tmp_path / "older.png", 20)
+    os.utime(tmp_path / "older.png", ns=(10**18, 10**18))
+    out = tmp_path / "out"
+    assert predicted(folder, out, "png")[1] == 2
+    before = (out / "b.png").read_bytes()
+    time.sleep(0.02)  # more than the file system's tick
+    (tmp_path / "older.png").rename(folder / "b.png")
+    assert predicted(folder, out, "png")[1] == 1
+    assert (out / "b.png").read_bytes() != before
+
+
+@pytest.mark.parametrize("to", ["png", "rle"])
+def test_what_a_killed_process_left_is_removed(folder: Path, tmp_path: Path, to: str) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".partial-x.json").write_text("{")  # killed before the folder was marked
+    assert predicted(folder, out, to)[1] == 2
+    leftover = out / "sub" / ".partial-y.png"
+    leftover.parent.mkdir(exist_ok=True)
+    leftover.write_bytes(b"half")
+    predicted(folder, out, to)
+    assert not list(out.rglob(".partial-*"))
 
 
 def test_decisions_made_anew_are_not_mixed_with_older_masks(folder: Path, tmp_path: Path) -> None:

@@ -276,8 +276,8 @@ def test_choices_are_told_with_their_reasons(tmp_path: Path, monkeypatch: pytest
     files = setting.chosen()
     assert all(path.is_file() for path in files)
     masks = setting.context.run.root / "pseudo" / "0"
-    assert set(files) == {masks / "choices.csv"} | set(masks.glob("pupil/fold*/*.png"))
-    assert len(files) == 1 + 3 * 2
+    expected = [masks / "choices.csv", *masks.glob("images/*.json"), *masks.glob("pupil/fold*/*.png")]
+    assert sorted(files) == sorted(expected) and len(files) == 1 + 4 + 3 * 2
     rows = [row for row in read_choices(setting.context.run, 0) if row["fold"] == "1"]
     assert [(row["id"], row["chosen"], row["reason"]) for row in rows] == [
         ("u0", "yes", "chosen"), ("u1", "yes", "chosen"), ("u2", "no", "beyond the number"), ("u3", "no", "unsure"),

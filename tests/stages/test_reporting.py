@@ -10,6 +10,7 @@ import pytest
 
 from maskloom.config import parse, to_yaml
 from maskloom.data.folds import FoldRow, FoldTable
+from maskloom.errors import UserError
 from maskloom.files import write_json, write_text
 from maskloom.outputs.report_input import MemberFacts
 from maskloom.recipe import Recipe
@@ -139,3 +140,28 @@ def test_members_that_learn_from_pseudo_labels_say_in_which_round() -> None:
         "c": ["learns from pseudo-labels, round 1"],
     }
     assert {each.asked for each in facts.values()} == {"with views"}
+
+
+def test_scores_on_the_leaderboard_stand_beside_their_members() -> None:
+    outside = [{"name": "theirs", "folder": "maps"}]
+    stated = {"leaderboard": {"b": 0.99667, "theirs": 0.99721}}
+    complete = recipe({"name": "a"}, {"name": "b"}, outside=outside, delivery=stated, inference={"views": "none"})
+    facts = _member_facts(complete, FoldTables(FoldTable((FoldRow("r", "r", 0), FoldRow("s", "s", 1))), {}))
+    assert {name: list(each.notes) for name, each in facts.items()} == {
+        "a": [],
+        "b": ["0.99667 on the leaderboard"],
+        "theirs": ["0.99721 on the leaderboard"],
+    }
+    with pytest.raises(UserError, match=r"delivery\.leaderboard: no member is called 'thiers'; did you mean 'theirs'"):
+        recipe({"name": "a"}, outside=outside, delivery={"leaderboard": {"thiers": 0.99}})
+
+
+def test_pupils_of_selected_teachers_say_so() -> None:
+    teacher = {"name": "a", "keep": "best"}
+    complete = recipe(teacher, {"name": "b"}, {"name": "c"}, pseudo=[{"members": ["b"], "teachers": ["a"]}])
+    facts = _member_facts(complete, FoldTables(FoldTable((FoldRow("r", "r", 0), FoldRow("s", "s", 1))), {}))
+    assert list(facts["b"].notes) == [
+        "learns from pseudo-labels, round 0",
+        "its teachers were chosen by the folds that it is scored on",
+    ]
+    assert facts["c"].notes == []

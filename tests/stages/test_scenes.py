@@ -255,6 +255,22 @@ def test_a_kill_while_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert digests(tmp_path / "again") == digests(tmp_path / "out") and leftovers(tmp_path / "again") == []
 
 
+def test_a_damaged_block_is_named_and_predicted_again(tmp_path: Path) -> None:
+    write_scene(tmp_path / "scenes/a.tif")
+    predicted(tmp_path, Known())
+    with pytest.raises(KeyboardInterrupt):
+        predicted(tmp_path, Known(on_block=stop_after(7)), out="again")
+    block = max((tmp_path / "again").rglob("*.map"), key=lambda path: path.stat().st_size)
+    content = bytearray(block.read_bytes())
+    content[len(content) // 2] ^= 16
+    block.write_bytes(content)
+    known, heard = Known(), Heard()
+    predicted(tmp_path, known, out="again", progress=heard)
+    assert 1 < known.num_asked < NUM_FILLED
+    assert [note for note in heard.notes if str(block) in note] == [f"damaged, and predicted again: {block}"]
+    assert digests(tmp_path / "again") == digests(tmp_path / "out") and leftovers(tmp_path / "again") == []
+
+
 def test_what_is_finished_is_not_done_again(tmp_path: Path) -> None:
     write_scene(tmp_path / "scenes/a.tif")
     write_scene(tmp_path / "scenes/b.tif", seed=1)

@@ -267,7 +267,7 @@ def with_channels(image: np.ndarray, channels: int, path: Path) -> np.ndarray:
     raise BadFile(
         path,
         f"expected an image of {channels} channel(s) as the network takes, found {image.shape[2]}; "
-        f"convert the image, or set network.channels={image.shape[2]} if all images are like this",
+        f"convert the image, or learn with --set 'members.*.network.channels={image.shape[2]}' if all are like this",
     )
 
 

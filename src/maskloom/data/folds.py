@@ -161,6 +161,11 @@ def make_folds(
         return _from_table(records, settings)
     has_given = any(record.split == "val" for record in records)
     if settings.kind == "given" or (settings.kind == "auto" and has_given):
+        if settings.merge_near_duplicates:
+            raise UserError(
+                "folds.merge_near_duplicates: expected folds that are dealt by group, found the data's own train and "
+                "val folders, which are taken as they are; leave it out, or add --set folds.kind=kfold"
+            )
         return _given(records)
     links = [(members[0], other) for members in exact for other in members[1:]]
     links += near if settings.merge_near_duplicates else []

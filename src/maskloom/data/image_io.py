@@ -225,6 +225,8 @@ def _decode_png(data: bytes, header: ImageHeader, *, mask: bool) -> np.ndarray:
 def _decode_pillow(data: bytes, *, mask: bool, colours: bool, always_colour: bool = False) -> np.ndarray:
     from PIL import Image
 
+    if Image.MAX_IMAGE_PIXELS is not None:  # Pillow's own budget is smaller; the header was held against ours before
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, MAX_PIXELS)
     with Image.open(io.BytesIO(data)) as image:
         image.load()
         if image.mode == "1":

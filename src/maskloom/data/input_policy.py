@@ -39,6 +39,9 @@ class InputPolicy(Config):
     """Both sides of what the network sees are multiples of this."""
     padding: Literal["reflect", "edge"] = "reflect"
     """How padding is filled: mirrored about the outermost pixel centres (reflect-101), or the outermost pixel."""
+    padding_at: Literal["both", "end"] = "both"
+    """Where padding lies: on both sides, the image in the middle, or at the bottom and right alone; a margin is on
+    every side all the same."""
     margin: int = Field(default=0, ge=0)
     """So many pixels on every side of a window are surroundings only ("window"): they count in no loss, and of each
     tile only what lies inside them is kept. Images are padded by as much on every side, so that their border pixels
@@ -164,9 +167,9 @@ class Placement:
 def place(size: Size, policy: InputPolicy) -> Placement:
     """Returns where an image of ``size`` lies in the network's input.
 
-    The content is centred (the odd pixel goes to bottom and right) in the smallest size that the policy allows:
-    multiples of ``policy.multiple`` for whole images and for each of equal parts, otherwise at least one window, with
-    the policy's margin on every side of the content.
+    The content lies as ``policy_padding`` says in the smallest size that the policy allows: multiples of
+    ``policy.multiple`` for whole images and for each of equal parts, otherwise at least one window, with the policy's
+    margin on every side of the content.
     """
     content = content_size(size, policy)
     if policy.mode == "window" and policy.size is not None:
@@ -177,7 +180,19 @@ def place(size: Size, policy: InputPolicy) -> Placement:
         target = round_up(content, rows)[0], round_up(content, columns)[1]
     else:
         target = round_up(content, policy.multiple)
-    return Placement(size, content, padding_to(content, target))
+    return Placement(size, content, policy_padding(content, target, policy))
+
+
+def policy_padding(content: Size, target: Size, policy: InputPolicy) -> Padding:
+    """Returns the padding of ``content`` to ``target`` (both height, width) where the policy has it.
+
+    On both sides the odd pixel goes to bottom and right. At the end, top and left get the policy's margin at most.
+    """
+    centred = padding_to(content, target)
+    if policy.padding_at == "both":
+        return centred
+    top, left = min(centred.top, policy.margin), min(centred.left, policy.margin)
+    return Padding(top, centred.top + centred.bottom - top, left, centred.left + centred.right - left)
 
 
 def content_size(size: Size, policy: InputPolicy) -> Size:

@@ -24,10 +24,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from maskloom.data.augment import DrawBatch, stack
 from maskloom.data.dataset import Item, Key, SegmentationDataset
-from maskloom.data.input_policy import InputPolicy, pad_image, pad_labels
+from maskloom.data.input_policy import InputPolicy, pad_image, pad_labels, policy_padding
 from maskloom.errors import BadFile, UserError
 from maskloom.runtime import generator
-from maskloom.windows import padding_to, round_up
+from maskloom.windows import round_up
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ def read_batch(dataset: SegmentationDataset, keys: Sequence[Key]) -> Batch:
 
 
 def collate(items: Sequence[Item], policy: InputPolicy) -> Batch:
-    """Returns the samples as one batch; whole images are centred in the smallest allowed size that holds them all.
+    """Returns the samples as one batch; whole images are padded to the smallest allowed size that holds them all.
 
     Raises ``BadFile`` when images of different depth meet.
     """
@@ -126,7 +126,7 @@ def collate(items: Sequence[Item], policy: InputPolicy) -> Batch:
     images = np.empty((len(items), first.image.shape[2], *size), first.image.dtype)
     labels = np.empty((len(items), *first.labels.shape[:-2], *size), np.uint8)
     for number, item in enumerate(items):
-        padding = padding_to((item.image.shape[0], item.image.shape[1]), size)
+        padding = policy_padding((item.image.shape[0], item.image.shape[1]), size, policy)
         images[number] = pad_image(item.image, padding, policy).transpose(2, 0, 1)
         labels[number] = pad_labels(item.labels, padding)
     draws = [item.draw for item in items if item.draw is not None]

@@ -101,11 +101,21 @@ def decode_runs(text: str, size: Size, *, order: Order = "row", base: Base = 1) 
     Raises ``UserError`` for an odd count, anything but whole numbers, a length of 0, runs that overlap or are not
     in ascending order, and runs outside the image.
     """
+    return fill_runs(*_runs_inside(text, size, base), size, order=order)
+
+
+def check_runs(text: str, size: Size, *, base: Base = 1) -> None:
+    """Raises ``UserError`` where ``decode_runs`` would, in either order, without making a mask."""
+    _runs_inside(text, size, base)
+
+
+def _runs_inside(text: str, size: Size, base: Base) -> tuple[np.ndarray, np.ndarray]:
+    """Returns zero-based starts and ends that are sorted, apart and inside an image of the size."""
     starts, ends = _parse_text(text)
     starts, ends = starts - base, ends - base
     if len(starts):
         _check_inside(int(starts[0]), int(ends[-1]), size, base)
-    return fill_runs(starts, ends, size, order=order)
+    return starts, ends
 
 
 def _check_inside(first: int, end: int, size: Size, base: Base) -> None:

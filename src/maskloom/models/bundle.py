@@ -1,6 +1,7 @@
 """A segmenter in one file, for inference: safetensors, with everything else as JSON in its header.
 
-Nothing in the file is executed, and what its header claims is checked against the file before anything is built.
+Nothing in the file is executed, and what its header claims is checked against the file before anything is built. It
+carries a checksum of settings and weights, so that damage is found wherever the file was copied to.
 A bundle is not a checkpoint: it holds no optimiser. Loading needs neither pretrained weights nor a network connection.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import json
 import struct
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,9 @@ from maskloom.records import Task
 VERSION = 1
 KEY = "maskloom"
 """The one entry of the header's metadata; with a second one the order of entries, and so the bytes, would vary."""
+
+CHECKSUM = "crc32"
+"""The entry of the settings that holds the checksum of the others and of all tensors; earlier versions wrote none."""
 
 MAX_HEADER_BYTES = 16 * 2**20
 
@@ -62,8 +67,20 @@ def save_bundle(path: Path, segmenter: Segmenter, extra: dict[str, Any] | None =
         "policy": segmenter.policy.model_dump(mode="json"),
         "extra": extra or {},
     }
-    text = json.dumps(config, sort_keys=True, allow_nan=False, ensure_ascii=False)
+    text = _text(config | {CHECKSUM: tensors_checksum(tensors, zlib.crc32(_text(config).encode()))})
     write_bytes(path, safetensors.torch.save(tensors, metadata={KEY: text}))
+
+
+def _text(config: dict[str, Any]) -> str:
+    return json.dumps(config, sort_keys=True, allow_nan=False, ensure_ascii=False)
+
+
+def tensors_checksum(tensors: Mapping[str, Tensor], start: int = 0) -> int:
+    """Returns the CRC-32 of the bytes of contiguous tensors on the CPU, by name; it goes on from ``start``."""
+    found = start
+    for name in sorted(tensors):
+        found = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, zlib.crc32(name.encode(), found))
+    return found
 
 
 def load_bundle(path: Path | str) -> Segmenter:
@@ -84,7 +101,7 @@ def load_bundle(path: Path | str) -> Segmenter:
         )
     plain = settings.model_copy(update={"weights": "none", "bundle": None})
     network = _build(path, plain, task.num_maps, claims)
-    network.load_state_dict(_read_tensors(path))
+    network.load_state_dict(_read_tensors(path, config))
     return Segmenter(
         network=network.eval(), normalisation=normalisation, policy=policy, task=task, network_settings=settings
     )
@@ -142,7 +159,7 @@ def start_from_bundle(network: nn.Module, path: Path, settings: NetworkSettings,
             f"{_maps(num_maps, settings.auxiliary_maps)}; start from a bundle with as many",
         )
     _check_claims(path, network, claims)
-    network.load_state_dict(_read_tensors(path))
+    network.load_state_dict(_read_tensors(path, config))
 
 
 def _maps(num_maps: int, auxiliary: int) -> str:
@@ -208,8 +225,11 @@ def _parse_task(path: Path, values: Any) -> Task:
         raise BadFile(path, f"settings in the bundle: task: {error}") from error
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    """Returns the file's tensors; the library checks that their claims cover the file exactly."""
+def _read_tensors(path: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Returns the file's tensors; the library checks that their claims cover the file exactly.
+
+    Raises ``BadFile`` where they, or the settings that were read, are not those of which the checksum was written.
+    """
     try:
         with safe_open(path, framework="pt", device="cpu") as stream:
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (not a dict)
@@ -220,6 +240,9 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     bad = _first_not_finite(tensors)
     if bad:
         raise BadFile(path, f"{bad!r} holds NaN or infinite weights; expected finite ones, train it again")
+    others = {name: value for name, value in config.items() if name != CHECKSUM}
+    if CHECKSUM in config and config[CHECKSUM] != tensors_checksum(tensors, zlib.crc32(_text(others).encode())):
+        raise BadFile(path, "damaged (its checksum differs); copy the file again, or train it again")
     return tensors
 
 

@@ -7,6 +7,7 @@ published networks from ``classic``. Knows nothing about normalisation, tasks or
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from maskloom.models.encoders import MULTIPLE, Architecture, NetworkSettings, re
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["ARCHITECTURES", "MULTIPLE", "Decoder", "build_network"]
+__all__ = ["ARCHITECTURES", "MULTIPLE", "Decoder", "ask_hub", "build_network"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,8 +73,13 @@ ARCHITECTURES: dict[Architecture, Decoder] = {
         last="0",
     ),
     "segformer": Decoder(channels="decoder_segmentation_channels", widths=(256,)),
+    "manet": Decoder(channels="decoder_channels", widths=(256, 128, 64, 32, 16)),
+    "deeplabv3": Decoder(channels="decoder_channels", widths=(256,), dropout="decoder_aspp_dropout"),
 }
 """The decoders that go with any encoder; ``CLASSIC`` has the others.
+
+Of those of segmentation-models-pytorch PAN is left out, which needs images of 128 pixels and more, and DPT, which goes
+with few encoders.
 
 U-Net++ is supervised along its outermost nodes, each of another size; its authors supervise the nodes of the finest
 size, each of another depth."""
@@ -99,6 +105,26 @@ def build_network(settings: NetworkSettings, num_maps: int) -> nn.Module:
     network = _build(settings.model_copy(update={"weights": "none"}), num_maps)
     start_from_bundle(network, Path(settings.bundle), settings, num_maps)
     return network
+
+
+def ask_hub(settings: NetworkSettings) -> None:
+    """Sees that the hub gives the weights of a network whose ``weights`` are "hub"; they then lie in the hub's cache.
+
+    The network that they are compared with, by names and shapes, has no memory where its encoder allows that. Raises
+    ``UserError`` when they cannot be had or do not fit.
+    """
+    import torch
+
+    plain = settings.model_copy(update={"channels": 3})  # as the weights are; each network adapts them to its images
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter")
+                build_network(plain, 1)
+        except UserError as error:
+            if isinstance(error.__cause__, OSError):  # no file, or no connection
+                raise
+            build_network(plain, 1)  # some encoders compute with their own values while they are built
 
 
 def _build(settings: NetworkSettings, num_maps: int) -> nn.Module:

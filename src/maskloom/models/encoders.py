@@ -20,6 +20,7 @@ from maskloom.rasters.indices import IndexSettings
 
 Architecture = Literal[
     "unet", "unetplusplus", "linknet", "fpn", "pspnet", "deeplabv3plus", "upernet", "segformer",
+    "manet", "deeplabv3",
     "unet_scratch", "unet_vgg11", "ternausnet", "linknet_deconv", "unet_dilated", "unet_resnet",
     "unet_plain", "unet_resnet50_4th", "unet_vgg_4th", "unet_inception_resnet_4th", "unet_mobilenet_4th",
     "incnet", "dinknet", "unet_elu", "unet_wideresnet38", "index",
@@ -44,9 +45,10 @@ class NetworkSettings(Config):
     """One network: decoder, encoder, where the encoder's weights come from, and the input's channels."""
 
     architecture: Architecture = "unet"
-    """The decoder (U-Net, U-Net++, LinkNet, FPN, PSPNet, DeepLabV3+, UPerNet, SegFormer's), or a published network as a
-    whole: "unet_scratch" (depth 6, without an encoder), "unet_vgg11", "ternausnet" (over vgg11 or vgg16),
-    "linknet_deconv" (over resnet34 or resnet18), "unet_dilated", "unet_resnet", and others, all in the table below."""
+    """The decoder (U-Net, U-Net++, LinkNet, FPN, PSPNet, DeepLabV3 and V3+, UPerNet, SegFormer's, MA-Net), or a
+    published network as a whole: "unet_scratch" (depth 6, without an encoder), "unet_vgg11", "ternausnet" (over vgg11
+    or vgg16), "linknet_deconv" (over resnet34 or resnet18), "unet_dilated", "unet_resnet", and others, all in the table
+    below."""
     encoder: str = Field(default="tf_efficientnet_lite0", min_length=1, max_length=200)
     """Name in timm or segmentation-models-pytorch. A published network has its own, which is taken when none is
     stated; "none" for those that are of one piece."""

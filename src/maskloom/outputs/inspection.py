@@ -213,7 +213,8 @@ def _duplicates(source: DataSource, seen: Findings, pictures: _Pictures) -> html
                 f"Near-duplicates: {_plural(len(seen.near), 'pair')} across groups",
                 "They look alike after what all images share (a backdrop) is taken away; the number is a "
                 "correlation. If one of a pair is trained on and the other validated, scores flatter: "
-                "--set folds.merge_near_duplicates=true keeps their groups in one fold.",
+                "--set folds.merge_near_duplicates=true keeps their groups in one fold (where there are train and val "
+                "folders, with --set folds.kind=kfold).",
                 html.notes([*warning, *_across(seen.num_near_across, "pair")], kind="warning"),
                 _PAIR_STYLE + html.gallery(pairs, min_width=300),
                 html.folded("All pairs", _pair_table(seen), _more(len(seen.near), NUM_LISTED))

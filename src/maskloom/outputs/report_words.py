@@ -93,7 +93,8 @@ def _leaks(page: ReportInput) -> Iterator[Finding]:
             "watch",
             f"{plural(count, 'pair')} of look-alikes over two folds",
             "Images of different groups look nearly the same. If they show the same thing, the score is too kind; "
-            "--set folds.merge_near_duplicates=true keeps them together.",
+            "--set folds.merge_near_duplicates=true keeps them together (where there are train and val folders, with "
+            "--set folds.kind=kfold).",
         )
         return
     text = "No group and no exact copy is on two sides of a fold"

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from maskloom.encodings.rle import Base, Order, coco_encode, decode_runs, encode_runs
+from maskloom.encodings.rle import Base, Order, check_runs, coco_encode, decode_runs, encode_runs
 from maskloom.encodings.table_files import open_table, text_writer
 from maskloom.errors import BadFile, UserError, some_of
 from maskloom.masks import components
@@ -60,6 +60,10 @@ class SubmissionFormat:
     def decode(self, runs: str, size: Size) -> np.ndarray:
         """Returns the bool mask H×W of run lengths written in this format."""
         return decode_runs(runs, size, order=self.order, base=self.base)
+
+    def check(self, runs: str, size: Size) -> None:
+        """Raises ``UserError`` unless these are run lengths in this format of an image of the size."""
+        check_runs(runs, size, base=self.base)
 
 
 class SubmissionRow(NamedTuple):
@@ -141,7 +145,7 @@ def validate_submission(
 ) -> None:
     """Raises ``UserError`` unless the submission has the sample's columns and rows, each once, in any order.
 
-    With ``size_of`` (name → (height, width)) every row's run lengths are decoded as well.
+    With ``size_of`` (name → (height, width)) every row's run lengths are checked as well.
     """
     found: set[tuple[str, str]] = set()
     for row in read_submission(path, form):
@@ -151,7 +155,7 @@ def validate_submission(
         found.add(key)
         if size_of is not None:
             try:
-                form.decode(row.runs, size_of(row.name))
+                form.check(row.runs, size_of(row.name))
             except UserError as error:
                 raise BadFile(path, f"row {row.name!r}: {error}") from None
     expected = {(row.name, row.class_name) for row in read_submission(sample, form)}

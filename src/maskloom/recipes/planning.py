@@ -188,8 +188,13 @@ def affordable(source: DataSource, budget: Budget) -> Budget:
     knows = num_channels(source) == 3 and installed_file(budget.encoder) is not None
     if knows or not budget.frozen:
         return budget
-    whole, windows = (replace(part, total_pixels=part.total_pixels * 2 / 3) for part in (budget.whole, budget.windows))
-    return replace(budget, frozen=(), whole=whole, windows=windows)
+    whole, windows = budget.whole, budget.windows
+    return replace(
+        budget,
+        frozen=(),
+        whole=replace(whole, total_pixels=whole.total_pixels * 2 / 3),
+        windows=replace(windows, total_pixels=windows.total_pixels * 2 / 3),
+    )
 
 
 def released(planned: Recipe, asked: Recipe) -> Recipe:

@@ -61,8 +61,15 @@ def divided(context: Context) -> Context:
 
 
 def with_parts(source: DataSource, table: SpatialFoldTable | None, run: RunDirectory) -> DataSource:
-    """Returns the source whose scenes are replaced by the blocks of a run's table; itself where there is none."""
-    return source if table is None else _with_parts(source, _windows(table), run)
+    """Returns the source whose scenes are replaced by the blocks of a run's table; itself where there is none.
+
+    Raises ``Damaged`` where the stored labels of a block are no longer what they were.
+    """
+    if table is None:
+        return source
+    found = _with_parts(source, _windows(table), run)
+    run.check(_labels_path(part) for part in parts_among(found.records))
+    return found
 
 
 def _with_parts(source: DataSource, windows: Mapping[str, Sequence[Window]], run: RunDirectory) -> DataSource:

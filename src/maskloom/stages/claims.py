@@ -15,7 +15,7 @@ class Claims:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._stream = path.open("ab")
+        self._stream = path.open("a+b")  # a lock that is shared needs a file that can be read
 
     def __enter__(self) -> Claims:
         return self
@@ -32,6 +32,10 @@ class Claims:
         except (BlockingIOError, PermissionError):  # which of them is the system's choice
             return False
         return True
+
+    def share(self, number: int) -> None:
+        """Lets others share the piece, which none can take while anybody does; waits while another one has it."""
+        fcntl.lockf(self._stream, fcntl.LOCK_SH, 1, number)
 
     def give_back(self, number: int) -> None:
         """Lets others take the piece."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from maskloom.data.sources.base import DataSource
 from maskloom.progress import Progress
 from maskloom.recipe import Recipe
-from maskloom.records import Record
+from maskloom.records import MaskFile, Record
 from maskloom.run_directory import RunDirectory
 from maskloom.stages.fold_tables import FoldTables
 
@@ -42,8 +42,13 @@ class Context:
         return FoldTables.read(self.run, self.recipe)
 
     def records(self, ids: set[str]) -> list[Record]:
-        """Returns the labelled records of these ids in the source's order."""
-        return [record for record in self.source.records if record.id in ids]
+        """Returns the labelled records of these ids in the source's order.
+
+        Raises ``Damaged`` where the run stores their labels, and these are no longer what they were.
+        """
+        records = [record for record in self.source.records if record.id in ids]
+        self.run.check(record.truth.path for record in records if isinstance(record.truth, MaskFile))
+        return records
 
     def num_channels(self) -> int:
         """Returns the channels of the images, the same for every member (the recipe sees to that)."""

@@ -13,7 +13,8 @@ from maskloom.data.folds import FoldSettings, FoldTable, check_ids, check_leaks,
 from maskloom.data.record_images import image_files
 from maskloom.data.scene_parts import parts_among
 from maskloom.data.sources.base import DataSource, first_problem
-from maskloom.data.statistics import Survey, survey
+from maskloom.data.statistics import RecordFacts, Survey, survey
+from maskloom.errors import BadFile, UserError
 from maskloom.files import checksum, fingerprint, read_json, write_json
 from maskloom.outputs.findings import sizes_text
 from maskloom.records import MaskFile, Record
@@ -64,11 +65,14 @@ def labelled_files(record: Record) -> Iterable[Path]:
 def survey_data(context: Context) -> list[Path]:
     """Returns the files left: what reading every labelled file found.
 
-    Raises the first problem unless the recipe leaves damaged records out.
+    Raises the first problem unless the recipe leaves damaged records out, and ``UserError`` where the images have not
+    the channels that the networks take.
     """
     found = survey(context.source, workers=8, on_progress=context.progress.advance)
+    found = _of_one_kind(found, context.source.records, context.num_channels())
     if found.problems and not context.recipe.data.skip_bad:
         raise first_problem(found.problems)
+    _check_channels(found, context)
     write_json(context.run.survey, found.to_json())
     pairs = near_duplicates(found)
     write_json(context.run.near_duplicates, [pair.to_json() for pair in pairs])
@@ -77,19 +81,69 @@ def survey_data(context: Context) -> list[Path]:
     return [context.run.survey, context.run.near_duplicates]
 
 
+def _of_one_kind(found: Survey, records: Iterable[Record], channels: int) -> Survey:
+    """Returns the survey with the images of another depth or number of channels than most among the bad ones.
+
+    Networks of ``channels`` learn from images of one kind; where they take three, a grey image is as good as a colour
+    one.
+    """
+
+    def kind(facts: RecordFacts) -> tuple[int, str]:
+        return 3 if channels == 3 and facts.num_channels == 1 else facts.num_channels, facts.dtype
+
+    if not found.records:
+        return found
+    usual, _ = Counter(kind(facts) for facts in found.records).most_common(1)[0]
+    expected = f"expected {_kind_text(*usual)} as in most images"
+    other = {
+        facts.id: f"{expected}, found {_kind_text(facts.num_channels, facts.dtype)}; convert the image"
+        for facts in found.records
+        if kind(facts) != usual
+    }
+    bad = dict(found.bad)
+    bad |= {record.id: BadFile(record.image, other[record.id]) for record in records if record.id in other}
+    return replace(
+        found,
+        records=tuple(facts for facts in found.records if facts.id not in other),
+        bad=tuple((record.id, bad[record.id]) for record in records if record.id in bad),
+    )
+
+
+def _kind_text(channels: int, dtype: str) -> str:
+    return f"{channels} channel(s) of {dtype}"
+
+
+def _check_channels(found: Survey, context: Context) -> None:
+    """Raises ``UserError`` unless the recipe's networks can learn from images of the channels that were found."""
+    there, wanted = found.num_channels, context.num_channels()
+    if not found.records or there == wanted or (there == 1 and wanted == 3):
+        return
+    are_named = any(member.input.bands is not None for member in context.recipe.members)
+    remedy = f"use --set 'members.*.network.channels={there}'"
+    if are_named:
+        remedy = "name each of the images' bands in input.bands.names"
+    raise UserError(
+        f"{context.source.root}: expected images of {wanted} channel(s) as the networks take, found {there}; {remedy}"
+    )
+
+
 def load_survey(context: Context) -> Survey:
     """Returns what the ``survey`` stage found."""
-    return Survey.from_json(read_json(context.run.survey), context.source.root)
+    return Survey.from_json(read_json(context.run.checked(context.run.survey)), context.source.root)
 
 
 def without_bad_records(context: Context) -> Context:
-    """Returns the context without the records that the survey could not read, and says which those are.
+    """Returns the context without the records that the survey could not use, and says which those are.
 
-    Where folds are of blocks, the records are those that scenes are divided into.
+    Where folds are of blocks, the records are those that scenes are divided into. Raises the first problem unless the
+    recipe leaves damaged records out: the survey may be of an earlier ``fit`` that did.
     """
-    bad = load_survey(context).bad_ids
-    if not bad:
+    found = load_survey(context)
+    if not found.bad:
         return divided(context)
+    if not context.recipe.data.skip_bad:
+        raise first_problem(found.problems)
+    bad = found.bad_ids
     context.progress.note(f"{len(bad)} damaged record(s) left out: {', '.join(sorted(bad)[:5])}{' …' * (len(bad) > 5)}")
     kept = tuple(record for record in context.source.records if record.id not in bad)
     return divided(context.with_source(replace(context.source, records=kept)))
@@ -105,7 +159,7 @@ def write_folds(context: Context, settings: FoldSettings, path: Path) -> list[Pa
         check_folds(context, path)
         return files
     found = load_survey(context)
-    near = [SimilarPair.from_json(pair) for pair in read_json(context.run.near_duplicates)]
+    near = [SimilarPair.from_json(pair) for pair in read_json(context.run.checked(context.run.near_duplicates))]
     table = make_folds(
         context.source.records,
         settings,

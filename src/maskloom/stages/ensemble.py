@@ -18,7 +18,6 @@ import numpy as np
 import torch
 
 from maskloom.data.truth import read_truth
-from maskloom.encodings.probability_maps import read_map
 from maskloom.ensembling.crossfit import crossfit, deal_parts
 from maskloom.ensembling.thresholds import HALF, curve, decide, fit_thresholds, histograms
 from maskloom.ensembling.weights import PixelSample, fit_weights, sample_pixels
@@ -34,7 +33,15 @@ from maskloom.runtime import derive_seed
 from maskloom.stages.context import Context
 from maskloom.stages.error_analysis import ErrorSums, error_analysis, errors_path
 from maskloom.stages.fold_tables import FoldTables, leaf_parts
-from maskloom.stages.guides import bundles_of, by_leaf, guiding_trees, networks_of, own_inference
+from maskloom.stages.guides import (
+    bundles_of,
+    by_leaf,
+    guiding_trees,
+    networks_of,
+    own_inference,
+    stored_map,
+    stored_maps,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +72,7 @@ class Ensemble:
 
 def load_ensemble(run: RunDirectory) -> Ensemble:
     """Returns what the stage left in the run."""
-    values = read_json(run.ensemble)
+    values = read_json(run.checked(run.ensemble))
     guiding = {name: Merge.model_validate(tree) for name, tree in values["guiding"].items()}
     stated = values.get("task")
     task = stated and Task(kind=stated["kind"], classes=tuple(stated["classes"]))
@@ -269,7 +276,7 @@ class Fitting:
         return read_truth(record, self._context.source.task, self._context.source.coding)
 
     def _maps(self, record: Record) -> dict[str, np.ndarray]:
-        return {name: read_map(self._context.run.oof_map(name, record.id)) for name in self._members}
+        return stored_maps(self._context.run, self._members, record)
 
     def _merged(self, record: Record, weights: Mapping[str, float]) -> np.ndarray:
         """Returns the map of the part of the tree that never saw the record."""
@@ -320,7 +327,7 @@ def out_of_fold_maps(
     honest = pruned(tree, tables.honest(record.id))
 
     def stored(leaf: str) -> np.ndarray:
-        return read_map(run.oof_map(leaf_parts(leaf)[0], record.id))
+        return stored_map(run, leaf_parts(leaf)[0], record)
 
     return merge_stored(honest, stored, exclusive=task.kind == "multiclass")
 
@@ -360,7 +367,7 @@ def _member_scores(context: Context, member: str) -> dict[str, Any]:
 
 def _stored_counts(context: Context, member: str, kind: Literal["views", "plain"]) -> dict[str, Counts]:
     """Returns the counts of a member's own out-of-fold masks by record."""
-    scores = read_json(context.run.oof(member) / "scores.json")
+    scores = read_json(context.run.checked(context.run.oof(member) / "scores.json"))
     return {record_id: Counts.from_json(value[kind]) for record_id, value in scores.items()}
 
 

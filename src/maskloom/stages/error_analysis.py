@@ -58,7 +58,7 @@ def errors_path(run: RunDirectory) -> Path:
 def load_errors(run: RunDirectory) -> dict[str, Any] | None:
     """Returns what the stage left; None in a run whose ensemble was fitted by a version that did not look."""
     path = errors_path(run)
-    return read_json(path) if path.is_file() else None
+    return read_json(run.checked(path)) if path.is_file() else None
 
 
 def error_analysis(

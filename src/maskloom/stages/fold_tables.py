@@ -50,13 +50,13 @@ class FoldTables:
 
     @classmethod
     def read(cls, run: RunDirectory, recipe: Recipe) -> FoldTables:
-        """Returns the tables once the ``folds`` stage is finished."""
+        """Returns the tables once the ``folds`` stage is finished; raises ``Damaged`` where they changed since."""
         snapshots = {member.name: member.num_snapshots for member in recipe.members if member.keep == "snapshots"}
-        if is_of_blocks(run.folds):
+        if is_of_blocks(run.checked(run.folds)):
             blocks = SpatialFoldTable.from_csv(run.folds)
             return cls(_of_parts(blocks), {}, blocks, snapshots)
         own = {
-            member.name: FoldTable.from_csv(run.member_folds(member.name))
+            member.name: FoldTable.from_csv(run.checked(run.member_folds(member.name)))
             for member in recipe.members
             if member.folds is not None
         }

@@ -6,19 +6,22 @@ good, and as bad, as those of new images.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
 from maskloom.encodings.probability_maps import read_map
-from maskloom.errors import UserError
+from maskloom.errors import BadFile, UserError
 from maskloom.inference.guidance import GuidanceSettings, RegionSettings, guides_of, regions_of
 from maskloom.inference.merging import Merge
 from maskloom.inference.predictor import InferenceSettings
+from maskloom.integrity import Damaged
 from maskloom.losses.terms import num_auxiliary_maps
 from maskloom.models.bundle import Bundles
 from maskloom.models.encoders import NetworkSettings
+from maskloom.models.segmenter import Segmenter
 from maskloom.recipe import MemberSettings, Recipe
 from maskloom.records import Record, Size, Task
 from maskloom.run_directory import RunDirectory
@@ -59,9 +62,23 @@ def check_guidance(recipe: Recipe, tables: FoldTables) -> None:
                 )
 
 
+def stored_map(run: RunDirectory, name: str, record: Record) -> np.ndarray:
+    """Returns the out-of-fold map of a member, uint8 C×H×W, for one labelled record.
+
+    Raises ``Damaged`` where it is not what was written, by the checksum that it carries, ``BadFile`` where it is gone.
+    """
+    path = run.oof_map(name, record.id)
+    try:
+        return read_map(path)
+    except BadFile as problem:
+        if not path.exists():
+            raise
+        raise Damaged(path, "is damaged (its checksum differs)") from problem
+
+
 def stored_maps(run: RunDirectory, names: Sequence[str], record: Record) -> dict[str, np.ndarray]:
     """Returns the out-of-fold maps of these members, uint8 C×H×W, for one labelled record."""
-    return {name: read_map(run.oof_map(name, record.id)) for name in names}
+    return {name: stored_map(run, name, record) for name in names}
 
 
 def given_out_of_fold(run: RunDirectory, member: MemberSettings) -> Callable[[Record], dict[str, np.ndarray]]:
@@ -89,7 +106,7 @@ def _guides(run: RunDirectory, names: tuple[str, ...], record: Record) -> np.nda
 
 def _regions(run: RunDirectory, settings: RegionSettings, record: Record) -> list[Window]:
     """Returns the windows of a record; where its map shows no object, the middle of the image in their usual size."""
-    windows = regions_of(read_map(run.oof_map(settings.of, record.id)), settings)
+    windows = regions_of(stored_map(run, settings.of, record), settings)
     if windows or settings.kind == "box":
         return windows
     return [_middle(record.size, settings.scaled(record.size[0]).window)]
@@ -140,11 +157,28 @@ def networks_of(tree: Merge, guiding: Mapping[str, Merge]) -> list[str]:
     return [leaf for leaf in dict.fromkeys(leaves) if leaf_parts(leaf)[1] is not None]
 
 
-def bundles_of(run: RunDirectory, recipe: Recipe, leaves: Iterable[str]) -> Bundles:
-    """Returns the bundles of trained networks, to be read one after the other."""
+def bundles_of(run: RunDirectory, recipe: Recipe, leaves: Iterable[str]) -> Mapping[str, Segmenter]:
+    """Returns the bundles of trained networks, to be read, and checked, one after the other."""
     paths = {}
     for leaf in leaves:
         name, fold = leaf_parts(leaf)
         assert fold is not None, "networks have one"
         paths[leaf] = run.bundle(name, fold, kept_bundle(leaf, recipe.member(name).keep))
-    return Bundles(paths)
+    return _Checked(run, paths)
+
+
+class _Checked(Mapping[str, Segmenter]):
+    """A run's bundles by name; each is what its training left, or raises ``Damaged`` when it is asked for."""
+
+    def __init__(self, run: RunDirectory, paths: Mapping[str, Path]) -> None:
+        self._run, self._paths, self._bundles = run, paths, Bundles(paths)
+
+    def __getitem__(self, name: str) -> Segmenter:
+        self._run.check([self._paths[name]])
+        return self._bundles[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)

@@ -5,8 +5,8 @@ The run's bundles and decisions are all it reads; the data it was trained on may
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,23 +19,30 @@ from maskloom.data.sources.base import first_problem, measure
 from maskloom.data.sources.folder import image_files
 from maskloom.encodings.rle import decode_runs
 from maskloom.errors import BadFile, UserError
-from maskloom.files import OWNER, fingerprint, read_json, write_json
+from maskloom.files import OWNER, TEMPORARY_PREFIX, fingerprint, read_json, remove_partial, write_json
 from maskloom.inference.merging import RESULT
 from maskloom.inference.predictor import Predictor
 from maskloom.inference.streaming import predict_records
+from maskloom.integrity import Ledger
 from maskloom.outputs.maps import mask_paths, probability_paths, write_mask, write_probabilities
 from maskloom.outputs.tables import CocoWriter, SubmissionFormat, SubmissionWriter
 from maskloom.progress import Progress
 from maskloom.recipe import Recipe
 from maskloom.records import ClassMap, ProbabilityMap, Record, Task
 from maskloom.run_directory import RunDirectory
+from maskloom.run_lock import held
 from maskloom.runtime import choose_device
 from maskloom.stages.ensemble import Ensemble, load_ensemble, open_predictor
 from maskloom.stages.prediction import decider
 from maskloom.stages.rows import read_rows, write_rows
 from maskloom.stages.scoring import image_reader
+from maskloom.stages.shared_rows import SharedTable
 
 FORMATS = ("png", "prob", "rle", "coco")
+TABLES = {"rle": "predictions.csv.gz", "coco": "predictions.json"}
+"""The formats of one file for all images, which several processes may write together."""
+SHARED = ".images"
+"""The folder, beside what is written, of what the processes tell each other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,24 +109,28 @@ def predict_images(
     progress.stage("predict", cached=False)
     records = find_images(images, out=out, bad=bad if skip_bad else None, note=progress.note)
     mark_output(out, run, to, _root(images))
-    ready = opened()
 
     def leave_out(record: Record, problem: BadFile) -> None:
         unfit[record.id] = problem
         progress.note(f"left out: {problem}")
 
-    common: dict[str, Any] = {
-        "read": image_reader(ready.channels),
-        "on_bad": leave_out if skip_bad else None,
-        "on_progress": progress.advance,
-    }
-    if to in ("png", "prob"):
-        _write_maps(ready, records, out, to, common)
-    else:
-        written = _write_table(ready, records, out, to, common)
-        for record in records:
-            if record.id not in written:
-                unfit.setdefault(record.id, BadFile(record.image, "left out before this prediction was continued"))
+    alone = nullcontext() if to in TABLES else held(out)  # files of single images are not shared between processes
+    with alone:
+        if to not in TABLES:
+            remove_partial(out)
+        ready = opened()
+        common: dict[str, Any] = {
+            "read": image_reader(ready.channels),
+            "on_bad": leave_out if skip_bad else None,
+            "on_progress": progress.advance,
+        }
+        if to in ("png", "prob"):
+            _write_maps(ready, records, out, to, common)
+        else:
+            written = _write_table(ready, records, out, to, common)
+            for record in records:
+                if record.id not in written:
+                    unfit.setdefault(record.id, BadFile(record.image, "left out before this prediction was continued"))
     return Prediction(out=out, num_written=len(records) - len(unfit), bad=[*bad, *unfit.values()])
 
 
@@ -186,16 +197,21 @@ def _photos(root: Path, out: Path, note: Callable[[str], None]) -> list[Path]:
 
 
 def mark_output(out: Path, run: RunDirectory, to: str, images: Path) -> None:
-    """Writes whose predictions a folder holds; refuses one with other files, of another run or of other images."""
+    """Writes whose predictions a folder holds; refuses one with other files, of another run or of other images.
+
+    What a killed process left half-written counts as nothing.
+    """
     marker = out / OWNER
     described = {"decision": run.decision(), "to": to, "images": str(images.resolve())}
-    if out.is_dir() and any(out.iterdir()) and not marker.is_file():
+    others = out.is_dir() and any(not entry.name.startswith(TEMPORARY_PREFIX) for entry in out.iterdir())
+    if others and not marker.is_file():
         raise UserError(f"{out}: expected an empty or new folder, found other files; choose another folder")
     if marker.is_file() and (found := read_json(marker)) != described:
         same = isinstance(found, dict) and found | {"images": described["images"]} == described
         whose = f"of the images in {found.get('images')}" if same else "of another run or format"
         raise UserError(f"{out}: holds predictions {whose}; choose another folder or remove this one")
-    write_json(marker, described)
+    if not marker.is_file():  # once: a process that shares the folder may remove what another one has half-written
+        write_json(marker, described)
 
 
 def _write_maps(opened: Opened, records: Sequence[Record], out: Path, to: str, common: dict[str, Any]) -> None:
@@ -208,7 +224,8 @@ def _write_maps(opened: Opened, records: Sequence[Record], out: Path, to: str, c
             write_probabilities(out, ProbabilityMap(id=record.id, values=maps[RESULT]), opened.task)
 
     def is_written(record: Record) -> bool:
-        changed = record.image.stat().st_mtime_ns
+        facts = record.image.stat()  # of a file that was put in another's place, mtime may be old, ctime is not
+        changed = max(facts.st_mtime_ns, facts.st_ctime_ns)
         files = paths(out, record.id, opened.task)
         return all(path.is_file() and path.stat().st_mtime_ns >= changed for path in files)
 
@@ -216,29 +233,44 @@ def _write_maps(opened: Opened, records: Sequence[Record], out: Path, to: str, c
 
 
 def _write_table(opened: Opened, records: Sequence[Record], out: Path, to: str, common: dict[str, Any]) -> set[str]:
-    """Returns the ids of the records in the table."""
+    """Returns the ids of the records in the table, which other processes may be at, too."""
     # Chunks of an attempt on other images, or on other versions of them, lie under another name and are not read.
-    rows = out / ".rows" / _fingerprint(records, skip_bad=common["on_bad"] is not None)
-    written: set[str] = set()
-    files = write_rows(opened.predictor, records, rows, opened.task, decide=opened.labels, **common)
-    if to == "rle":
-        form = SubmissionFormat(columns=("id", "class", "rle") if opened.task.num_maps > 1 else ("id", "rle"))
-        with SubmissionWriter(out / "predictions.csv.gz", form) as table:
-            for row in read_rows(files):
-                table.write(row.record_id, row.runs, row.class_name if form.has_classes else "")
-                written.add(row.record_id)
-    else:
-        names = {record.id: record.id + record.image.suffix for record in records}
-        with CocoWriter(out / "predictions.json", opened.task) as writer:
-            for row in read_rows(files):
-                mask = decode_runs(row.runs, row.size, order="row", base=1)
-                writer.write(row.record_id, names[row.record_id], row.class_name, mask)
-                written.add(row.record_id)
-    shutil.rmtree(out / ".rows", ignore_errors=True)
-    return written
+    key = _fingerprint(records, skip_bad=common["on_bad"] is not None)
+    advance = common.pop("on_progress")
+
+    def predict(chunk: Sequence[Record], folder: Path, tell: Callable[[int, int], None]) -> list[Path]:
+        ledger = Ledger(folder, folder / "rows.sums")
+        task, labels = opened.task, opened.labels
+        return write_rows(
+            opened.predictor, chunk, folder, task, decide=labels, ledger=ledger, on_progress=tell, **common
+        )
+
+    def write(files: Sequence[Path]) -> set[str]:
+        written: set[str] = set()
+        if to == "rle":
+            form = SubmissionFormat(columns=("id", "class", "rle") if opened.task.num_maps > 1 else ("id", "rle"))
+            with SubmissionWriter(table, form) as lines:
+                for row in read_rows(files):
+                    lines.write(row.record_id, row.runs, row.class_name if form.has_classes else "")
+                    written.add(row.record_id)
+        else:
+            names = {record.id: record.id + record.image.suffix for record in records}
+            with CocoWriter(table, opened.task) as writer:
+                for row in read_rows(files):
+                    mask = decode_runs(row.runs, row.size, order="row", base=1)
+                    writer.write(row.record_id, names[row.record_id], row.class_name, mask)
+                    written.add(row.record_id)
+        return written
+
+    table = out / TABLES[to]
+    shared = SharedTable(table=table, rows=out / ".rows" / key, state=out / SHARED)
+    return shared.write(records, predict, write, on_progress=advance)
 
 
 def _fingerprint(records: Sequence[Record], *, skip_bad: bool) -> str:
-    """Returns a fingerprint of the images by name, size, length and time of change."""
+    """Returns a fingerprint of the images by name, size, length and times of change."""
     facts = [(record.id, record.size, record.image.stat()) for record in records]
-    return fingerprint(skip_bad, [(name, size, found.st_size, found.st_mtime_ns) for name, size, found in facts])
+    return fingerprint(
+        skip_bad,
+        [(name, size, found.st_size, found.st_mtime_ns, found.st_ctime_ns) for name, size, found in facts],
+    )

@@ -75,7 +75,7 @@ def check_postprocess(recipe: Recipe, task: Task) -> None:
 def load_postprocessor(run: RunDirectory, task: Task) -> Postprocessor:
     """Returns what the stage decided; of a run without it, a postprocessor without steps."""
     path = result_path(run)
-    return Postprocessor(_plan(read_json(path)["steps"]) if path.is_file() else (), task)
+    return Postprocessor(_plan(read_json(run.checked(path))["steps"]) if path.is_file() else (), task)
 
 
 def _plan(steps: Any) -> Plan:
@@ -243,7 +243,7 @@ def changed_examples(run: RunDirectory, recipe: Recipe, source: DataSource, coun
 
     The masks shown are those of the final steps. Images whose file is gone are left out.
     """
-    with result_path(run).with_suffix(".csv").open(encoding="utf-8", newline="") as stream:
+    with run.checked(result_path(run).with_suffix(".csv")).open(encoding="utf-8", newline="") as stream:
         rows = [row for row in csv.DictReader(stream) if row["before"] != row["after"]]
     rows.sort(key=lambda row: (-abs(float(row["after"]) - float(row["before"])), row["id"]))
     records = {record.id: record for record in source.records}

@@ -14,6 +14,7 @@ from maskloom.ensembling.thresholds import decide
 from maskloom.errors import BadFile, UserError
 from maskloom.files import read_json, write_json
 from maskloom.inference.merging import RESULT
+from maskloom.integrity import Ledger
 from maskloom.outputs.maps import mask_paths, write_mask
 from maskloom.outputs.tables import (
     SubmissionFormat,
@@ -37,19 +38,23 @@ def predict_unlabelled(context: Context, *, fingerprint: str) -> list[Path]:
     """Returns the files left: rows, PNG masks where the recipe asks for them, and what was left out, if anything."""
     run, task = context.run, context.source.task
     run.begin("predict", run.predictions, fingerprint)
+    ledger = run.ledger("predict")
     ensemble = load_ensemble(run)
     masks, rows, unlabelled = run.predictions / "masks", run.predictions / "rows", context.source.unlabelled
     if context.recipe.delivery.masks:
-        _forget_rows_without_masks(rows, masks, task)
+        _forget_rows_without_masks(rows, masks, task, ledger)
     predictor = open_predictor(run, ensemble, context.recipe, context.device)
     context.say(predictor.notes)
 
     def write(mask: ClassMap) -> None:
         write_mask(masks, mask, task)
+        for path in mask_paths(masks, mask.id, task):
+            ledger.add(path)
 
     def leave_out(record: Record, problem: BadFile) -> None:
         context.progress.note(f"left out: {problem}")
         _remember(run, record, problem, context.source.root)
+        ledger.add(run.left_out)
 
     files = write_rows(
         lambda seen: predictor(*seen),
@@ -58,6 +63,7 @@ def predict_unlabelled(context: Context, *, fingerprint: str) -> list[Path]:
         task,
         decide=decider(run, context.recipe, ensemble, task),
         read=reader_with_maps(context.num_channels(), reader_of_outside_maps(context.recipe, task)),
+        ledger=ledger,
         also=write if context.recipe.delivery.masks else None,
         on_bad=leave_out if context.recipe.data.skip_bad else None,
         on_progress=context.progress.advance,
@@ -88,23 +94,32 @@ def decider(
 
 def left_out(run: RunDirectory, root: Path) -> dict[str, BadFile]:
     """Returns what is wrong with the images that were not predicted, by id; ``root`` is the data folder."""
-    found = read_json(run.left_out) if run.left_out.is_file() else {}
+    if run.left_out.is_file():
+        run.check([run.left_out])
+    found = _told(run)
     return {record_id: BadFile(root / row["path"], row["reason"]) for record_id, row in found.items()}
+
+
+def _told(run: RunDirectory) -> dict[str, dict[str, str]]:
+    found: dict[str, dict[str, str]] = read_json(run.left_out) if run.left_out.is_file() else {}
+    return found
 
 
 def _remember(run: RunDirectory, record: Record, problem: BadFile, root: Path) -> None:
     """Adds a record to the file of those left out; a chunk that is finished is not looked at again."""
     path = problem.path
     name = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path.absolute())
-    found = read_json(run.left_out) if run.left_out.is_file() else {}
+    found = _told(run)
     write_json(run.left_out, found | {record.id: {"path": name, "reason": problem.reason}})
 
 
-def _forget_rows_without_masks(rows: Path, masks: Path, task: Task) -> None:
-    """Removes finished chunks of which a mask has been deleted since, so that they are predicted again."""
+def _forget_rows_without_masks(rows: Path, masks: Path, task: Task, ledger: Ledger) -> None:
+    """Removes finished chunks of which a mask is no longer what was written, so that they are predicted again."""
     for chunk in sorted(rows.glob("*.csv")):
+        if not ledger.is_sound(chunk):
+            continue  # it is predicted again in any case
         ids = {row.record_id for row in read_rows([chunk])}
-        if not all(path.is_file() for record_id in ids for path in mask_paths(masks, record_id, task)):
+        if not all(ledger.is_sound(path) for record_id in ids for path in mask_paths(masks, record_id, task)):
             chunk.unlink()
 
 
@@ -133,6 +148,7 @@ def write_submission(context: Context, form: SubmissionFormat) -> Path:
         for row in read_rows(rows):
             writer.write(form.name(row.record_id), row.runs, row.class_name if form.has_classes else "")
     if target == whole and sample is not None:
-        validate_submission(target, sample, form)
+        sizes = {form.name(record.id): record.size for record in context.source.unlabelled}
+        validate_submission(target, sample, form, size_of=sizes.__getitem__)
     (partial if target == whole else whole).unlink(missing_ok=True)
     return target

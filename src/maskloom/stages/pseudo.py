@@ -53,7 +53,7 @@ COLUMNS = ("id", "folds_of", "fold", "confidence", "agreement", "chosen", "reaso
 
 
 def choose_pseudo_labels(context: Context, number: int, *, fingerprint: str) -> list[Path]:
-    """Returns the files left: ``choices.csv`` and the label masks that some fold learns from.
+    """Returns the files left: ``choices.csv``, the facts of every image and the masks that some fold learns from.
 
     Raises ``UserError`` when a fold has nothing to learn from, saying what the best image lacked.
     """
@@ -64,8 +64,9 @@ def choose_pseudo_labels(context: Context, number: int, *, fingerprint: str) -> 
     choices = _choose(context, number, views, damaged)
     masks = _chosen_masks(folder, choices)
     lost = {choice.id for view, chosen in choices for choice in chosen if choice.chosen}
-    lost = {image_id for image_id in lost if not all(path.is_file() for path in masks[image_id])}
-    for image_id in lost:  # deleted since an attempt finished them
+    ledger = context.run.ledger(f"pseudo/{number}")
+    lost = {image_id for image_id in lost if not all(map(ledger.is_sound, masks[image_id]))}
+    for image_id in lost:  # deleted or damaged since an attempt finished them
         _facts_path(folder, image_id).unlink(missing_ok=True)
     if lost:
         _label(context, number, views)
@@ -74,7 +75,8 @@ def choose_pseudo_labels(context: Context, number: int, *, fingerprint: str) -> 
             if not choice.chosen:
                 _mask_path(folder, view.name, choice.id).unlink(missing_ok=True)
     write_text(folder / "choices.csv", _rows(choices))
-    return [folder / "choices.csv", *(path for paths in masks.values() for path in paths)]
+    facts = [_facts_path(folder, record.id) for record in context.source.unlabelled if record.id not in damaged]
+    return [folder / "choices.csv", *facts, *(path for paths in masks.values() for path in paths)]
 
 
 def round_folder(run: RunDirectory, number: int) -> Path:
@@ -105,7 +107,8 @@ def _label(context: Context, number: int, views: Sequence[View]) -> dict[str, st
     An image leaves the mask of every fold that may be sure enough of it, and then its facts.
     """
     settings, task, folder = context.recipe.pseudo[number], context.source.task, round_folder(context.run, number)
-    waiting = [record for record in context.source.unlabelled if not _facts_path(folder, record.id).is_file()]
+    ledger, unlabelled = context.run.ledger(f"pseudo/{number}"), context.source.unlabelled
+    waiting = [record for record in unlabelled if not ledger.is_sound(_facts_path(folder, record.id))]
     damaged: dict[str, str] = {}
     if not waiting:
         return damaged
@@ -130,8 +133,11 @@ def _label(context: Context, number: int, views: Sequence[View]) -> dict[str, st
             facts["confidence"][view.name] = round(confidence(values, task, band=band), 6)
             if is_sure(facts["confidence"][view.name], facts["agreement"][view.pupil], settings):
                 labels = pseudo_label(values, task, ignore_below=settings.ignore_below)
-                write_png(_mask_path(folder, view.name, record.id), labels.reshape(-1, labels.shape[-1]))
-        write_json(_facts_path(folder, record.id), facts)  # last: its presence says that the image is finished
+                mask = _mask_path(folder, view.name, record.id)
+                write_png(mask, labels.reshape(-1, labels.shape[-1]))
+                ledger.add(mask)
+        write_json(_facts_path(folder, record.id), facts)
+        ledger.add(_facts_path(folder, record.id))  # last: that it is known says that the image is finished
 
     def leave_out(record: Record, problem: BadFile) -> None:
         context.progress.note(f"left out: {problem}")
@@ -233,7 +239,7 @@ def _rows(choices: Sequence[tuple[View, list[Choice]]]) -> str:
 
 def read_choices(run: RunDirectory, number: int) -> list[dict[str, str]]:
     """Returns the rows of a finished round's ``choices.csv``."""
-    with (round_folder(run, number) / "choices.csv").open(encoding="utf-8", newline="") as stream:
+    with run.checked(round_folder(run, number) / "choices.csv").open(encoding="utf-8", newline="") as stream:
         return list(csv.DictReader(stream))
 
 
@@ -241,11 +247,13 @@ def pseudo_records(context: Context, number: int, member_name: str, fold: int) -
     """Returns the images that one fold of a pupil learns from, the surest first, with their labels as truth."""
     pupil = folds_of(context.recipe, context.fold_tables(), number, member_name)
     records = {record.id: record for record in context.source.unlabelled}
-    return [
+    found = [
         with_labels(context.run, number, records[row["id"]], row)
         for row in read_choices(context.run, number)
         if row["folds_of"] == pupil and int(row["fold"]) == fold and row["chosen"] == "yes"
     ]
+    context.run.check(record.truth.path for record in found if isinstance(record.truth, MaskFile))
+    return found
 
 
 def with_labels(run: RunDirectory, number: int, record: Record, row: dict[str, str]) -> Record:

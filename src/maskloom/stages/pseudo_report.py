@@ -11,6 +11,7 @@ from maskloom.data.sources.base import DataSource
 from maskloom.data.truth import read_truth
 from maskloom.errors import BadFile
 from maskloom.outputs.report_input import PseudoLabelled
+from maskloom.records import MaskFile
 from maskloom.run_directory import RunDirectory
 from maskloom.stages.pseudo import read_choices, with_labels
 
@@ -54,8 +55,10 @@ def labelled_examples(run: RunDirectory, source: DataSource, number: int, count:
     records = {record.id: record for record in source.unlabelled}
     found: list[PseudoLabelled] = []
     for row in sorted(chosen.values(), key=lambda row: (float(row["confidence"]), row["id"]))[:count]:
+        record = with_labels(run, number, records[row["id"]], row)
+        if isinstance(record.truth, MaskFile) and record.truth.path.is_file():
+            run.check([record.truth.path])
         try:
-            record = with_labels(run, number, records[row["id"]], row)
             image, labels = read_record_image(record), read_truth(record, source.task, source.coding)
         except (BadFile, FileNotFoundError):
             continue

@@ -18,7 +18,7 @@ from maskloom.data.sources.base import DataSource
 from maskloom.ensembling.crossfit import crossfit, deal_parts
 from maskloom.ensembling.thresholds import HALF
 from maskloom.errors import UserError
-from maskloom.files import read_json
+from maskloom.integrity import read_sealed
 from maskloom.metrics import Counts, score_records
 from maskloom.progress import Progress
 from maskloom.recipe import Recipe
@@ -48,8 +48,8 @@ class FinishedRun:
         folder = RunDirectory.existing(root)
         folder.decision()
         recipe = parse(Recipe, load_yaml(folder.recipe), origin=str(folder.recipe))
-        data = Path(read_json(folder.facts)["data"])
-        return cls(folder, recipe, DataSource.from_json(read_json(folder.source), data))
+        data = Path(read_sealed(folder.facts)["data"])
+        return cls(folder, recipe, DataSource.from_json(read_sealed(folder.source), data))
 
     @cached_property
     def folds(self) -> dict[str, int]:
@@ -74,7 +74,7 @@ class FinishedRun:
         """
         stored_counts = with_steps_path(self.folder) if self.recipe.postprocess.steps else counts_path(self.folder)
         if stored_counts.is_file():
-            return read_counts(stored_counts)
+            return read_counts(self.folder.checked(stored_counts))
         if not self.source.root.exists():
             raise UserError(
                 f"{self.folder.root}: expected its masks in {self.source.root}, found no such place; start `fit` with "

@@ -35,11 +35,13 @@ def register_bands(context: Context, settings: RegistrationSettings, *, fingerpr
     folder = _folder(context.run)
     context.run.begin("register", folder, fingerprint)
     records = [record for record in _all_records(context) if record.bands]
-    waiting = [record for record in records if not _path(context.run, record).is_file()]
+    ledger = context.run.ledger("register")
+    waiting = [record for record in records if not ledger.is_sound(_path(context.run, record))]
 
     def find(record: Record) -> list[str]:
         found, problems = registered(record, settings)
         write_json(_path(context.run, record), {str(number): each.to_json() for number, each in found.items()})
+        ledger.add(_path(context.run, record))
         return problems
 
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -52,6 +54,7 @@ def register_bands(context: Context, settings: RegistrationSettings, *, fingerpr
 def with_registration(context: Context) -> Context:
     """Returns the context whose records' bands lie as the stage found them."""
     source = context.source
+    context.run.check(_path(context.run, record) for record in _all_records(context) if record.bands)
 
     def moved(record: Record) -> Record:
         if not record.bands:

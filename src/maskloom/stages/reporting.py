@@ -12,12 +12,13 @@ from maskloom.config import load_yaml, parse
 from maskloom.data.record_images import read_record_image
 from maskloom.data.sources.base import DataSource
 from maskloom.data.statistics import Survey
-from maskloom.data.truth import read_truth
+from maskloom.data.truth import read_sample
 from maskloom.ensembling.thresholds import decide
 from maskloom.errors import BadFile
 from maskloom.files import read_json
 from maskloom.inference.merging import RESULT, Merge
 from maskloom.inference.views import find_views
+from maskloom.integrity import read_sealed
 from maskloom.outputs.overlays import class_colours, displayed, shrunk
 from maskloom.outputs.report import render_report
 from maskloom.outputs.report_input import (
@@ -34,7 +35,7 @@ from maskloom.outputs.report_input import (
 from maskloom.outputs.report_pictures import class_panels
 from maskloom.outputs.report_words import chosen_steps, interval_text, plural, signed
 from maskloom.recipe import MemberSettings, Recipe
-from maskloom.records import IGNORE, Record
+from maskloom.records import IGNORE, BadSize, Record
 from maskloom.run_directory import RunDirectory
 from maskloom.stages.block_folds import with_parts
 from maskloom.stages.ensemble import Ensemble, load_ensemble, out_of_fold_maps
@@ -45,6 +46,7 @@ from maskloom.stages.prediction import left_out
 from maskloom.stages.pseudo import read_choices
 from maskloom.stages.pseudo_report import labelled_examples, summaries
 from maskloom.stages.pseudo_views import round_of, teacher_notes, teachers_of, views_among
+from maskloom.stages.stage_times import stage_seconds
 from maskloom.training.tracking import read_log
 
 NUM_EXAMPLES = 4
@@ -57,15 +59,17 @@ NUM_LABELLED = 6
 """Images shown with their pseudo-labels, per round."""
 NUM_LOOK_ALIKES = 24
 """Pairs of near-duplicates shown."""
+_CHANGED = (BadFile, BadSize, FileNotFoundError)
+"""What reading raises where a file of the data is gone, or is another one now."""
 
 
 def write_report(run: RunDirectory) -> Path:
     """Returns the report page, written from what the finished stages left."""
-    facts = read_json(run.facts)
-    source = DataSource.from_json(read_json(run.source), Path(facts["data"]))
+    facts = read_sealed(run.facts)
+    source = DataSource.from_json(read_sealed(run.source), Path(facts["data"]))
     ensemble = load_ensemble(run)
     images = _image_scores(run)
-    pairs = read_json(run.near_duplicates)
+    pairs = read_json(run.checked(run.near_duplicates))
     recipe = _recipe(run)
     tables = FoldTables.read(run, recipe)
     curves = _learning_curves(run, recipe, tables)
@@ -85,7 +89,7 @@ def write_report(run: RunDirectory) -> Path:
         learning_curves=curves,
         image_scores=[row[ensemble.metric] for row in images],
         threshold_curve=ensemble.curve,
-        survey=Survey.from_json(read_json(run.survey), source.root),
+        survey=Survey.from_json(read_json(run.checked(run.survey)), source.root),
         folds=tables.shared,
         near_duplicates=pairs,
         look_alikes=_look_alikes(source, pairs[:NUM_LOOK_ALIKES]),
@@ -93,7 +97,7 @@ def write_report(run: RunDirectory) -> Path:
         notes=source.notes,
         num_unlabelled=len(source.unlabelled),
         hardware=facts["hardware"],
-        seconds=_seconds(run, curves),
+        seconds=stage_seconds(run, recipe, tables, source, curves),
         members=_member_facts(recipe, tables),
         changed_masks=_changed_masks(run, recipe, scored),
         pseudo_rounds=[_pseudo_round(run, recipe, source, tables, number) for number in labelled],
@@ -118,7 +122,7 @@ def evaluation(run: RunDirectory) -> dict[str, Any]:
     if recipe.ensemble.tree is not None:
         found["weights"] = _shares(ensemble.tree)
     if recipe.postprocess.steps and run.finished("postprocess"):
-        found["postprocess"] = read_json(result_path(run))
+        found["postprocess"] = read_json(run.checked(result_path(run)))
     return found
 
 
@@ -172,7 +176,8 @@ def score_lines(evaluation: dict[str, Any]) -> list[str]:
 def _member_facts(recipe: Recipe, tables: FoldTables) -> dict[str, MemberFacts]:
     """Returns what the recipe says about each member beyond its network and training."""
     found = {member.name: _facts_of(recipe, member, tables) for member in recipe.members}
-    return found | {outside.name: MemberFacts(asked="elsewhere") for outside in recipe.outside}
+    names = [outside.name for outside in recipe.outside]
+    return found | {name: MemberFacts(asked="elsewhere", notes=tuple(_on_leaderboard(recipe, name))) for name in names}
 
 
 def _facts_of(recipe: Recipe, member: MemberSettings, tables: FoldTables) -> MemberFacts:
@@ -184,11 +189,21 @@ def _facts_of(recipe: Recipe, member: MemberSettings, tables: FoldTables) -> Mem
             notes.append(f"looks at {'the box' if region.kind == 'box' else 'the outline'} that {region.of} finds")
     notes += [f"begins with the weights of {member.start}"] if member.start is not None else []
     number = round_of(recipe, member.name)
-    notes += [] if number is None else [f"learns from pseudo-labels, round {number}"]
+    if number is not None:
+        notes.append(f"learns from pseudo-labels, round {number}")
+        if any(recipe.member(name).selected_by for name in teachers_of(recipe, number)):
+            notes.append("its teachers were chosen by the folds that it is scored on")
     if member.selected_by:
         notes.append(f"its validation folds had a say in its training ({', '.join(member.selected_by)})")
+    notes += _on_leaderboard(recipe, member.name)
     views = find_views(member.views_of(recipe.inference).views)
     return MemberFacts(asked="with views" if any(not view.is_identity for view in views) else "once", notes=notes)
+
+
+def _on_leaderboard(recipe: Recipe, member: str) -> list[str]:
+    """Returns the member's score on the contest's leaderboard, where the recipe states it."""
+    stated = recipe.delivery.leaderboard
+    return [f"{stated[member]:.10g} on the leaderboard"] if member in stated else []
 
 
 def _changed_masks(run: RunDirectory, recipe: Recipe, source: DataSource) -> list[ChangedMask]:
@@ -236,22 +251,11 @@ def _pseudo_round(
 def _learning_curves(run: RunDirectory, recipe: Recipe, tables: FoldTables) -> dict[str, list[dict[str, Any]]]:
     """Returns the epochs of every training by the leaf name of its fold."""
     return {
-        leaf_name(member.name, fold): read_log(run.fold(member.name, fold) / "log.jsonl")
+        leaf_name(member.name, fold): read_log(run.checked(run.fold(member.name, fold) / "log.jsonl"))
         for member in recipe.members
         if member.network.index is None  # which learns nothing
         for fold in range(tables.of(member.name).num_folds)
     }
-
-
-def _seconds(run: RunDirectory, curves: dict[str, list[dict[str, Any]]]) -> dict[str, float]:
-    """Returns the seconds of each finished stage; of a training that was continued, those of all its sessions."""
-    markers = [read_json(path) for path in sorted((run.root / "stages").rglob("*.json"))]
-    seconds = {marker["stage"]: float(marker["seconds"]) for marker in markers}
-    for leaf, epochs in curves.items():
-        stage = f"train/{leaf}"
-        if epochs and stage in seconds:
-            seconds[stage] = max(seconds[stage], float(epochs[-1]["seconds"]))
-    return seconds
 
 
 def _look_alikes(source: DataSource, pairs: list[dict[str, Any]]) -> list[LookAlikes]:
@@ -268,7 +272,7 @@ def _look_alikes(source: DataSource, pairs: list[dict[str, Any]]) -> list[LookAl
 
 
 def _image_scores(run: RunDirectory) -> list[dict[str, Any]]:
-    with run.ensemble.with_name("images.csv").open(encoding="utf-8", newline="") as stream:
+    with run.checked(run.ensemble.with_name("images.csv")).open(encoding="utf-8", newline="") as stream:
         rows = csv.DictReader(stream)
         return [
             {"id": row["id"], "fold": int(row["fold"])} | {k: float(row[k]) for k in ("dice", "iou")} for row in rows
@@ -278,7 +282,7 @@ def _image_scores(run: RunDirectory) -> list[dict[str, Any]]:
 def _examples(
     run: RunDirectory, source: DataSource, ensemble: Ensemble, tables: FoldTables, images: list[dict[str, Any]]
 ) -> list[Example]:
-    """Returns the best and the worst images; one whose file is gone is left out (the page says so)."""
+    """Returns the best and the worst images; one whose files are gone or changed is left out (the page says so)."""
     ranked = sorted(images, key=lambda row: row[ensemble.metric])
     chosen: list[tuple[Literal["best", "worst"], dict[str, Any]]]
     chosen = [("worst", row) for row in ranked[:NUM_EXAMPLES]]
@@ -288,7 +292,7 @@ def _examples(
     for kind, row in chosen:
         try:
             examples.append(_example(run, source, ensemble, tables, records[row["id"]], row, kind))
-        except (BadFile, FileNotFoundError):
+        except _CHANGED:
             continue
     return examples
 
@@ -303,15 +307,23 @@ def _example(
     kind: Literal["best", "worst"],
 ) -> Example:
     prediction = _decided(run, source, ensemble, tables, record)
+    image, truth = _read_pair(record, source)
     return Example(
         id=record.id,
         kind=kind,
         fold=row["fold"],
         score=row[ensemble.metric],
-        image=read_record_image(record),
-        truth=read_truth(record, source.task, source.coding),
+        image=image,
+        truth=truth,
         prediction=prediction,
     )
+
+
+def _read_pair(record: Record, source: DataSource) -> tuple[np.ndarray, np.ndarray]:
+    """Returns image and labels; raises one of ``_CHANGED`` where they are not what the run has learnt from."""
+    sample = read_sample(record, source.task, source.coding)
+    assert sample.labels is not None, "every record of a source has truth"
+    return sample.image, sample.labels
 
 
 def _decided(
@@ -330,7 +342,7 @@ def _class_examples(
     images: list[dict[str, Any]],
     errors: dict[str, Any],
 ) -> list[ClassExample]:
-    """Returns the worst images of each class, in the order of classes; one whose file is gone is left out.
+    """Returns the worst images of each class, in the order of classes; one whose files are gone or changed is left out.
 
     One image after the other is read and only small pictures of it are kept.
     """
@@ -347,8 +359,8 @@ def _class_examples(
         for image in each["images"][:of_each]:
             record = records[image["id"]]
             try:
-                pixels, truth = read_record_image(record), read_truth(record, task, source.coding)
-            except (BadFile, FileNotFoundError):
+                pixels, truth = _read_pair(record, source)
+            except _CHANGED:
                 continue
             labels = _decided(run, source, ensemble, tables, record)
             alone = (_of_class(truth, index, source), _of_class(labels, index, source))

@@ -19,6 +19,7 @@ from maskloom.encodings.rle import encode_runs
 from maskloom.errors import BadFile
 from maskloom.files import write_text
 from maskloom.inference.streaming import Source, predict_records
+from maskloom.integrity import Ledger
 from maskloom.records import ClassMap, Record, Size, Task
 
 CHUNK = 64
@@ -45,20 +46,22 @@ def write_rows(
     *,
     decide: Callable[[dict[str, np.ndarray]], np.ndarray],
     read: Callable[[Record], Source],
+    ledger: Ledger,
     also: Callable[[ClassMap], None] | None = None,
     on_bad: Callable[[Record, BadFile], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
-    """Returns the files of rows below ``folder``, in the records' order; files of an earlier attempt are kept.
+    """Returns the files of rows below ``folder``, in the records' order.
 
-    ``decide`` turns 8-bit maps C×H×W by name (the result and taps) into labels; ``also`` is given every decided mask,
-    from several threads.
+    Those of an earlier attempt are kept where they are what the ``ledger`` knows; it remembers the others. ``decide``
+    turns 8-bit maps C×H×W by name (the result and taps) into labels; ``also`` is given every decided mask, from several
+    threads.
     """
     files = []
     for number, chunk in enumerate(_chunks(records)):
         path = folder / f"{number:06d}.csv"
         files.append(path)
-        if path.is_file():
+        if ledger.is_sound(path, thorough=True):  # since it is read when all are there
             continue
         rows: dict[str, list[Row]] = {}
 
@@ -74,6 +77,7 @@ def write_rows(
 
         predict_records(predict, chunk, consume, read=read, on_bad=on_bad, on_progress=advance)
         write_text(path, _to_text(row for record in chunk for row in rows.get(record.id, [])))
+        ledger.add(path)
     return files
 
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from maskloom.data.band_registration import RegistrationSettings, registered
 from maskloom.data.sources.base import first_problem
 from maskloom.errors import BadFile, UserError
-from maskloom.files import fingerprint, read_json, write_json
+from maskloom.files import fingerprint
+from maskloom.integrity import read_sealed, write_sealed
 from maskloom.progress import Progress
 from maskloom.rasters.registration import Registration
 from maskloom.stages.claims import Claims
@@ -99,8 +100,8 @@ class _Asked:
     def stored(self) -> dict[int, Registration] | None:
         """Returns what was found for the files by their number, None where that is to be found (again)."""
         try:
-            values = read_json(self.path) if self.path.is_file() else None
-            if not isinstance(values, dict) or values.get("mark") != self.mark:
+            values = read_sealed(self.path) if self.path.is_file() else None
+            if values is None or values.get("mark") != self.mark:
                 return None
             return {int(number): Registration.from_json(place) for number, place in values["files"].items()}
         except (UserError, KeyError, AttributeError):  # damaged from outside
@@ -135,7 +136,7 @@ class _Asked:
                 record.image, f"scene {record.id!r} cannot be predicted: {problems[0]}; --skip-bad leaves it out"
             )
         files = {str(number): place.to_json() for number, place in places.items()}
-        write_json(self.path, {"mark": self.mark, "files": files})
+        write_sealed(self.path, {"mark": self.mark, "files": files})
         notes = [
             f"{record.id}: {record.bands[number].path.name} {_words(place)}, correlation {place.correlation:.3f}"
             for number, place in places.items()

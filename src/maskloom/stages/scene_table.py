@@ -7,13 +7,13 @@ Paths are relative to the table. Knows nothing about what is in the files.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
+from maskloom.data.sources.band_columns import BandColumns, band_columns, is_band_column
 from maskloom.encodings.table_files import open_table
-from maskloom.errors import BadFile, UserError, closest
+from maskloom.errors import BadFile, UserError
 from maskloom.records import BandFile, check_id
 
 TABLE_SUFFIXES = (".csv", ".csv.gz")
@@ -21,9 +21,6 @@ COLUMNS = "id, image, band, band_2 …"
 """The columns, for messages."""
 RASTER_SUFFIXES = (".tif", ".tiff")
 """File suffixes of rasters, in lower case."""
-
-_NUMBERED = re.compile(r"(band|resampling)(?:_([1-9][0-9]{0,3}))?")
-_RESAMPLINGS: Mapping[str, Literal["nearest", "bicubic"]] = {"": "bicubic", "bicubic": "bicubic", "nearest": "nearest"}
 
 
 class SceneFiles(NamedTuple):
@@ -40,9 +37,7 @@ class _Columns(NamedTuple):
     num_columns: int
     image: int
     id: int | None
-    bands: tuple[int, ...]
-    resamplings: Mapping[int, int]
-    """By the number of the file, counted from 1."""
+    further: BandColumns
 
 
 def is_table(path: Path) -> bool:
@@ -79,46 +74,23 @@ def read_scene_table(table: Path, *, note: Callable[[str], None] = lambda _: Non
 
 
 def _columns(table: Path, header: Sequence[str], note: Callable[[str], None]) -> _Columns:
-    names = [name.strip().lower() for name in header]
     places: dict[str, int] = {}
-    numbered: dict[str, dict[int, int]] = {"band": {}, "resampling": {}}
     unused = []
-    for place, name in enumerate(names):
-        match = _NUMBERED.fullmatch(name)
-        if match is not None:
-            of_kind: dict[int, int] = numbered[match[1]]
-            double = of_kind.setdefault(int(match[2] or 1), place) != place
-        else:
-            double = name in ("id", "image") and places.setdefault(name, place) != place
-            if name not in ("id", "image"):
-                unused.append(header[place].strip() or "(no name)")
-        if double:
+    for place, name in enumerate(name.strip().lower() for name in header):
+        if name in ("id", "image") and places.setdefault(name, place) != place:
             raise BadFile(table, f"expected each column once, found {name!r} again; remove one of them")
+        if name not in ("id", "image") and not is_band_column(name):
+            unused.append(header[place].strip() or "(no name)")
     if "image" not in places:
         raise BadFile(
             table,
             f"expected a table of scenes with the columns {COLUMNS}, separated by commas, found no column 'image' but "
             f"{', '.join(header)[:200] or 'nothing'}; name the column of the scenes' rasters 'image'",
         )
-    bands, resamplings = numbered["band"], numbered["resampling"]
-    if sorted(bands) != list(range(1, len(bands) + 1)):
-        missing = next(number for number in range(1, len(bands) + 1) if number not in bands)
-        raise BadFile(table, f"expected the column {_named('band', missing)!r} before {_named('band', max(bands))!r}")
-    for number in resamplings:
-        if number not in bands:
-            raise BadFile(
-                table,
-                f"expected a column {_named('band', number)!r} for {_named('resampling', number)!r}, found none; "
-                "add or remove one of them",
-            )
+    further = band_columns(table, header)
     if unused:
         note(f"{table.name}: columns that are not used: {', '.join(unused)}")
-    places_of_bands = tuple(bands[number] for number in sorted(bands))
-    return _Columns(len(names), places["image"], places.get("id"), places_of_bands, resamplings)
-
-
-def _named(kind: str, number: int) -> str:
-    return kind if number == 1 else f"{kind}_{number}"
+    return _Columns(len(header), places["image"], places.get("id"), further)
 
 
 def _scene(table: Path, cells: Sequence[str], columns: _Columns) -> SceneFiles:
@@ -129,26 +101,8 @@ def _scene(table: Path, cells: Sequence[str], columns: _Columns) -> SceneFiles:
     scene_id = "" if columns.id is None else cells[columns.id]
     scene_id = scene_id or _without_suffix(image)
     check_id(scene_id)
-    names = [cells[place] for place in columns.bands]
-    ways = [cells[columns.resamplings[number]] if number in columns.resamplings else "" for number in _from_1(names)]
-    count = max((number for number in _from_1(names) if names[number - 1]), default=0)
-    bands = []
-    for number, name, way in zip(_from_1(names), names, ways, strict=True):
-        if not name and (number < count or way):
-            raise UserError(
-                f"expected a file in the column {_named('band', number)!r}, found none but what comes after it; "
-                "files of one scene leave no gap"
-            )
-        if way.lower() not in _RESAMPLINGS:
-            hint = closest(way.lower(), filter(None, _RESAMPLINGS))
-            raise UserError(f"{_named('resampling', number)}: found {way!r}; {hint}")
-        if name:
-            bands.append(BandFile(path=table.parent / name, resampling=_RESAMPLINGS[way.lower()]))
-    return SceneFiles(scene_id, table.parent / image, tuple(bands))
-
-
-def _from_1(names: Sequence[str]) -> range:
-    return range(1, len(names) + 1)
+    bands = columns.further.files(cells, lambda name: table.parent / name)
+    return SceneFiles(scene_id, table.parent / image, bands)
 
 
 def _without_suffix(name: str) -> str:

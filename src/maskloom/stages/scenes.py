@@ -252,6 +252,7 @@ class _Process:
             progress.note("post-processing looks at whole objects: scenes are decided by thresholds alone")
         networks, channels, asked = asked_networks(opened), opened.channels, opened.recipe.inference
         self._stored: dict[str, StoredBlocks] = {}
+        self._forgotten: set[Path] = set()
         for scene in scenes:
             grid = block_grid(scene.record.size, networks, channels=channels, overlap=asked.overlap, seams=asked.seams)
             cut = fingerprint(scene.fingerprint, grid.side, grid.halo, grid.least, grid.stride, asked.seams)
@@ -272,12 +273,27 @@ class _Process:
                     if not is_complete or not claims.take(_WRITING):
                         return False
                     if not delivery.is_finished():
-                        self._writer.write(delivery.remaining(), lambda name: self._tell(f"writing {name}"))
+                        try:
+                            self._writer.write(delivery.remaining(), lambda name: self._tell(f"writing {name}"))
+                        except BadFile as problem:
+                            if not self._forget(problem.path):
+                                raise
+                            return False
                         delivery.finish()
                     for scene in delivery.scenes:
                         shutil.rmtree(self._stored[scene.id].folder, ignore_errors=True)
         for scene in delivery.scenes:
             self._done[scene.id] = len(self._stored[scene.id].windows)
+        return True
+
+    def _forget(self, path: Path) -> bool:
+        """Removes a damaged block, so that it is predicted again, once; returns whether the file was such a block."""
+        if path in self._forgotten or not any(path.parent == blocks.folder for blocks in self._stored.values()):
+            return False
+        self._forgotten.add(path)
+        self._progress.note(f"damaged, and predicted again: {path}")
+        path.unlink(missing_ok=True)
+        self.num_predicted += 1  # so that there is no waiting for others
         return True
 
     def _is_predicted(self, scene: Scene, delivery: Delivery, claims: Claims, first: int) -> bool:

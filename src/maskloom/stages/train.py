@@ -15,11 +15,12 @@ from maskloom.data.scene_parts import scenes_of
 from maskloom.data.scene_windows import count_classes, is_scene
 from maskloom.data.statistics import Survey
 from maskloom.data.truth import read_truth
-from maskloom.errors import UserError
+from maskloom.errors import BadFile, UserError
 from maskloom.files import checksum
 from maskloom.inference.merging import RESULT, Merge
 from maskloom.inference.predictor import InferenceSettings, Predictor
 from maskloom.inference.streaming import predict_records
+from maskloom.integrity import Damaged, Ledger
 from maskloom.losses.terms import LossSettings, balanced, build_loss
 from maskloom.metrics import Counts, from_labels, score_records
 from maskloom.models.bundle import load_bundle
@@ -45,13 +46,17 @@ from maskloom.stages.index_member import search_fold
 from maskloom.stages.pseudo import pseudo_records
 from maskloom.stages.pseudo_views import round_of
 from maskloom.stages.scoring import answer, decided, of_classes, reader_of_parts
+from maskloom.training.checkpoint import Position, read_position
 from maskloom.training.engine import TrainingJob, TrainingResult, train
-from maskloom.training.tracking import TrainingProgress
+from maskloom.training.tracking import Log, TrainingProgress
 from maskloom.windows import Window
 
 
 def train_fold(context: Context, member: MemberSettings, fold: int, *, fingerprint: str) -> list[Path]:
-    """Returns the bundles of one fold, the best, the last and others kept; continues from the fold's checkpoint."""
+    """Returns the bundles and the log of one fold, those of its pretraining included; continues from its checkpoint.
+
+    Raises ``Damaged`` for a checkpoint that cannot be continued.
+    """
     tables = context.fold_tables()
     training_ids, validation_ids = tables.of(member.name).split(fold)
     seed = derive_seed(context.recipe.seed, member.name, fold)
@@ -64,6 +69,8 @@ def train_fold(context: Context, member: MemberSettings, fold: int, *, fingerpri
         labelled, forbidden = training_ground(context, tables.blocks, fold, member.input)
     seen = {record.id for record in labelled}
     segmenter = first_segmenter(context, member, fold, seed, seen)
+    ledger = context.run.ledger(f"train/{leaf_name(member.name, fold)}")
+    files: list[Path] = []
     last: TrainingResult | None = None
     for lesson in _lessons(context, member, fold, labelled):
         if last is not None:
@@ -86,9 +93,45 @@ def train_fold(context: Context, member: MemberSettings, fold: int, *, fingerpri
             num_workers=context.workers,
             fingerprint=fingerprint,
         )
-        last = train(job, on_progress=lambda progress: show(context, progress))
-    assert last is not None, "there is at least one lesson"
-    return [last.best, last.last, *([last.soup] if last.soup else []), *last.snapshots]
+        last = _trained(context, job, ledger)
+        left = [*job.kept(), job.log]
+        for file in left:
+            ledger.add(file)
+        files += left
+    return files
+
+
+def _trained(context: Context, job: TrainingJob, ledger: Ledger) -> TrainingResult:
+    """Returns what the training left; a log that is gone is written again from the checkpoint.
+
+    Where the checkpoint, or a bundle that an earlier session wrote, is damaged, nothing is continued: raises
+    ``Damaged``, so that the training begins anew.
+    """
+    try:
+        position = read_position(job.checkpoint)
+        if position is not None and position.fingerprint == job.fingerprint:
+            _check_written(job, position, ledger)
+        result = train(job, on_progress=lambda progress: show(context, progress))
+        position = None if job.log.is_file() else read_position(job.checkpoint)
+    except BadFile as problem:
+        if not problem.path.is_relative_to(job.folder):
+            raise
+        job.checkpoint.unlink(missing_ok=True)
+        raise Damaged(problem.path, "is damaged") from problem
+    if position is not None:
+        Log(job.log, position.events).close()
+    return result
+
+
+def _check_written(job: TrainingJob, position: Position, ledger: Ledger) -> None:
+    """Raises ``BadFile`` for a bundle that an earlier session wrote and that is gone or damaged."""
+    if position.scores and not position.finished and not job.best.is_file():
+        raise BadFile(job.best, "is gone")
+    for bundle in (*job.kept(), *(job.epoch_bundles() if job.training.soup else ())):
+        if bundle in ledger and bundle.is_file() and not ledger.is_sound(bundle, thorough=True):
+            raise BadFile(bundle, "its checksum differs")
+        if bundle.is_file():
+            load_bundle(bundle)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +230,8 @@ def first_segmenter(
     )
     if member.start is not None:
         first = context.recipe.member(member.start)
-        trained = load_bundle(context.run.bundle(first.name, fold, "last" if first.keep == "snapshots" else first.keep))
+        kept = "last" if first.keep == "snapshots" else first.keep
+        trained = load_bundle(context.run.checked(context.run.bundle(first.name, fold, kept)))
         segmenter.network.load_state_dict(trained.network.state_dict())
     return segmenter
 

@@ -1,7 +1,8 @@
 """Everything needed to continue a training exactly, in one file; and signals that wait for a consistent moment.
 
-A checkpoint is a safetensors file with the rest as JSON in its header, written atomically between two steps. It is
-not a bundle: a finished training keeps only the header. Knows nothing about data or how a step is made.
+A checkpoint is a safetensors file with the rest as JSON in its header, written atomically between two steps, with
+checksums of both. It is not a bundle: a finished training keeps only the header. Knows nothing about data or how a step
+is made.
 """
 
 from __future__ import annotations
@@ -22,13 +23,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from maskloom.errors import BadFile
-from maskloom.files import atomic_path
+from maskloom.files import atomic_path, fingerprint
+from maskloom.models.bundle import tensors_checksum
 from maskloom.training.mining import HardNegatives
 from maskloom.training.optimisers import ON_CPU, is_fused
 from maskloom.training.updates import Updater
 
 VERSION = 1
 KEY = "maskloom_checkpoint"
+CHECKSUM = "checksum"
+"""The entry of the header that holds the checksum of the others, among them that of the tensors ("tensors")."""
 LOSSES = "mining.losses"
 
 
@@ -75,6 +79,8 @@ def save_checkpoint(
         header["counters"] = updater.counters()
         header["scaler"] = updater.scaler.state_dict()
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors(updater, mining).items()}
+    header["tensors"] = tensors_checksum(tensors)
+    header[CHECKSUM] = fingerprint(header)
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata={KEY: json.dumps(header, allow_nan=False)})
 
@@ -113,6 +119,8 @@ def _read_header(path: Path) -> dict[str, Any] | None:
     if header.get("version") != VERSION:
         found = header.get("version")
         raise BadFile(path, f"expected a checkpoint of version {VERSION}, found {found!r}; delete it to train anew")
+    if header.pop(CHECKSUM, fingerprint(header)) != fingerprint(header):
+        raise _damaged(path, ValueError("its checksum differs"))
     return header
 
 
@@ -133,6 +141,8 @@ def restore(path: Path, updater: Updater, mining: HardNegatives | None = None) -
             raise KeyError("there is no such file")
         with safe_open(path, framework="pt") as stream:
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (not a dict)
+        if header.get("tensors", tensors_checksum(tensors)) != tensors_checksum(tensors):
+            raise KeyError("the checksum of its tensors differs")
         _fill(updater.network, tensors, "network.")
         if updater.average is not None:
             _fill(updater.average.network, tensors, "average.", parameters_only=True)

@@ -44,8 +44,8 @@ class TrainingSettings(Config):
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
     """Bundles and validation use the moving average of the weights, with this decay after its warm-up."""
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
-    """Of the network's own computing; "auto": bf16 where the device computes it natively, else float32 on a CPU and fp16 on
-    a GPU. Weights and losses are float32 always."""
+    """Of the network's own computing; "auto": bf16 where the device computes it natively, else float32 on a CPU and
+    fp16 on a GPU. Weights and losses are float32 always."""
     channels_last: bool = True
     """Keep weights and inputs in channels-last order, which convolutions prefer."""
     compile: bool = False

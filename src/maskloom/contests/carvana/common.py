@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 from maskloom.data.folds import FoldSettings
 from maskloom.data.input_policy import InputPolicy
 from maskloom.data.sources.base import DataSource
 from maskloom.errors import UserError
 from maskloom.losses.terms import LossSettings, LossTerm
 from maskloom.recipe import Recipe, Scale
-from maskloom.recipes.smoke import smoked
+from maskloom.recipes.smoke import smoked, usual_size
 from maskloom.training.optimisers import OptimiserSettings
 
 WHOLE = InputPolicy(mode="full", multiple=32)
@@ -51,5 +49,4 @@ def complete(recipe: Recipe, source: DataSource, scale: Scale) -> Recipe:
         recipe = recipe.model_copy(update={"pseudo": ()})
     if scale == "full":
         return recipe
-    (size, _), *_ = Counter(record.size for record in source.records).most_common(1)
-    return smoked(recipe, size)
+    return smoked(recipe, usual_size(source.records))

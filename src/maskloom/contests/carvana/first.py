@@ -38,9 +38,9 @@ def carvana_1st(source: DataSource, *, device: str, scale: Scale = "full") -> Re
     """Returns the system of the 1st place as published; the device changes nothing.
 
     Four members of equal weight: scratch and vgg11v1 of 7 folds at 1024×1024, LinkNet34 in 6 configurations of 5
-    folds and TernausNet of 5 folds at full size; the hull of unsure regions by LinkNet's map; threshold 0.5. Without
-    unlabelled photos all learn from true labels alone. Raises ``UserError`` for data with fewer than 7 cars or of
-    another task.
+    folds and TernausNet of 5 folds at full size; the hull of unsure regions by LinkNet's map; threshold 0.5. All but
+    scratch start from ImageNet's weights, which the hub has. Without unlabelled photos all learn from true labels
+    alone. Raises ``UserError`` for data with fewer than 7 cars or of another task.
     """
     recipe = Recipe(
         name="carvana_1st",
@@ -80,7 +80,7 @@ def _vgg11v1() -> MemberSettings:
     """Two augmentations in turn under one schedule of three cycles."""
     return MemberSettings(
         name="vgg11v1",
-        network=NetworkSettings(architecture="unet_vgg11"),
+        network=NetworkSettings(architecture="unet_vgg11", weights="hub"),
         input=InputPolicy(mode="resize", size=(1024, 1024)),
         loss=BOUNDARY,
         optimiser=adam(1e-4),
@@ -115,7 +115,7 @@ def _linknet(name: str, folds: FoldSettings, *, clahe: bool = False, rmsprop: bo
     start = OptimiserSettings(kind="rmsprop", lr=1e-4, weight_decay=0, momentum=0, smoothing=0.99)
     return MemberSettings(
         name=name,
-        network=NetworkSettings(architecture="linknet_deconv", encoder="resnet34"),
+        network=NetworkSettings(architecture="linknet_deconv", encoder="resnet34", weights="hub"),
         input=WHOLE.model_copy(update={"clahe": clahe}),
         loss=BCE_AND_DICE,
         optimiser=start if rmsprop else adam(1e-4),
@@ -144,7 +144,7 @@ def _ternaus() -> MemberSettings:
     """A new Adam each epoch, its rate halved after every two epochs of five."""
     return MemberSettings(
         name="ternaus",
-        network=NetworkSettings(architecture="ternausnet", encoder="vgg11"),
+        network=NetworkSettings(architecture="ternausnet", encoder="vgg11", weights="hub"),
         input=WHOLE,
         loss=LOG_DICE,
         optimiser=adam(1e-4),

@@ -23,10 +23,11 @@ from maskloom.training.optimisers import OptimiserSettings
 from maskloom.training.schedules import ScheduleSettings
 
 SIMPLE = NetworkSettings(architecture="unet_plain", weights="none")
-VGG = NetworkSettings(architecture="unet_vgg_4th", encoder="vgg16")
-INCEPTION = NetworkSettings(architecture="unet_inception_resnet_4th", encoder="inception_resnet_v2")
-MOBILENET = NetworkSettings(architecture="unet_mobilenet_4th", encoder="mobilenetv1_100")
-RESNET = NetworkSettings(architecture="unet_resnet50_4th", encoder="resnet50")
+VGG = NetworkSettings(architecture="unet_vgg_4th", encoder="vgg16", weights="hub")
+INCEPTION = NetworkSettings(architecture="unet_inception_resnet_4th", encoder="inception_resnet_v2", weights="hub")
+MOBILENET = NetworkSettings(architecture="unet_mobilenet_4th", encoder="mobilenetv1_100", weights="hub")
+RESNET = NetworkSettings(architecture="unet_resnet50_4th", encoder="resnet50", weights="hub")
+"""The last four were pretrained: their encoders start from the hub's weights, unless a file is stated."""
 
 CROPS = InputPolicy(mode="window", size=(1024, 1024))
 """Random crops in training, overlapping tiles in prediction."""

@@ -154,10 +154,13 @@ def _truths(path: Path, settings: DataSettings, notes: list[str]) -> tuple[dict[
             truths[name] = MaskFile(path=file)
     table = _table(path, "train_masks")
     if table is not None:
-        num_files = len(truths)
+        num_files, seen = len(truths), set[str]()
         for row in _rows(table, SUBMISSION.columns):
-            runs = ((0, row["rle_mask"]),)
-            truths.setdefault(Path(row["img"]).stem, RunLengths(runs=runs, order="row", base=1))
+            name, runs = Path(row["img"]).stem, ((0, row["rle_mask"]),)
+            if name in seen:
+                raise BadFile(table, f"expected each photo once, found {name!r} again; remove one of its rows")
+            seen.add(name)
+            truths.setdefault(name, RunLengths(runs=runs, order="row", base=1))
         if num_files < len(truths):
             notes.append(f"{len(truths) - num_files} masks are taken from {table.name}")
     return truths, problems

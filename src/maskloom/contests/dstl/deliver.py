@@ -5,25 +5,23 @@ Knows nothing about networks; it reads the rows that the stage ``predict`` left.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from maskloom.contests.dstl.joining import PUBLISHED, JoiningRules, joined
 from maskloom.contests.dstl.layout import table_of
 from maskloom.contests.dstl.submission import DstlWriter, read_sample, validate
 from maskloom.contests.dstl.truth import CLASSES
-from maskloom.contests.dstl.water import CCCI, FULL_SCALE, ccci_water
-from maskloom.data.record_images import read_record_image
+from maskloom.contests.dstl.water_finder import FAST_WATER, SLOW_WATER, SearchedWater, water_by_line
+from maskloom.data.scene_parts import scenes_of
 from maskloom.encodings.grid_coordinates import read_grids
 from maskloom.encodings.outlines import outlines
 from maskloom.encodings.rle import decode_runs
 from maskloom.ensembling.precedence import Precedence, numbered
-from maskloom.rasters.indices import band_names, index
+from maskloom.files import write_json
 from maskloom.records import Record, Task
 from maskloom.stages.context import Context
 from maskloom.stages.prediction import left_out
@@ -32,15 +30,16 @@ from maskloom.stages.rows import Row, read_rows
 if TYPE_CHECKING:
     from shapely import Polygon
 
-FAST_WATER, SLOW_WATER = CLASSES.index("fast_water"), CLASSES.index("slow_water")
-BANDS = band_names("dstl")
+WATER_FILE = "submission.water.json"
+"""Index, threshold and Jaccard index on training polygons of every scene whose water was searched for."""
 
 
 def write_submission(context: Context) -> Path:
     """Returns the submission, in the order of the data's sample where there is one.
 
-    Where no member predicts water, and the images have the bands for it, water is where the published index says. When
-    the data holds only some of the sample's images, or some could not be predicted, what there is is written as
+    Where no member predicts water, and the images have the bands for it, water is found in the published way that
+    ``delivery.water`` names; what "search" chose for each scene is stored in ``WATER_FILE``. When the data holds only
+    some of the sample's images, or some could not be predicted, what there is is written as
     ``submission.partial.csv.gz``, and said: the contest would refuse it. Raises ``UserError`` for a damaged sample.
     """
     source, run = context.source, context.run
@@ -58,24 +57,46 @@ def write_submission(context: Context) -> Path:
     assert grid_table is not None, "the data was opened with it"
     grids = read_grids(grid_table)
     rules = joining_rules(context.recipe.delivery.precedence, source.task)
-    predicted = context.recipe.partial_members(source.task)
-    finds_water = len(predicted) == len(context.recipe.members) and not any(
-        {FAST_WATER, SLOW_WATER} & set(numbers) for numbers in predicted.values()
-    )
+    find_water = water_finder(context, list(records.values()))
     rows = read_rows(sorted((run.predictions / "rows").glob("*.csv")))
     ordered = sample if not missing else None
     with DstlWriter(target, grids, sample=ordered, images=records.keys() & wanted) as writer:
         for done, (record, polygons) in enumerate(_polygons(rows, records), start=1):
             if record.id not in wanted:
                 continue
-            if finds_water and len(record.bands):
-                polygons |= _water(record)
+            if find_water is not None:
+                polygons |= find_water(record)
             writer.write(record.id, record.size, joined(polygons, record.size, grids[record.id], rules=rules))
             context.progress.advance(done, len(records))
     if ordered is not None:
         validate(target, ordered)
     (whole if missing else partial).unlink(missing_ok=True)
+    if isinstance(find_water, SearchedWater):
+        write_json(run.root / WATER_FILE, find_water.found())
+    else:
+        (run.root / WATER_FILE).unlink(missing_ok=True)
     return target
+
+
+def water_finder(context: Context, unlabelled: Sequence[Record]) -> Callable[[Record], dict[int, list[Polygon]]] | None:
+    """Returns what finds water of images by an index; None where a member predicts it or there are no bands for it."""
+    recipe, stated = context.recipe, context.recipe.delivery.water
+    predicted = recipe.partial_members(context.source.task)
+    is_predicted = len(predicted) < len(recipe.members) or any(
+        {FAST_WATER, SLOW_WATER} & set(numbers) for numbers in predicted.values()
+    )
+    labelled = scenes_of(context.source.records)
+    has_bands = all(record.bands for record in (*labelled, *unlabelled))
+    if is_predicted or not has_bands:
+        if stated is not None:
+            why = "a member predicts water" if is_predicted else "the images have no bands of M"
+            context.progress.note(f"delivery.water={stated} is not used: {why}")
+        return None
+    if stated != "search":
+        return water_by_line
+    finder = SearchedWater(labelled, unlabelled)
+    context.progress.note(f"water, searched on training polygons: {finder.told()}; see {WATER_FILE}")
+    return finder
 
 
 def joining_rules(precedence: Sequence[Precedence] | None, task: Task) -> JoiningRules:
@@ -95,12 +116,3 @@ def _polygons(rows: Iterator[Row], records: dict[str, Record]) -> Iterator[tuple
         }
         if record_id in records:
             yield records[record_id], polygons
-
-
-def _water(record: Record) -> dict[int, list[Polygon]]:
-    """Returns both kinds of water by label, where the published index of the image's bands says that it is."""
-    pixels = read_record_image(record)
-    expression = index(CCCI.index, BANDS)
-    bands = {name: pixels[..., BANDS.index(name)].astype(np.float32) / FULL_SCALE for name in expression.names}
-    found = ccci_water(np.asarray(expression.evaluate(bands)))
-    return {FAST_WATER: found.fast, SLOW_WATER: found.slow}

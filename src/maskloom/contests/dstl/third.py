@@ -60,7 +60,7 @@ def nadam(lr: float) -> OptimiserSettings:
 
 
 def dstl_3rd(source: DataSource, *, device: str, scale: Scale = "full") -> Recipe:
-    """Returns the system of the 3rd place: six networks, one per class, over five folds of scenes.
+    """Returns the system of the 3rd place: six networks, one per class, over five folds of scenes, and water by CCCI.
 
     The second phase, published for most classes, is made for all. The device changes nothing. Raises ``UserError`` for
     data that is not the contest's RGB, M and P files.
@@ -71,14 +71,15 @@ def dstl_3rd(source: DataSource, *, device: str, scale: Scale = "full") -> Recip
             f"{source.root}: expected the Dstl layout with three_band/ and sixteen_band/ for dstl_3rd, found "
             f"{'SWIR bands alone; add the others' if swir else f'the layout {source.layout}; choose default'}"
         )
+    num_scenes = len({record.group for record in source.records})
     recipe = Recipe(
         name="dstl_3rd",
         metric="iou",
         registration=REGISTRATION,
-        folds=FoldSettings(kind="kfold", count=min(5, len({record.group for record in source.records}))),
+        folds=FoldSettings(kind="kfold", count=min(max(num_scenes, 2), 5)),
         members=tuple(map(_member, NETWORK_CLASSES)),
         inference=InferenceSettings(views="flips_transpose", view_merge="geometric"),
-        delivery=DeliverySettings(precedence=PRECEDENCE),
+        delivery=DeliverySettings(precedence=PRECEDENCE, water="ccci"),
     )
     if scale == "full":
         return recipe

@@ -222,18 +222,3 @@ def searched_water(values: np.ndarray, below: float, *, rules: SearchRules = SEA
     grown = cleaned(outlines(is_slow[labels]), buffer=math.sqrt(factor) * rules.slow_buffer)
     whole = shapely.box(0, 0, width, height)
     return Water(outlines(is_fast[labels]), areas(shapely.intersection(np.array(grown, dtype=object), whole)))
-
-
-def on_grid(water: Water, size: Size, other: Size) -> Water:
-    """Returns the water found on a grid of ``size`` in pixels of ``other``, a grid of the same ground."""
-    import shapely
-
-    factors = np.array([other[1] / size[1], other[0] / size[0]])
-
-    def moved(polygons: list[Polygon]) -> list[Polygon]:
-        if not polygons:
-            return []
-        placed: list[Polygon] = shapely.transform(np.array(polygons, dtype=object), lambda xy: xy * factors).tolist()
-        return placed
-
-    return Water(moved(water.fast), moved(water.slow))

@@ -14,15 +14,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from maskloom.config import Config
 from maskloom.data.image_io import MAX_PIXELS, image_size
 from maskloom.data.mask_coding import MaskCoding
+from maskloom.data.sources.band_patterns import BandPattern, different
 from maskloom.errors import BadFile, UserError, closest
 from maskloom.records import BandFile, CocoSegments, MaskFile, Record, RunLengths, Shapes, Size, Task, TaskKind, Truth
 
 Layout = Literal["auto", "folder", "table", "coco", "polygons", "carvana", "dstl", "signate"]
+
+STACKED_LAYOUTS = ("folder", "polygons")
+"""Layouts whose images are found by the names of their files, which may be those of several files each."""
 
 _BATCH = 256  # files per thread task: a header takes about 20 µs, as long as handing over one task
 _THREADS = 8
@@ -39,7 +43,11 @@ class DataSettings(Config):
     images: str | None = None
     """Name of the folder of images, relative to the data."""
     masks: str | None = None
-    """Name of the folder of masks, or of the file of polygons, relative to the data."""
+    """Name of the folder of masks, or of the file of polygons, relative to the data. Where `bands` are stated, also a
+    TIFF beside them, such as `<id>/mask.tif`."""
+    bands: Annotated[list[BandPattern], Field(min_length=1), AfterValidator(different)] | None = None
+    """The TIFF files that every image is a stack of, such as `[<id>/B02.tif, <id>/B11.tif]`. The first gives the grid
+    and the first bands."""
     classes: list[str] | None = None
     """Class names: of the labels in order, or of the one foreground class."""
     task: TaskKind | None = None
@@ -122,8 +130,14 @@ class DataSource:
 def finish(source: DataSource, settings: DataSettings) -> DataSource:
     """Returns the source with groups and limit applied, after the checks that every layout shares.
 
-    Raises ``UserError`` for duplicate ids, for problems unless ``skip_bad``, and when no record with truth is left.
+    Raises ``UserError`` for duplicate ids, for problems unless ``skip_bad``, when no record with truth is left, and for
+    files of bands that the layout does not ask for.
     """
+    if settings.bands is not None and source.layout not in STACKED_LAYOUTS:
+        raise UserError(
+            f"{source.root}: data.bands: expected a folder of rasters with masks or polygons, found the layout "
+            f"{source.layout}, which says itself what its images are made of; leave data.bands out"
+        )
     if source.problems and not settings.skip_bad:
         raise first_problem(source.problems)
     check_unique(source.records, source.root)

@@ -1,7 +1,8 @@
 """A folder with ``images/`` and ``masks/`` of equal names, to a source.
 
 The two may lie at the top, with the same sub-folders below each, or in ``train/``, ``val/`` and ``test/``. A mask's
-name may end in a usual suffix such as ``_mask``. Knows nothing about what masks mean.
+name may end in a usual suffix such as ``_mask``. Where it is stated of which files an image is a stack, masks are named
+like images, or lie beside those files. Knows nothing about what masks mean.
 """
 
 from __future__ import annotations
@@ -9,12 +10,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
+from maskloom.config import parse
 from maskloom.data.image_io import IMAGE_SUFFIXES
+from maskloom.data.sources.band_patterns import PLACE, BandPattern, by_image
 from maskloom.data.sources.base import DataSettings, DataSource, finish, measure
 from maskloom.data.sources.classes import classes_of_masks
+from maskloom.data.sources.stacks import ImageFiles, checked_stacks, images_among, record_of
 from maskloom.errors import BadFile, UserError
+from maskloom.files import OWNER
 from maskloom.records import BadSize, MaskFile, Record, Size
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img")
@@ -31,11 +36,16 @@ _IMAGE_ENDINGS = ("image", "img", "sat", "rgb")
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """An image file: its id, and the key by which masks are matched."""
+    """An image or a mask: its id, the key by which masks are matched, and its files."""
 
     id: str
     key: str
-    path: Path
+    files: ImageFiles
+
+    @property
+    def path(self) -> Path:
+        """Its file, or the first of them."""
+        return self.files.image
 
 
 def recognise(path: Path, settings: DataSettings) -> bool:
@@ -47,14 +57,20 @@ def open_folder(path: Path, settings: DataSettings) -> DataSource:
     """Returns the source of a folder of images and masks.
 
     Raises ``UserError`` when the folders are missing, no mask matches an image, ids are used twice, or (without
-    ``skip_bad``) a file is damaged, a mask has no image, or a mask differs in size from its image.
+    ``skip_bad``) a file is damaged or missing, a mask has no image, or a mask differs in size from its image.
     """
     pairs = _pairs(path, settings)
     if not pairs:
-        wanted = f"{settings.images or 'images'}/ and {settings.masks or 'masks'}/"
+        wanted = f"{settings.images or 'images'}/" + f" and {settings.masks or 'masks'}/" * (not _are_beside(settings))
         raise UserError(f"{path}: expected the folders {wanted}, found {_listing(path)}; name them with data.images=…")
     notes: list[str] = []
-    images, masks = _collect(pairs, notes)
+    if _are_beside(settings):
+        images, masks = _beside(pairs[0][1], settings, notes)
+    else:
+        images, masks = _collect(pairs, settings.bands, notes)
+    if settings.bands is not None:
+        stacks = checked_stacks([image.files for image in images], notes)
+        images = [replace(image, files=files) for image, files in zip(images, stacks, strict=True)]
     matched, problems = _match(images, masks)
     if not matched:
         raise UserError(_no_match(path, pairs, images, masks))
@@ -79,7 +95,14 @@ def open_folder(path: Path, settings: DataSettings) -> DataSource:
 
 
 def _pairs(path: Path, settings: DataSettings) -> list[tuple[str, Path, Path | None]]:
-    """Returns (prefix of ids, images, masks) of the top or, failing that, of the split folders; [] when no masks."""
+    """Returns (prefix of ids, images, masks) of the top or, failing that, of the split folders; [] when no masks.
+
+    Where masks lie beside the files of images, both are one folder: that of images, or the whole.
+    """
+    if _are_beside(settings):
+        both = _first_folder(path, (settings.images,) if settings.images else IMAGE_FOLDERS)
+        both = path if both is None and path.is_dir() and not settings.images else both
+        return [] if both is None else [("", both, both)]
     top = _pair(path, settings)
     if top is not None and top[1] is not None:
         return [("", *top)]
@@ -96,6 +119,8 @@ def _pair(folder: Path, settings: DataSettings) -> tuple[Path, Path | None] | No
     masks = _first_folder(folder, (settings.masks,) if settings.masks else MASK_FOLDERS)
     if masks is not None and masks.name == "annotations" and next(image_files(masks), None) is None:
         masks = None  # that is where COCO keeps its JSON
+    if images is None and masks is not None and settings.bands is not None and not settings.images:
+        images = folder  # a folder for each image, beside that of masks
     return None if images is None else (images, masks)
 
 
@@ -123,7 +148,15 @@ def image_files(folder: Path) -> Iterator[Path]:
             yield folder / entry.name
 
 
-def _collect(pairs: list[tuple[str, Path, Path | None]], notes: list[str]) -> tuple[list[_Found], list[_Found]]:
+def is_output(file: Path, base: Path) -> bool:
+    """Returns whether a file below ``base`` lies in a folder of predictions, or in that of a run."""
+    between = [folder for folder in file.parents if folder != base and folder.is_relative_to(base)]
+    return any((folder / name).is_file() for folder in between for name in (OWNER, "run.json"))
+
+
+def _collect(
+    pairs: list[tuple[str, Path, Path | None]], bands: Sequence[BandPattern] | None, notes: list[str]
+) -> tuple[list[_Found], list[_Found]]:
     images: list[_Found] = []
     masks: list[_Found] = []
     for prefix, image_folder, mask_folder in pairs:
@@ -131,9 +164,11 @@ def _collect(pairs: list[tuple[str, Path, Path | None]], notes: list[str]) -> tu
             if folder is None:
                 continue
             files = list(image_files(folder))
-            for file in files:
-                name = prefix + file.relative_to(folder).with_suffix("").as_posix()
-                found.append(_Found(name, _key(name, endings), file))
+            if mask_folder is not None and folder in mask_folder.parents:
+                files = [file for file in files if mask_folder not in file.parents and not is_output(file, folder)]
+            for each in images_among(files, folder, bands if found is images else None, notes):
+                name = prefix + each.id
+                found.append(_Found(name, _key(name, endings), replace(each, id=name)))
             others = sum(1 for file in folder.rglob("*") if _is_other(file, folder))
             if others:
                 notes.append(
@@ -157,6 +192,26 @@ def _key(name: str, endings: Sequence[str]) -> str:
             if name.lower().endswith(separator + ending):
                 return name[: -len(ending) - 1]
     return name
+
+
+def _are_beside(settings: DataSettings) -> bool:
+    """Whether masks are named like one of the files that images are stacks of."""
+    return settings.bands is not None and settings.masks is not None and PLACE in settings.masks
+
+
+def _beside(folder: Path, settings: DataSettings, notes: list[str]) -> tuple[list[_Found], list[_Found]]:
+    """Returns images and masks that lie in one folder, told apart by name."""
+    assert settings.bands is not None and settings.masks is not None
+    mask = parse(BandPattern, settings.masks, origin="data.masks")
+    found_files = [file for file in image_files(folder) if not is_output(file, folder)]
+    files = {file.relative_to(folder).as_posix(): file for file in found_files}
+    found, _ = by_image(files, [*settings.bands, mask])
+    masks = {name: image for image, names in found.items() for name in names[-1]}
+    images = images_among([file for name, file in files.items() if name not in masks], folder, settings.bands, notes)
+    return (
+        [_Found(image.id, image.id, image) for image in images],
+        [_Found(image, image, ImageFiles(image, files[name])) for name, image in masks.items()],
+    )
 
 
 def _match(images: list[_Found], masks: list[_Found]) -> tuple[dict[str, _Found], list[UserError]]:
@@ -201,35 +256,24 @@ def _measured(images: list[_Found], masks: dict[str, _Found]) -> tuple[list[Reco
     records: list[Record] = []
     problems: list[UserError] = []
     for image, size in zip(images, sizes, strict=True):
-        mask_size = mask_sizes.get(image.id)
-        bad = _problem(image.id, size, mask_size)
-        if bad is not None:
-            problems.append(bad)
-        elif not isinstance(size, BadFile):
-            mask = masks.get(image.id)
-            truth = None if mask is None else MaskFile(path=mask.path)
-            try:
-                record = Record(id=image.id, image=image.path, size=size, truth=truth, attributes=_place(image.id))
-            except UserError as unsafe:
-                problems.append(BadFile(image.path, str(unsafe)))
-            else:
-                records.append(record)
+        try:
+            record = record_of(image.files, size)
+            if image.id in masks:
+                record = _with_mask(record, masks[image.id].path, mask_sizes[image.id])
+        except (BadFile, BadSize) as problem:
+            problems.append(problem)
+        else:
+            records.append(record)
     return records, problems
 
 
-def _problem(record_id: str, size: Size | BadFile, mask_size: Size | BadFile | None) -> UserError | None:
+def _with_mask(record: Record, mask: Path, size: Size | BadFile) -> Record:
+    """Returns the record with its truth; raises ``BadFile`` or ``BadSize`` for a mask that is none for it."""
     if isinstance(size, BadFile):
-        return size
-    if isinstance(mask_size, BadFile):
-        return mask_size
-    if mask_size is not None and mask_size != size:
-        return BadSize(record_id, size, mask_size)
-    return None
-
-
-def _place(record_id: str) -> dict[str, str]:
-    parent = PurePosixPath(record_id).parent.as_posix()
-    return {} if parent == "." else {"folder": parent}
+        raise size
+    if size != record.size:
+        raise BadSize(record.id, record.size, size)
+    return replace(record, truth=MaskFile(path=mask))
 
 
 def split_of(record_id: str) -> str:

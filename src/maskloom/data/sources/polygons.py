@@ -14,9 +14,11 @@ import shapely
 from shapely import box
 
 from maskloom.data.ground_polygons import GroundPolygons, Placed, in_turn
+from maskloom.data.sources.band_patterns import RASTER_SUFFIXES
 from maskloom.data.sources.base import DataSettings, DataSource, finish, first_problem, measure
 from maskloom.data.sources.classes import PIECES, classes_of_pieces
-from maskloom.data.sources.folder import IMAGE_FOLDERS, image_files
+from maskloom.data.sources.raster_folder import raster_files
+from maskloom.data.sources.stacks import ImageFiles, checked_stacks, images_among, record_of
 from maskloom.data.stated_classes import (
     AttributeClasses,
     attribute_classes,
@@ -26,12 +28,8 @@ from maskloom.data.stated_classes import (
 from maskloom.data.union_find import UnionFind
 from maskloom.encodings.vector_files import CLASS_FIELDS, VECTOR_SUFFIXES, WGS84, Feature, read_features
 from maskloom.errors import BadFile, UserError, closest, some_of
-from maskloom.files import OWNER
 from maskloom.rasters.georeference import Georeference, read_georeference, reprojected, to_crs
-from maskloom.records import Record, Shapes
-
-RASTER_SUFFIXES = (".tif", ".tiff")
-"""In lower case."""
+from maskloom.records import Record, Shapes, Size
 
 _FOREGROUND = "foreground"  # the class of polygons that name none
 
@@ -49,7 +47,7 @@ def recognise(path: Path, settings: DataSettings) -> bool:
 
     Where there are several such files, opening asks for one.
     """
-    return path.is_dir() and bool(_vector_files(path, settings)) and bool(_raster_files(path, settings)[0])
+    return path.is_dir() and bool(_vector_files(path, settings)) and bool(raster_files(path, settings)[0])
 
 
 def open_polygons(path: Path, settings: DataSettings) -> DataSource:
@@ -118,47 +116,46 @@ def _one_file(path: Path, settings: DataSettings) -> Path:
     )
 
 
-def _raster_files(path: Path, settings: DataSettings) -> tuple[list[Path], Path, int]:
-    """Returns the TIFFs, the folder that their ids are counted from, and how many other images lie beside them."""
-    folders = (settings.images,) if settings.images else IMAGE_FOLDERS
-    base = next((path / name for name in folders if (path / name).is_dir()), path)
-    is_there = not settings.images or base != path
-    files = [file for file in image_files(base) if not _is_output(file, base)] if is_there else []
-    rasters = [file for file in files if file.suffix.lower() in RASTER_SUFFIXES]
-    return rasters, base, len(files) - len(rasters)
-
-
-def _is_output(file: Path, base: Path) -> bool:
-    """Whether a file lies in a folder of predictions, or in that of a run."""
-    between = [folder for folder in file.parents if folder != base and folder.is_relative_to(base)]
-    return any((folder / name).is_file() for folder in between for name in (OWNER, "run.json"))
-
-
 def _rasters(path: Path, settings: DataSettings, notes: list[str]) -> tuple[list[_Raster], list[UserError]]:
     """Returns the rasters that lie somewhere, and what is wrong with the others."""
-    files, base, num_others = _raster_files(path, settings)
+    files, base, num_others = raster_files(path, settings)
     if not files:
         raise UserError(f"{base}: expected TIFF rasters ({', '.join(RASTER_SUFFIXES)}), found none")
     if num_others:
         notes.append(f"{num_others} images that are no TIFFs say nothing of where they lie and were passed over")
+    images = images_among(files, base, settings.bands, notes)
+    sizes = measure([image.image for image in images])
+    judged = [_with_place(image, size) for image, size in zip(images, sizes, strict=True)]
+    if settings.bands is not None:
+        images = checked_stacks([image for image, _ in judged], notes)
+        judged = [(image, place) for image, (_, place) in zip(images, judged, strict=True)]
     rasters: list[_Raster] = []
     problems: list[UserError] = []
-    for file, size in zip(files, measure(files), strict=True):
-        name = file.relative_to(base).with_suffix("").as_posix()
+    for (image, georeference), size in zip(judged, sizes, strict=True):
         try:
-            if isinstance(size, BadFile):
-                raise size
-            georeference = read_georeference(file)
-            if georeference is None or georeference.crs is None:
-                raise BadFile(file, "expected a raster with a CRS, found none; give it its own (gdal_edit.py -a_srs)")
-            parent = PurePosixPath(name).parent.as_posix()
-            attributes = {} if parent == "." else {"folder": parent}
-            rasters.append(_Raster(Record(id=name, image=file, size=size, attributes=attributes), georeference))
+            record = record_of(image, size)
         except BadFile as problem:
             problems.append(problem)
-        except UserError as problem:  # an id that cannot name a file
-            problems.append(BadFile(file, str(problem)))
+        else:
+            assert georeference is not None, "without one, that is the image's problem"
+            rasters.append(_Raster(record, georeference))
     return rasters, problems
+
+
+def _with_place(image: ImageFiles, size: Size | BadFile) -> tuple[ImageFiles, Georeference | None]:
+    """Returns an image and where it lies; where that is unknown, it is the image's problem."""
+    if image.problem is not None or isinstance(size, BadFile):
+        return image, None
+    try:
+        georeference = read_georeference(image.image)
+        if georeference is None or georeference.crs is None:
+            grid = f" as the grid of image {image.id!r}" if image.bands else ""
+            raise BadFile(
+                image.image, f"expected a raster with a CRS{grid}, found none; give it its own (gdal_edit.py -a_srs)"
+            )
+    except BadFile as problem:
+        return replace(image, problem=problem), None
+    return image, georeference
 
 
 # Classes ------------------------------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
 """A table (CSV or Parquet) of images with mask paths, run lengths or WKT, to a source.
 
 Columns: ``image``, ``id`` (else the image's name without suffix), one of ``mask``, ``rle``, ``wkt``; ``class``,
-``group``, ``split``, ``rle_order``, ``rle_base`` where wanted; all others are attributes. Rows with one id are
-pieces of one record. How run lengths count is never assumed: it is stated, or only one reading is valid.
+``group``, ``split``, ``rle_order``, ``rle_base`` and further files (``band_columns``) where wanted; all others are
+attributes. Rows with one id are pieces of one record. How run lengths count is never assumed: it is stated, or only one
+reading is valid.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from maskloom.data.image_io import IMAGE_SUFFIXES
+from maskloom.data.sources.band_columns import band_columns, is_band_column
 from maskloom.data.sources.base import DataSettings, DataSource, finish, measure
 from maskloom.data.sources.classes import PIECES, classes_of_masks, classes_of_pieces, notes_on_unused_yaml
 from maskloom.data.sources.folder import SPLITS
+from maskloom.data.sources.stacks import ImageFiles, checked_stacks
 from maskloom.encodings import rle
 from maskloom.encodings.table_files import open_table as open_rows
 from maskloom.errors import BadFile, UserError, closest
-from maskloom.records import BadSize, MaskFile, Record, RunLengths, Shapes, Size, Truth, check_id
+from maskloom.records import BadSize, BandFile, MaskFile, Record, RunLengths, Shapes, Size, Truth, check_id
 
 TRUTH_COLUMNS = ("mask", "rle", "wkt")
 _ALIASES = {
@@ -44,6 +47,7 @@ class _Entry:
     id: str
     image: Path
     first: Row
+    bands: tuple[BandFile, ...] = ()
     pieces: list[tuple[str, str]] = field(default_factory=list)
     """(class name, text) in the table's order; empty texts left out."""
 
@@ -63,10 +67,13 @@ def open_table(path: Path, settings: DataSettings) -> DataSource:
     rows = _read(table)
     kind = _truth_column(table, rows)
     entries = _entries(table, rows, kind, settings)
-    labelled, problems = _sized(entries)
+    notes: list[str] = []
+    labelled, problems = _sized(entries, notes)
     if kind == "mask":
-        return _with_masks(path, table, labelled, problems, settings)
-    return _with_pieces(path, table, labelled, problems, kind, rows, settings)
+        source = _with_masks(path, table, labelled, problems, settings)
+    else:
+        source = _with_pieces(path, table, labelled, problems, kind, rows, settings)
+    return replace(source, notes=(*source.notes, *notes))
 
 
 def _tables(path: Path) -> list[Path]:
@@ -99,7 +106,7 @@ def _fits(columns: Iterable[str]) -> bool:
 def _columns(table: Path) -> list[str]:
     """Returns the column names, [] when the file cannot be read as a table (opening it will say why)."""
     try:
-        if table.suffix == ".parquet":
+        if table.suffix.lower() == ".parquet":
             from pyarrow import parquet  # type: ignore[import-untyped]
 
             return list(parquet.read_schema(table).names)
@@ -129,13 +136,18 @@ def _read(table: Path) -> list[Row]:
         raise UserError(f"{table}: expected one column each, found more than one for {', '.join(sorted(double))}")
     if "image" not in names:
         raise UserError(f"{table}: expected a column 'image', found {', '.join(names)}; {closest('image', names)}")
-    columns = [[_text(value) for value in frame.iloc[:, place].tolist()] for place in range(len(names))]
+    known = frame.astype(object).where(frame.notna(), None)  # each type of column has a missing value of its own
+    columns = [[_text(value) for value in known.iloc[:, place].tolist()] for place in range(len(names))]
     return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def _canonical(column: str) -> str:
     name = column.strip()
     return _ALIASES.get(name.lower(), name.lower() if name.lower() in _SPECIAL else name)
+
+
+def _is_special(column: str) -> bool:
+    return column in _SPECIAL or is_band_column(column)
 
 
 def _text(value: Any) -> str:
@@ -157,6 +169,7 @@ def _truth_column(table: Path, rows: Sequence[Row]) -> str:
 def _entries(table: Path, rows: Sequence[Row], kind: str, settings: DataSettings) -> list[_Entry]:
     """Returns one entry per id; raises ``UserError`` for ids that are unsafe, missing or used for different things."""
     bases = [table.parent / settings.images] if settings.images else [table.parent, table.parent / "images"]
+    further = band_columns(table, list(rows[0]))
     entries: dict[str, _Entry] = {}
     resolved: dict[str, Path] = {}
     for row in rows:
@@ -168,8 +181,12 @@ def _entries(table: Path, rows: Sequence[Row], kind: str, settings: DataSettings
         record_id = row["id"] if row.get("id") else _without_suffix(name)
         entry = entries.get(record_id)
         if entry is None:
-            _check(table, record_id)
             entry = entries[record_id] = _Entry(record_id, resolved[name], row)
+            try:
+                check_id(record_id)
+                entry.bands = further.files(list(row.values()), lambda band: resolve(band, bases))
+            except UserError as error:
+                raise UserError(f"{table}: {error}") from None
         else:
             _check_same(table, entry, row, kind)
         piece = (row.get("class", ""), row[kind])
@@ -190,18 +207,11 @@ def _without_suffix(name: str) -> str:
     return path.with_suffix("").as_posix() if path.suffix.lower() in IMAGE_SUFFIXES else path.as_posix()
 
 
-def _check(table: Path, record_id: str) -> None:
-    try:
-        check_id(record_id)
-    except UserError as error:
-        raise UserError(f"{table}: {error}") from None
-
-
 def _check_same(table: Path, entry: _Entry, row: Row, kind: str) -> None:
     """Raises ``UserError`` unless a further row of an id can be a piece of the same record."""
     if kind == "mask":
         raise _double(table, entry.id, "a mask file is the whole truth of an image")
-    for name in ("image", "group", "split"):
+    for name in ("image", "group", "split", *filter(is_band_column, row)):
         if row.get(name) != entry.first.get(name):
             raise _double(table, entry.id, f"{name} {entry.first.get(name)!r} and {row.get(name)!r}")
 
@@ -210,8 +220,13 @@ def _double(table: Path, record_id: str, reason: str) -> UserError:
     return UserError(f"{table}: expected id {record_id!r} once, found it again ({reason}); rename or remove a row")
 
 
-def _sized(entries: list[_Entry]) -> tuple[list[tuple[_Entry, Size]], list[UserError]]:
+def _sized(entries: list[_Entry], notes: list[str]) -> tuple[list[tuple[_Entry, Size]], list[UserError]]:
+    """Returns the entries whose files are sound, with the size of the image, and what is wrong with the others."""
+    images = [ImageFiles(entry.id, entry.image, entry.bands) for entry in entries]
+    if any(image.bands for image in images):
+        images = checked_stacks(images, notes)
     sizes = measure([entry.image for entry in entries])
+    sizes = [image.problem or size for image, size in zip(images, sizes, strict=True)]
     good = [(entry, size) for entry, size in zip(entries, sizes, strict=True) if not isinstance(size, BadFile)]
     return good, [size for size in sizes if isinstance(size, BadFile)]
 
@@ -228,16 +243,13 @@ def _record(entry: _Entry, size: Size, truth: Truth | None) -> Record:
         truth=None if known == "test" else truth,
         group=entry.first.get("group", ""),
         split="" if known == "test" else known,
-        attributes={name: value for name, value in entry.first.items() if name not in _SPECIAL},
+        attributes={name: value for name, value in entry.first.items() if not _is_special(name)},
+        bands=entry.bands,
     )
 
 
 def _with_masks(
-    path: Path,
-    table: Path,
-    labelled: list[tuple[_Entry, Size]],
-    problems: list[UserError],
-    settings: DataSettings,
+    path: Path, table: Path, labelled: list[tuple[_Entry, Size]], problems: list[UserError], settings: DataSettings
 ) -> DataSource:
     bases = [table.parent / settings.masks] if settings.masks else [table.parent, table.parent / "masks"]
     records: list[Record] = []
@@ -259,10 +271,7 @@ def _with_masks(
         raise problems[0] if problems else UserError(f"{table}: expected masks, found the column 'mask' empty")
     guess = classes_of_masks(table.parent, files, settings)
     source = _source(path, records, problems, [guess.note])
-    return finish(
-        DataSource(layout="table", task=guess.task, coding=guess.coding, **source),
-        settings,
-    )
+    return finish(DataSource(layout="table", task=guess.task, coding=guess.coding, **source), settings)
 
 
 def _source(path: Path, records: Sequence[Record], problems: list[UserError], notes: list[str]) -> dict[str, Any]:
