@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter
 
-from maskloom.data.record_images import read_record_image
 from maskloom.data.sources.base import DataSource
-from maskloom.data.truth import read_truth
+from maskloom.data.truth import read_sample, read_truth
 from maskloom.ensembling.bootstrap import Tally, compare_tallies, tally
 from maskloom.ensembling.crossfit import crossfit, deal_parts
 from maskloom.ensembling.postprocess import (
@@ -41,7 +40,7 @@ from maskloom.inference.merging import RESULT, Merge, tap_names
 from maskloom.metrics import Counts, from_labels, score_records
 from maskloom.outputs.report_input import ChangedMask
 from maskloom.recipe import Recipe
-from maskloom.records import Record, Task
+from maskloom.records import BadSize, Record, Task
 from maskloom.run_directory import RunDirectory
 from maskloom.stages.context import Context
 from maskloom.stages.ensemble import (
@@ -256,9 +255,11 @@ def changed_examples(run: RunDirectory, recipe: Recipe, source: DataSource, coun
         before = decide(maps[RESULT], ensemble.thresholds, task)
         after = postprocessor(before, maps)
         try:
-            image, truth = read_record_image(record), read_truth(record, task, source.coding)
-        except (BadFile, FileNotFoundError):
+            sample = read_sample(record, task, source.coding)
+        except (BadFile, BadSize, FileNotFoundError):
             continue
+        image, truth = sample.image, sample.labels
+        assert truth is not None, "every record of a source has truth"
         scores = [score_records([from_labels(labels, truth, task)], ensemble.metric) for labels in (before, after)]
         found.append(
             ChangedMask(

@@ -6,12 +6,11 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from maskloom.data.record_images import read_record_image
 from maskloom.data.sources.base import DataSource
-from maskloom.data.truth import read_truth
+from maskloom.data.truth import read_sample
 from maskloom.errors import BadFile
 from maskloom.outputs.report_input import PseudoLabelled
-from maskloom.records import MaskFile
+from maskloom.records import BadSize, MaskFile
 from maskloom.run_directory import RunDirectory
 from maskloom.stages.pseudo import read_choices, with_labels
 
@@ -59,9 +58,11 @@ def labelled_examples(run: RunDirectory, source: DataSource, number: int, count:
         if isinstance(record.truth, MaskFile) and record.truth.path.is_file():
             run.check([record.truth.path])
         try:
-            image, labels = read_record_image(record), read_truth(record, source.task, source.coding)
-        except (BadFile, FileNotFoundError):
+            sample = read_sample(record, source.task, source.coding)
+        except (BadFile, BadSize, FileNotFoundError):
             continue
+        image, labels = sample.image, sample.labels
+        assert labels is not None, "the round gave it some"
         found.append(
             PseudoLabelled(
                 id=record.id,

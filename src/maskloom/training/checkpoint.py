@@ -114,7 +114,7 @@ def _read_header(path: Path) -> dict[str, Any] | None:
     try:
         with safe_open(path, framework="pt") as stream:
             header: dict[str, Any] = json.loads((stream.metadata() or {})[KEY])
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, RecursionError) as error:
         raise _damaged(path, error) from error
     if header.get("version") != VERSION:
         found = header.get("version")
