@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import zlib
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,41 @@ def test_another_time_of_change_is_no_damage_and_is_read_once(tmp_path: Path, fi
     os.utime(file, (1, 1))
     assert not ledger.is_known(file) and ledger.is_sound(file) and ledger.is_known(file)
     assert Ledger(tmp_path, tmp_path / "sums").is_known(file)
+
+
+@pytest.mark.parametrize("name", ['"../thesis.tex"', '"/etc/passwd"', '"a/../../b"', '"\\ud800', "7", "x y"])
+def test_lines_about_files_elsewhere_say_nothing(tmp_path: Path, name: str) -> None:
+    lines = []
+    for stated in (name, '"kept"'):
+        rest = f"{'0' * 64} 1 2 {stated}"
+        lines.append(f"{zlib.crc32(rest.encode()):08x} {rest}\n")
+    lines.append(f"{zlib.crc32(b'no line'):08x} no line\n")
+    (tmp_path / "sums").write_text("".join(lines))
+    assert Ledger(tmp_path, tmp_path / "sums").names() == ["kept"]
+
+
+def test_a_ledger_that_cannot_be_written_can_be_read(
+    tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Ledger(tmp_path, tmp_path / "sums").add(file)
+    os.utime(file, (1, 1))
+
+    ledger = Ledger(tmp_path, tmp_path / "sums")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(Ledger, "_append", refuse)
+    assert ledger.is_sound(file) and ledger.are_sound([file], thorough=True) == [True]
+
+
+def test_what_is_forgotten_is_not_known(tmp_path: Path, file: Path) -> None:
+    ledger = Ledger(tmp_path, tmp_path / "sums")
+    (tmp_path / "b").write_bytes(b"1")
+    ledger.add(file)
+    ledger.add(tmp_path / "b")
+    ledger.forget([file, tmp_path / "never seen"])
+    assert Ledger(tmp_path, tmp_path / "sums").names() == ledger.names() == ["b"]
 
 
 def test_sealing_reads_only_what_it_does_not_know(tmp_path: Path, file: Path) -> None:

@@ -115,6 +115,35 @@ def test_a_changed_file_can_be_accepted(run: RunDirectory) -> None:
     assert run.damaged("folds") == [run.folds] and run.accept("folds", run.folds) and run.damaged("folds") == []
     marker = run.finished("folds")
     assert marker is not None and marker["outcome"] != before and marker["seconds"] == 2
+    write_text(run.folds, "id,group,fold\na,a,2\n")
+    assert not run.accept("folds", run.folds, "of other data") and run.accept("folds", run.folds, "mark")
+
+
+def test_a_changed_file_beside_a_damaged_one_is_not_accepted(run: RunDirectory) -> None:
+    block = run.root / "blocks" / "a.png"
+    write_text(run.folds, "id,group,fold\na,a,0\n")
+    write_text(block, "0")
+    run.finish("folds", "mark", [run.folds, block], 2)
+    write_text(run.folds, "id,group,fold\na,a,1\n")
+    write_text(block, "1")
+    with pytest.raises(UserError, match="damaged, too; move the table"):
+        run.accept("folds", run.folds)
+
+
+def test_what_a_training_leaves_beside_its_results_passes(run: RunDirectory) -> None:
+    fold = run.fold("unet", 0)
+    for path in (fold / "last.safetensors", fold / "checkpoint.safetensors", fold / "epochs" / "0003.safetensors"):
+        write_text(path, "x")
+    run.finish("train/unet/fold0", "mark", [fold / "last.safetensors"], 1)
+    run.check([fold / "checkpoint.safetensors", fold / "epochs" / "0003.safetensors"])
+    with pytest.raises(Damaged, match="lacks checksums"):
+        run.check([fold / "best.safetensors"])
+
+
+def test_a_marker_of_files_elsewhere_is_damaged(run: RunDirectory) -> None:
+    write_sealed(run.marker("survey"), {"files": ["../thesis.tex"], "fingerprint": "mark"})
+    with pytest.raises(Damaged, match="files elsewhere"):
+        run.read_marker("survey")
 
 
 def test_an_attempt_keeps_what_its_ledger_knows(run: RunDirectory) -> None:

@@ -11,6 +11,7 @@ import os
 import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -103,7 +104,8 @@ class Ledger:
         if not seal.holds(file):
             return False
         if not is_known:
-            self._append(self._name(file), Seal(seal.sha256, seal.size, file.stat().st_mtime_ns))
+            with suppress(OSError):  # it only saves reading it next time; what is only read may be read-only
+                self._append(self._name(file), Seal(seal.sha256, seal.size, file.stat().st_mtime_ns))
         return True
 
     def are_sound(self, files: Iterable[Path], *, thorough: bool = False) -> list[bool]:
@@ -139,6 +141,13 @@ class Ledger:
             seals = dict(zip(new, pool.map(Seal.of, new), strict=True))
         self._seals = {self._name(file): seals.get(file) or self[file] for file in sorted(unread)}
 
+    def forget(self, files: Iterable[Path]) -> None:
+        """Knows nothing of these files any more."""
+        names = {self._name(file) for file in files} & self._seals.keys()
+        if names:
+            self._seals = {name: seal for name, seal in self._seals.items() if name not in names}
+            self.write()
+
     def write(self) -> None:
         """Writes the file anew, with what the ledger knows now."""
         write_text(self._path, "".join(_line(name, seal) for name, seal in self._seals.items()))
@@ -150,8 +159,10 @@ class Ledger:
     def _append(self, name: str, seal: Seal) -> None:
         with self._lock:
             self._path.parent.mkdir(parents=True, exist_ok=True)
+            line = ("\n" * self._is_torn + _line(name, seal)).encode()
             with self._path.open("ab") as stream:
-                stream.write(("\n" * self._is_torn + _line(name, seal)).encode())
+                self._is_torn = True  # until all of the line is written
+                stream.write(line)
             self._is_torn = False
             self._seals[name] = seal
 
@@ -162,13 +173,23 @@ def _line(name: str, seal: Seal) -> str:
 
 
 def _parsed(text: bytes) -> Iterator[tuple[str, Seal]]:
-    """Yields name and seal of every line that is whole."""
+    """Yields name and seal of every line that is whole and about a file below the folder."""
     for line in text.split(b"\n"):
         check, _, rest = line.partition(b" ")
         if check == b"%08x" % zlib.crc32(rest) and rest:
-            sha256, size, mtime_ns, name = rest.decode().split(" ", 3)
-            plain = name[1:-1] if "\\" not in name else json.loads(name)
-            yield plain, Seal(sha256, int(size), int(mtime_ns))
+            try:
+                sha256, size, mtime_ns, name = rest.decode().split(" ", 3)
+                plain = name[1:-1] if "\\" not in name else json.loads(name)
+                seal = Seal(sha256, int(size), int(mtime_ns))
+            except (ValueError, RecursionError):
+                continue
+            if name.startswith('"') and is_inside(plain):
+                yield plain, seal
+
+
+def is_inside(name: object) -> bool:
+    """Returns whether a path that a file states lies below the folder that it is stated for."""
+    return isinstance(name, str) and name != "" and not name.startswith("/") and ".." not in name.split("/")
 
 
 def write_sealed(path: Path, value: dict[str, Any]) -> None:

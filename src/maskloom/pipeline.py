@@ -33,6 +33,7 @@ from maskloom.stages.pseudo import choose_pseudo_labels
 from maskloom.stages.pseudo_views import check_pseudo, round_of, teachers_of
 from maskloom.stages.registration import register_bands, registration_fingerprint, with_registration
 from maskloom.stages.reporting import write_report
+from maskloom.stages.rows import chunks_in
 from maskloom.stages.train import train_fold, weights_mark
 
 RESULT_FORMAT = 2
@@ -74,7 +75,12 @@ def _check_own(context: Context) -> None:
         if run.decided.is_file():
             run.decision()
     except Damaged as damage:
-        _forget(context, [damage.path])
+        if damage.path != run.recipe:
+            _forget(context, [damage.path])
+            return
+        # Perhaps it was edited, and is what this ``fit`` was given: it is replaced only once all is checked.
+        context.progress.note(f"not the recipe that the run was decided with: {run.recipe.name}")
+        run.decided.unlink(missing_ok=True)
 
 
 def _remove(context: Context, damage: Damaged, removed: set[Path]) -> None:
@@ -96,7 +102,10 @@ def _forget(context: Context, damaged: Iterable[Path]) -> None:
 def _run_stages(context: Context, submit: Callable[[Context], Path] | None) -> None:
     recipe = context.recipe
     context = _registered(context)
-    data_mark = fingerprint(RESULT_FORMAT, data_stages.source_fingerprint(context.source))
+    channels = context.num_channels()  # by which the survey tells good images from bad ones; 3 is what it was at first
+    data_mark = fingerprint(
+        RESULT_FORMAT, data_stages.source_fingerprint(context.source), *([] if channels == 3 else [channels])
+    )
     _stage(context, "survey", data_mark, lambda: data_stages.survey_data(context))
     # On every fit: its notes, problems and images without truth are no part of the survey's fingerprint.
     write_sealed(context.run.source, context.source.to_json())
@@ -134,25 +143,30 @@ def _run_stages(context: Context, submit: Callable[[Context], Path] | None) -> N
         predicted_mark = _stage(
             context, "predict", predict_mark, lambda: predict_unlabelled(context, fingerprint=predict_mark)
         )
+        if recipe.delivery.water is not None and context.source.submission != "dstl":
+            context.progress.note(f"delivery.water={recipe.delivery.water} is not used: the data is not Dstl's")
         if submit is not None and recipe.delivery.submission:
             stated = recipe.delivery.precedence  # None and no rules are not the same
             rules = None if stated is None else [rule.model_dump(mode="json") for rule in stated]
             sample = _checksum(context.source.sample_submission)
             submit_mark = fingerprint(predicted_mark, sample, rules, recipe.delivery.water)
-            _stage(context, "submit", submit_mark, lambda: [_submitted(context, submit)])
+            _stage(context, "submit", submit_mark, lambda: _submitted(context, submit))
     _stage(context, "report", fingerprint(time.time_ns()), lambda: [write_report(context.run)])  # always anew
 
 
-def _submitted(context: Context, submit: Callable[[Context], Path]) -> Path:
-    """Returns the contest's table, which is made of rows that are what the prediction left."""
-    context.run.check((context.run.predictions / "rows").glob("*.csv"))
-    return submit(context)
+def _submitted(context: Context, submit: Callable[[Context], Path]) -> list[Path]:
+    """Returns the contest's table, made of rows that are what the prediction left, and what was written beside it."""
+    run = context.run
+    run.check(chunks_in(run.predictions / "rows"))
+    table = submit(context)
+    beside = sorted({*run.root.glob("submission.*")} - {table})
+    return [table, *beside, *sorted((run.predictions / "colours").rglob("*.png"))]
 
 
 def _write_recipe(context: Context) -> None:
     """Writes the resolved recipe; what an earlier one decided counts no more."""
     path, text = context.run.recipe, to_yaml(context.recipe)
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+    if not path.is_file() or path.read_bytes() != text.encode():
         context.run.decided.unlink(missing_ok=True)
         write_text(path, text)
 
@@ -172,7 +186,7 @@ def _folds(context: Context, data_mark: str) -> FoldTables:
 
     def make(name: str, settings: FoldSettings, path: Path) -> None:
         mark = fingerprint(data_mark, settings.model_dump(mode="json"), _checksum(settings.table))
-        if context.run.accept(name, path):
+        if context.run.accept(name, path, mark):
             context.progress.note(f"edited since it was made, and taken as it is: {path.relative_to(context.run.root)}")
         _stage(context, name, mark, lambda: data_stages.write_folds(context, settings, path))
         data_stages.check_folds(context, path)

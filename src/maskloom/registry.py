@@ -127,7 +127,8 @@ def open_scenes(folder: Path, settings: DataSettings) -> DataSource | None:
     from maskloom.data.sources.raster_folder import open_stacks
 
     images = settings.images if settings.images and (folder / settings.images).is_dir() else None
-    plain = DataSettings(images=images, bands=settings.bands, skip_bad=settings.skip_bad)
+    masks = settings.masks if settings.bands else None
+    plain = DataSettings(images=images, masks=masks, bands=settings.bands, skip_bad=settings.skip_bad)
     if plain.bands is not None:
         return open_stacks(folder, plain)
     for name in SCENE_LAYOUTS:

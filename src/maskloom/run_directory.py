@@ -21,7 +21,7 @@ from typing import Any
 from maskloom.errors import UserError
 from maskloom.files import checksum, read_json, write_json
 from maskloom.files import fingerprint as fingerprint_of
-from maskloom.integrity import Damaged, Ledger, read_sealed, write_sealed
+from maskloom.integrity import Damaged, Ledger, is_inside, read_sealed, write_sealed
 
 FORMAT = 1
 """Version of the layout; a run written by a later one is refused."""
@@ -169,6 +169,8 @@ class RunDirectory:
                 return f"{kind}/{name}"
             case ("ensemble", name) if path != self.decided:
                 return "postprocess" if name.startswith("postprocess") else "ensemble"
+            case ("predictions", "colours", *_):
+                return "submit"
             case ("predictions", _, *_):
                 return "predict"
             case (name,) if name.startswith("submission."):
@@ -180,8 +182,9 @@ class RunDirectory:
     def read_marker(self, stage: str) -> dict[str, Any]:
         """Returns what the stage's marker says; raises ``Damaged`` for one that is not what was written."""
         marker = read_sealed(self.marker(stage))
-        if not isinstance(marker.get("files"), list) or "fingerprint" not in marker:
-            raise Damaged(self.marker(stage), "is damaged (it names no files)")
+        files = marker.get("files")
+        if not isinstance(files, list) or not all(map(is_inside, files)) or "fingerprint" not in marker:
+            raise Damaged(self.marker(stage), "is damaged (it names no files, or files elsewhere)")
         return marker
 
     def finished(self, stage: str) -> dict[str, Any] | None:
@@ -250,11 +253,23 @@ class RunDirectory:
         ledger.write()
         return True
 
-    def accept(self, stage: str, file: Path) -> bool:
-        """Takes a changed file of a finished stage as it is now; returns whether it was changed."""
+    def accept(self, stage: str, file: Path, fingerprint: str | None = None) -> bool:
+        """Takes a changed file of a finished stage as it is now; returns whether it was changed.
+
+        Not where a ``fingerprint`` is stated and the stage came from something else: it will be run anew. Raises
+        ``UserError`` where another file of the stage is damaged: to mend that one would undo the change.
+        """
         marker, ledger = self.finished(stage), self.ledger(stage)
         if marker is None or "outcome" not in marker or ledger.is_sound(file):
             return False
+        if fingerprint not in (None, marker["fingerprint"]):
+            return False
+        others = [other for other in self.damaged(stage) if other != file]
+        if others:
+            raise UserError(
+                f"{file}: expected only this file to be changed, found {others[0]} damaged, too; move the table out of "
+                "the run, state it with --set folds.table=FILE and start again"
+            )
         ledger.add(file)
         self.finish(stage, marker["fingerprint"], [self.root / name for name in marker["files"]], marker["seconds"])
         return True
@@ -276,11 +291,16 @@ class RunDirectory:
         for stage, files in by_stage.items():
             ledger = self.ledger(stage)
             known = [file for file in files if file in ledger]
-            if len(known) < len(files) and self._has_checksums(stage):
+            lacking = [file for file in files if file not in ledger and not self._is_passing(file)]
+            if lacking and self._has_checksums(stage):
                 raise Damaged(self.sums(stage), "is damaged (it lacks checksums)")
             for file, is_sound in zip(known, ledger.are_sound(known, thorough=True), strict=True):
                 if not is_sound:
                     raise Damaged(file, "is damaged (its checksum differs)" if file.exists() else "is gone")
+
+    def _is_passing(self, file: Path) -> bool:
+        """Returns whether a file is one that a training leaves beside its results, of which no ledger knows."""
+        return file.name == "checkpoint.safetensors" or file.parent.name == "epochs"
 
     def _has_checksums(self, stage: str) -> bool:
         return self.marker(stage).is_file() and "outcome" in self.read_marker(stage)

@@ -6,6 +6,7 @@ that ends; what it says is then of no account. Knows nothing about runs.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -28,6 +29,7 @@ LOCK = ".lock"
 
 _TRIES = 10
 _PAUSE_SECONDS = 0.02
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 _ours: dict[Path, Holder] = {}
 """What this process holds: the kernel gives a process its own lock twice, and takes it back at the first close."""
@@ -87,6 +89,8 @@ def holder(folder: Path) -> Holder | None:
             return None
         try:
             return None if _take(stream) else _stated(folder)
+        except OSError:  # no locks here
+            return None
         finally:
             os.close(stream)
 
@@ -99,7 +103,17 @@ def _locked(folder: Path) -> int:
             stream = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise _unusable(folder, error) from error
-        if _take(stream) and _is_there(stream, folder):
+        try:
+            is_ours = _take(stream) and _is_there(stream, folder)
+        except OSError as error:
+            os.close(stream)
+            if error.errno not in _NO_LOCKS:
+                raise
+            raise UserError(
+                f"{folder}: expected a file system with locks, which keep a second process out, found one without "
+                f"({error.strerror}); mount it with locks, or choose a folder on another disk"
+            ) from error
+        if is_ours:
             return stream
         os.close(stream)
         time.sleep(_PAUSE_SECONDS)  # perhaps its holder ends just now, or somebody only asked

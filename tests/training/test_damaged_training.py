@@ -92,3 +92,18 @@ def test_a_lost_log_is_written_again(tmp_path: Path, records: list[Record]) -> N
     log.unlink()
     trained(tmp_path / "a", records)
     assert log.read_bytes() == text
+
+
+def test_a_training_that_is_done_again_is_not_held_against_the_earlier_one(
+    tmp_path: Path, records: list[Record]
+) -> None:
+    """Else every interruption would find the new bundle other than the old one, and begin anew."""
+    done, sums = trained(tmp_path / "a", records), tmp_path / "sums"
+    for bundle in (done.last, tmp_path / "a" / "best.safetensors"):
+        Ledger(tmp_path, sums).add(bundle)
+    done.last.unlink()
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "a", records, Stops())
+    assert Ledger(tmp_path, sums).names() == []
+    again = trained(tmp_path / "a", records)
+    assert again.last.is_file()

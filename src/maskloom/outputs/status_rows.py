@@ -13,7 +13,7 @@ from itertools import groupby
 from typing import Any, Literal
 
 from maskloom.errors import some_of
-from maskloom.heartbeat import Beat, State
+from maskloom.heartbeat import MOST, Beat, State
 from maskloom.progress import duration, pace
 
 QUIET_SECONDS = 120.0
@@ -145,6 +145,8 @@ def prediction_rows(status: RunStatus) -> list[Row]:
 
 def clock(time: float, at: float) -> str:
     """Returns a time of the day, with its date unless that is the day of ``at``, by this machine's zone."""
+    if not 0 <= time < MOST:
+        return "never"
     moment, now = datetime.fromtimestamp(time).astimezone(), datetime.fromtimestamp(at).astimezone()
     return moment.strftime("%H:%M" if moment.date() == now.date() else "%Y-%m-%d %H:%M")
 

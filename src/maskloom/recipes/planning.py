@@ -185,8 +185,7 @@ def affordable(source: DataSource, budget: Budget) -> Budget:
 
     They keep them if they have learnt from such images, of three channels, and the pretrained weights are installed.
     """
-    knows = num_channels(source) == 3 and installed_file(budget.encoder) is not None
-    if knows or not budget.frozen:
+    if not budget.frozen or (installed_file(budget.encoder) is not None and num_channels(source) == 3):
         return budget
     whole, windows = budget.whole, budget.windows
     return replace(

@@ -251,13 +251,13 @@ def changed_examples(run: RunDirectory, recipe: Recipe, source: DataSource, coun
     found: list[ChangedMask] = []
     for row in rows[:count]:
         record = records[row["id"]]
-        maps = _maps(run, ensemble.tree, record, tables, task)
-        before = decide(maps[RESULT], ensemble.thresholds, task)
-        after = postprocessor(before, maps)
         try:
+            maps = _maps(run, ensemble.tree, record, tables, task)
             sample = read_sample(record, task, source.coding)
         except (BadFile, BadSize, FileNotFoundError):
             continue
+        before = decide(maps[RESULT], ensemble.thresholds, task)
+        after = postprocessor(before, maps)
         image, truth = sample.image, sample.labels
         assert truth is not None, "every record of a source has truth"
         scores = [score_records([from_labels(labels, truth, task)], ensemble.metric) for labels in (before, after)]

@@ -30,7 +30,7 @@ from maskloom.stages.context import Context
 from maskloom.stages.ensemble import Ensemble, load_ensemble, open_predictor
 from maskloom.stages.outside import reader_of_outside_maps
 from maskloom.stages.postprocess import load_postprocessor
-from maskloom.stages.rows import read_rows, write_rows
+from maskloom.stages.rows import chunks_in, read_rows, write_rows
 from maskloom.stages.scoring import reader_with_maps
 
 
@@ -143,7 +143,7 @@ def write_submission(context: Context, form: SubmissionFormat) -> Path:
     except UserError as error:
         target = partial
         context.progress.note(f"the submission is partial: {error}")
-    rows = sorted((context.run.predictions / "rows").glob("*.csv"))
+    rows = chunks_in(context.run.predictions / "rows")
     with SubmissionWriter(target, form, names=names) as writer:
         for row in read_rows(rows):
             writer.write(form.name(row.record_id), row.runs, row.class_name if form.has_classes else "")

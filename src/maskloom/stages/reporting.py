@@ -360,9 +360,9 @@ def _class_examples(
             record = records[image["id"]]
             try:
                 pixels, truth = _read_pair(record, source)
+                labels = _decided(run, source, ensemble, tables, record)
             except _CHANGED:
                 continue
-            labels = _decided(run, source, ensemble, tables, record)
             alone = (_of_class(truth, index, source), _of_class(labels, index, source))
             examples.append(
                 ClassExample(

@@ -38,6 +38,11 @@ class Row:
     runs: str
 
 
+def chunks_in(folder: Path) -> list[Path]:
+    """Returns the files of rows in a folder, in their order; what else lies there is not ours."""
+    return sorted(folder.glob("[0-9]" * 6 + ".csv"))
+
+
 def write_rows(
     predict: Callable[[Source], dict[str, np.ndarray]],
     records: Sequence[Record],

@@ -14,7 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from maskloom.files import read_json, remove_partial, write_json
+from maskloom.files import remove_partial
+from maskloom.integrity import Damaged, read_sealed, write_sealed
 from maskloom.records import Record
 from maskloom.stages import rows
 from maskloom.stages.claims import Claims
@@ -65,7 +66,7 @@ class SharedTable:
                     self._finish(records, write(files), claims, len(chunks))
             self._tidy(processes)
         on_progress(len(records), len(records))
-        left_out = set(read_json(self._note)["left_out"])
+        left_out = set(read_sealed(self._note)["left_out"])
         return {record.id for record in records if record.id not in left_out}
 
     def _tidy(self, processes: Claims) -> None:
@@ -113,7 +114,7 @@ class SharedTable:
     def _finish(self, records: Sequence[Record], written: set[str], claims: Claims, num_chunks: int) -> None:
         """Notes that the table is there, and removes the rows once no other process looks at them."""
         left_out = [record.id for record in records if record.id not in written]
-        write_json(self._note, {"table": self._stamp(), "left_out": left_out})
+        write_sealed(self._note, {"table": self._stamp(), "left_out": left_out})
         for number in range(num_chunks):
             while not claims.take(_FIRST_CHUNK + number):
                 time.sleep(PAUSE_SECONDS / 10)
@@ -130,7 +131,10 @@ class SharedTable:
 
     def _is_written(self) -> bool:
         """Whether the table was written from these rows, by whichever process, and is still the same file."""
-        return self._note.is_file() and read_json(self._note)["table"] == self._stamp()
+        try:
+            return self._note.is_file() and read_sealed(self._note).get("table") == self._stamp()
+        except Damaged:  # the table is made anew
+            return False
 
     def _stamp(self) -> list[int] | None:
         if not self.table.is_file():

@@ -109,8 +109,11 @@ def _trained(context: Context, job: TrainingJob, ledger: Ledger) -> TrainingResu
     """
     try:
         position = read_position(job.checkpoint)
-        if position is not None and position.fingerprint == job.fingerprint:
-            _check_written(job, position, ledger)
+        ours = position if position is not None and position.fingerprint == job.fingerprint else None
+        if ours is not None:
+            _check_written(job, ours, ledger)
+        if ours is None or not ours.finished or not all(path.is_file() for path in job.kept()):
+            ledger.forget([*job.kept(), job.log])  # what it will write is not what an earlier training left
         result = train(job, on_progress=lambda progress: show(context, progress))
         position = None if job.log.is_file() else read_position(job.checkpoint)
     except BadFile as problem:

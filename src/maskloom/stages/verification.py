@@ -100,7 +100,11 @@ def verify_run(root: Path, progress: Progress) -> Verification:
     stages: dict[str, dict[str, State]] = {RUN: {_name(run, path): state for path, state in _of_run(run)}}
     names = run.stages()
     for done, stage in enumerate(names, start=1):
-        stages[stage] = {_name(run, path): state for path, state in _of_stage(run, stage)}
+        try:
+            stages[stage] = {_name(run, path): state for path, state in _of_stage(run, stage)}
+        except UserError:
+            if run.marker(stage).is_file():
+                raise  # else somebody makes the stage anew meanwhile
         progress.advance(done, len(names), stage)
     return Verification(run=str(root), stages=stages)
 

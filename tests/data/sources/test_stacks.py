@@ -203,7 +203,16 @@ def test_ground_that_one_file_does_not_cover_counts_nowhere(tmp_path: Path) -> N
     assert np.array_equal(found, expected)
 
 
-def test_new_scenes_are_stacked_alike(tmp_path: Path) -> None:
+@pytest.mark.parametrize("beside", [False, True])
+def test_masks_of_a_folder_like_that_of_training_are_no_scenes(tmp_path: Path, beside: bool) -> None:
+    scenes(tmp_path)
+    for name, place in PLACES.items():
+        write(tmp_path / (f"{name}/mask.tif" if beside else f"masks/{name}/B02.tif"), mask(), place)
+    source = open_stacks(tmp_path, settings(masks="<id>/mask.tif" if beside else None))
+    assert [record.id for record in source.unlabelled] == ["north", "south"]
+
+
+def test_new_scenes_are_stacked_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for images in ("", "images"):
         root = tmp_path / f"new{images}"
         scenes(root / images)
@@ -213,6 +222,7 @@ def test_new_scenes_are_stacked_alike(tmp_path: Path) -> None:
     (tmp_path / "new" / "north" / "B03.tif").unlink()
     with pytest.raises(BadFile, match=r"north/B03\.tif: no such file, but image 'north' needs it"):
         open_stacks(tmp_path / "new", settings())
+    monkeypatch.setattr("maskloom.data.image_io.MAX_PIXELS", 10)  # of images that are decoded whole; these are not
     left = open_stacks(tmp_path / "new", settings(skip_bad=True))
     assert [record.id for record in left.unlabelled] == ["south"] and len(left.problems) == 1
     with pytest.raises(UserError, match=r"expected files named as data\.bands says"):

@@ -25,7 +25,7 @@ from maskloom.files import write_json
 from maskloom.records import Record, Task
 from maskloom.stages.context import Context
 from maskloom.stages.prediction import left_out
-from maskloom.stages.rows import Row, read_rows
+from maskloom.stages.rows import Row, chunks_in, read_rows
 
 if TYPE_CHECKING:
     from shapely import Polygon
@@ -58,7 +58,7 @@ def write_submission(context: Context) -> Path:
     grids = read_grids(grid_table)
     rules = joining_rules(context.recipe.delivery.precedence, source.task)
     find_water = water_finder(context, list(records.values()))
-    rows = read_rows(sorted((run.predictions / "rows").glob("*.csv")))
+    rows = read_rows(chunks_in(run.predictions / "rows"))
     ordered = sample if not missing else None
     with DstlWriter(target, grids, sample=ordered, images=records.keys() & wanted) as writer:
         for done, (record, polygons) in enumerate(_polygons(rows, records), start=1):

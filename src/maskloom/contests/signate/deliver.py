@@ -20,7 +20,7 @@ from maskloom.encodings.rle import decode_runs
 from maskloom.records import IGNORE
 from maskloom.stages.context import Context
 from maskloom.stages.prediction import left_out
-from maskloom.stages.rows import Row, read_rows
+from maskloom.stages.rows import Row, chunks_in, read_rows
 
 COLOURS_FOLDER = "colours"
 """Below the run's predictions: ``<id>.png`` in the colours of the annotations."""
@@ -48,7 +48,7 @@ def write_submission(context: Context) -> Path:
         context.progress.note(f"no class of the data is called {', '.join(merged)}: absent in the submission, worth 0")
     colours = palette(source.task, source.coding)
     target = partial if missing else whole
-    rows = read_rows(sorted((run.predictions / "rows").glob("*.csv")))
+    rows = read_rows(chunks_in(run.predictions / "rows"))
     with SignateWriter(target, [record.image.name for record in records.values()]) as writer:
         for done, (record_id, labels) in enumerate(_labels(rows), start=1):
             if context.recipe.delivery.masks:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from maskloom.data.sources.band_patterns import RASTER_SUFFIXES
-from maskloom.data.sources.base import DataSettings, DataSource, first_problem, measure
+from maskloom.config import parse
+from maskloom.data.image_io import image_size
+from maskloom.data.sources.band_patterns import PLACE, RASTER_SUFFIXES, BandPattern, by_image
+from maskloom.data.sources.base import DataSettings, DataSource, first_problem
 from maskloom.data.sources.classes import PIECES
-from maskloom.data.sources.folder import IMAGE_FOLDERS, image_files, is_output
+from maskloom.data.sources.folder import IMAGE_FOLDERS, MASK_FOLDERS, image_files, is_output
 from maskloom.data.sources.stacks import checked_stacks, images_among, record_of
 from maskloom.errors import BadFile, UserError
 from maskloom.records import Record, Task
@@ -37,13 +39,14 @@ def open_stacks(path: Path, settings: DataSettings) -> DataSource:
     is missing, damaged or of other ground.
     """
     files, base, _ = raster_files(path, settings)
+    files = _without_masks(files, base, settings)
     notes: list[str] = []
     images = checked_stacks(images_among(files, base, settings.bands, notes), notes)
     records: list[Record] = []
     problems: list[UserError] = []
-    for image, size in zip(images, measure([image.image for image in images]), strict=True):
-        try:
-            records.append(record_of(image, size))
+    for image in images:
+        try:  # of any size: they are read by window
+            records.append(record_of(image, image_size(image.image) if image.problem is None else image.problem))
         except BadFile as problem:
             problems.append(problem)
     if problems and not settings.skip_bad:
@@ -58,3 +61,15 @@ def open_stacks(path: Path, settings: DataSettings) -> DataSource:
         notes=tuple(notes),
         problems=tuple(problems),
     )
+
+
+def _without_masks(files: list[Path], base: Path, settings: DataSettings) -> list[Path]:
+    """Returns the files but those that are masks, by the stated pattern or by their folder."""
+    if settings.bands is not None and settings.masks is not None and PLACE in settings.masks:
+        mask = parse(BandPattern, settings.masks, origin="data.masks")
+        named = {file.relative_to(base).as_posix(): file for file in files}
+        found, _ = by_image(named, [*settings.bands, mask])
+        masks = {name for fitting in found.values() for name in fitting[-1]}
+        return [file for name, file in named.items() if name not in masks]
+    folders = {base / name for name in ((settings.masks,) if settings.masks else MASK_FOLDERS)}
+    return [file for file in files if folders.isdisjoint(file.parents)]
