@@ -15,6 +15,8 @@ import pytest
 import torch
 
 from maskloom import api
+from maskloom.data.studio import write_studio
+from maskloom.run_directory import RunDirectory
 from small import SMALL
 from test_cli import run
 
@@ -57,6 +59,19 @@ def test_report_writes_the_page_again(
     assert run("report", copy, monkeypatch=monkeypatch) == 0
     assert capsys.readouterr().out.strip() == str(page)
     assert "<html" in page.read_text(encoding="utf-8")
+
+
+def test_a_run_of_other_images_is_not_undone(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy, other = tmp_path / "run", tmp_path / "data"
+    shutil.copytree(finished_run, copy)
+    write_studio(other, objects=3, views=3, size=(96, 144), seed=2)
+    before = (copy / "run.json").read_bytes()
+    assert run("fit", "default", "--data", other, "--run", copy, monkeypatch=monkeypatch) == 2
+    error = capsys.readouterr().err
+    assert "made from the images in" in error and "choose another folder for this run" in " ".join(error.split())
+    assert (copy / "run.json").read_bytes() == before and RunDirectory(copy).decision()
 
 
 def test_recipes_are_listed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

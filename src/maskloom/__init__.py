@@ -40,3 +40,8 @@ def __getattr__(name: str) -> Any:
 
         return getattr(api, name)
     raise AttributeError(f"module 'maskloom' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Returns what there is, for completion."""
+    return sorted({*globals(), *__all__})

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from maskloom.errors import BadFile, UserError, closest
 from maskloom.files import TEMPORARY_PREFIX, checksum
 from maskloom.heartbeat import Heartbeat
-from maskloom.integrity import Damaged, write_sealed
+from maskloom.integrity import Damaged, read_sealed, write_sealed
 from maskloom.progress import Progress, Several, Silent
 from maskloom.registry import builders as builders
 from maskloom.registry import open_scenes, open_source, plan, submitters
@@ -27,6 +27,7 @@ from maskloom.run_lock import LOCK, held
 if TYPE_CHECKING:
     import numpy as np
 
+    from maskloom.data.sources.base import DataSource
     from maskloom.models.segmenter import Segmenter
     from maskloom.outputs.comparison import Comparison
     from maskloom.outputs.convert import Conversion
@@ -78,6 +79,7 @@ def fit(
         listener.note(note)
     folder = RunDirectory(root)
     _check_empty_or_run(folder, listener.note)
+    _check_same_data(folder, source)
     with held(root):
         write_sealed(
             folder.facts,
@@ -121,6 +123,26 @@ def _check_empty_or_run(folder: RunDirectory, note: Callable[[str], None]) -> No
     ):
         raise UserError(
             f"{folder.root}: expected a run folder or an empty one, found other files; choose another folder"
+        )
+
+
+def _check_same_data(folder: RunDirectory, source: DataSource) -> None:
+    """Raises ``UserError`` where a run of other images would be undone, most likely by a mistaken folder.
+
+    Data that was moved, and data that changed in its place, are the run's own.
+    """
+    try:
+        facts, before = read_sealed(folder.facts), read_sealed(folder.source)
+    except UserError:  # nothing there, or damaged: made anew
+        return
+    place, now = str(source.root.resolve()), source.to_json()
+    if facts.get("data") in (None, place):
+        return
+    known, found = ([record["id"] for record in each.get("records", ())] for each in (before, now))
+    if before.get("task") != now["task"] or known != found:
+        raise UserError(
+            f"{folder.root}: made from the images in {facts['data']}, found other ones in {place}; choose another "
+            f"folder for this run, or remove {folder.source} if these are to replace them"
         )
 
 

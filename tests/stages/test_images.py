@@ -178,3 +178,14 @@ def test_a_folder_of_other_files_is_left_alone(folder: Path, tmp_path: Path) -> 
         predicted(folder, out, "png")
     assert [path.name for path in out.iterdir()] == ["b.png"]
     assert (out / "b.png").read_bytes() == before
+
+
+def test_masks_beside_images_are_not_predicted(tmp_path: Path) -> None:
+    for name in ("images/a.png", "images/masks/b.png", "masks/a.png"):
+        photo(tmp_path / "data" / name, 7)
+    heard: list[str] = []
+    found = find_images(tmp_path / "data", out=tmp_path / "out", bad=None, note=heard.append)
+    assert [record.id for record in found] == ["images/a", "images/masks/b"]
+    assert heard == ["1 files lie in a folder of masks beside the images and are passed over"]
+    alone = find_images(tmp_path / "data" / "masks", out=tmp_path / "out", bad=None)
+    assert [record.id for record in alone] == ["a"]

@@ -16,7 +16,7 @@ import numpy as np
 from maskloom.config import load_yaml, parse
 from maskloom.data.image_io import IMAGE_SUFFIXES
 from maskloom.data.sources.base import first_problem, measure
-from maskloom.data.sources.folder import image_files
+from maskloom.data.sources.folder import IMAGE_FOLDERS, MASK_FOLDERS, image_files
 from maskloom.encodings.rle import decode_runs
 from maskloom.errors import BadFile, UserError
 from maskloom.files import OWNER, TEMPORARY_PREFIX, fingerprint, read_json, remove_partial, write_json
@@ -179,7 +179,7 @@ def _root(images: Path) -> Path:
 
 
 def _photos(root: Path, out: Path, note: Callable[[str], None]) -> list[Path]:
-    """Returns the images below ``root`` but those in ``out`` or another folder of predictions."""
+    """Returns the images below ``root`` without those in ``out`` or other folders of predictions, and masks beside."""
     found = sorted(image_files(root))
     target = out.resolve()
     holds: dict[Path, bool] = {root: False}
@@ -193,7 +193,13 @@ def _photos(root: Path, out: Path, note: Callable[[str], None]) -> list[Path]:
     photos = [path for path in found if not holds_predictions(path.parent)]
     if len(photos) < len(found):
         note(f"{len(found) - len(photos)} images below {root} lie in folders of predictions and are passed over")
-    return photos
+    if not any((root / name).is_dir() for name in IMAGE_FOLDERS):
+        return photos
+    masks = {root / name for name in MASK_FOLDERS}
+    images = [path for path in photos if masks.isdisjoint(path.parents)]
+    if len(images) < len(photos):
+        note(f"{len(photos) - len(images)} files lie in a folder of masks beside the images and are passed over")
+    return images
 
 
 def mark_output(out: Path, run: RunDirectory, to: str, images: Path) -> None:
