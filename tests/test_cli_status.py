@@ -12,19 +12,9 @@ from pathlib import Path
 import pytest
 
 from maskloom import api, console
-from maskloom.cli import main
 from maskloom.heartbeat import Heartbeat
 from maskloom.outputs.status_rows import RunStatus
-
-
-def run(*arguments: str | Path, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Returns the exit code of the command line in this process."""
-    monkeypatch.setattr(sys, "argv", ["maskloom", *map(str, arguments)])
-    try:
-        main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
+from test_cli import run
 
 
 @pytest.fixture

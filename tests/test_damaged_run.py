@@ -15,11 +15,11 @@ import pytest
 import maskloom
 from maskloom import pipeline
 from maskloom.api import load_bundle, verify
-from maskloom.cli import main
 from maskloom.errors import UserError
 from maskloom.files import read_json, write_json
 from maskloom.integrity import Damaged
 from small import SMALL
+from test_cli import run as command
 from test_end_to_end import Heard
 from test_integrity import flip
 from test_run_lock import HOLD
@@ -58,15 +58,6 @@ def digests(run: Path) -> dict[str, str]:
         for path in paths
         if path.name != "checkpoint.safetensors"  # which tells seconds
     }
-
-
-def command(*arguments: object, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(sys, "argv", ["maskloom", *map(str, arguments)])
-    try:
-        main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 @contextmanager
