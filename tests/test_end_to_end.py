@@ -5,7 +5,10 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import platform
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -171,6 +174,29 @@ def test_every_output_form_tells_the_same_masks(finished_run: Path, studio: Path
         areas[annotation["image_id"]] += annotation["area"]
     for image in coco["images"]:
         assert areas[image["id"]] == masks[Path(image["file_name"]).stem].sum()
+
+
+HEAPS = """
+import ctypes, sys
+import maskloom
+
+run, photos, out, told = sys.argv[1:]
+maskloom.open_run(run, device="cpu").predict(photos, out=out)
+libc = ctypes.CDLL("libc.so.6")
+libc.fopen.restype = ctypes.c_void_p
+stream = ctypes.c_void_p(libc.fopen(told.encode(), b"w"))
+libc.malloc_info(0, stream)
+libc.fclose(stream)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks glibc how it divided the memory")
+def test_threads_of_a_prediction_share_one_heap(finished_run: Path, studio: Path, tmp_path: Path) -> None:
+    """Or the largest memory grows with the number of photos, by what chance scatters over several heaps."""
+    told = tmp_path / "heaps.xml"
+    command = [sys.executable, "-c", HEAPS, str(finished_run), str(photos(studio)), str(tmp_path / "out"), str(told)]
+    subprocess.run(command, check=True, timeout=300)
+    assert told.read_text(encoding="utf-8").count("<heap nr=") == 1
 
 
 def test_another_runs_predictions_are_not_mixed_in(finished_run: Path, studio: Path, tmp_path: Path) -> None:

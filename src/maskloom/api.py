@@ -67,11 +67,13 @@ def fit(
     """
     from maskloom.pipeline import run_pipeline
     from maskloom.run_status import planned_stages
-    from maskloom.runtime import choose_device, hardware, make_deterministic, num_cores
+    from maskloom.runtime import choose_device, hardware, keep_freed_memory, make_deterministic, num_cores
     from maskloom.stages.context import Context
 
     listener = progress or Silent()
     chosen = choose_device(device)
+    if chosen.type == "cpu":
+        keep_freed_memory()
     complete, source = plan(recipe, data, settings=settings, device=chosen.type, skip_bad=skip_bad)
     root = Path(run) if run is not None else _dated_folder(complete.name)
     listener.note(f"run folder: {root}")
@@ -207,7 +209,7 @@ class Run:
         ``stages.scene_table``), or a folder in the Dstl layout or, where the run learnt from stacks
         (``data.bands``), of scenes whose files are named so; files are registered where the run's recipe does so.
         """
-        from maskloom.runtime import choose_device
+        from maskloom.runtime import choose_device, keep_freed_memory
         from maskloom.stages.images import FORMATS, predict_images
         from maskloom.stages.scene_files import SCENE_FORMATS
         from maskloom.stages.scenes import predict_scenes
@@ -228,11 +230,14 @@ class Run:
             "skip_bad": skip_bad,
         }
         of_scenes = to in SCENE_FORMATS
+        device = choose_device(self.device)
+        if device.type == "cpu":
+            keep_freed_memory()
         heartbeat = Heartbeat(
             self.folder.root,
             command="predict",
             target=str(out),
-            device=str(choose_device(self.device)),
+            device=str(device),
             unit="blocks" if of_scenes else "images",
         )
         common["progress"] = Several((progress or Silent(), heartbeat))

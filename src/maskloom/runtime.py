@@ -81,7 +81,9 @@ def keep_freed_memory() -> None:
     """Asks the C library to keep large freed buffers for the next step instead of returning them to the system.
 
     Networks free and take the same buffers in every step; on the CPU, paging them in anew costs up to a third of the
-    time. Does nothing where the C library is not glibc.
+    time. To be asked before any thread is started: threads share one arena then, while those that got one of their own
+    keep it, and what later threads scatter over these adds up to the largest memory. Does nothing where the C library
+    is not glibc.
     """
     import ctypes
 
