@@ -94,6 +94,11 @@ def unexpected_values(data: Path) -> Path:
     return data
 
 
+def classes_as_a_list(data: Path) -> Path:
+    (data / "classes.yaml").write_text("- background\n- object\n")
+    return data
+
+
 def nan_tiff(data: Path) -> Path:
     pixels = np.zeros((32, 48, 3), np.float32)
     pixels[4, 4] = np.nan
@@ -122,6 +127,7 @@ BAD: list[tuple[Callable[[Path], Path], str]] = [
     (text_named_png, "b.png"),
     (huge_header, "100000"),
     (unexpected_values, "77"),
+    (classes_as_a_list, "found a list without it; write for instance classes: [background object]"),
     (nan_tiff, "b.tif"),
     (duplicate_ids, "'b'"),
     (escaping_id, "../d"),
@@ -235,9 +241,31 @@ def test_evaluate_prints_json(finished_run: Path) -> None:
     assert {"mean", "std", "folds"} <= set(values["oof"])
 
 
-def test_unknown_options_exit_with_two(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("fit", "default", monkeypatch=monkeypatch) == 2
-    assert "--data" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("fit default", "maskloom fit: missing option '--data'; see `maskloom fit --help`"),
+        ("fit default --data x --nonsense", "maskloom fit: no such option: --nonsense; see `maskloom fit --help`"),
+        ("fitt default", "maskloom: no such command 'fitt'. Did you mean 'fit'?; see `maskloom --help`"),
+        ("--nonsense", "maskloom: no such option: --nonsense; see `maskloom --help`"),
+        ("predict run photos --out x --to gif", "'gif' is not one of 'png', "),
+        ("fit default --data x --workers -1", "invalid value for '--workers'"),
+        ("compare a b --against", "maskloom: option '--against' requires an argument"),
+        ("evaluate", "maskloom evaluate: missing argument 'run'"),
+    ],
+)
+def test_a_mistake_in_a_call_is_one_line(
+    words: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*words.split(), monkeypatch=monkeypatch) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: maskloom") and said in line and "--help`" in line
+
+
+def test_no_word_at_all_shows_the_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch=monkeypatch) in (0, 2)
+    shown = capsys.readouterr()
+    assert "inspect" in shown.out + shown.err and "error:" not in shown.err
 
 
 @pytest.mark.parametrize(
@@ -323,6 +351,19 @@ def test_two_tables_are_scored_with_a_size(
     for wrong in ("2", "0x4", "axb"):
         assert run("score", table, table, "--size", wrong, monkeypatch=monkeypatch) == 2
         assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_photos_in_place_of_masks_are_refused(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    masks, photos, out = data / "masks", data / "images", tmp_path / "out"
+    for command in (("score", masks, photos), ("score", photos, masks), ("convert", photos, out)):
+        assert run(*command, monkeypatch=monkeypatch) == 2
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert f"{photos}/a.png: expected a mask" in line and "different colours side by side, as in a photo" in line
+        assert not out.exists()
+    assert run("score", masks, photos, "--foreground", monkeypatch=monkeypatch) == 0
+    assert run("convert", photos, out, "--foreground", monkeypatch=monkeypatch) == 0
 
 
 def test_a_disk_that_fills_up_is_one_line_and_the_run_goes_on_later(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import shapely
 
 from maskloom.cli import main
 from maskloom.data.image_io import write_png
+from maskloom.outputs.convert_target import check_writable
 from maskloom.rasters.georeference import Georeference
 from maskloom.rasters.writing import write_geotiff
 
@@ -143,6 +145,12 @@ def folder_of_others(root: Path) -> list[str | Path]:
     return [root / "masks", root / "full"]
 
 
+def file_in_place_of_a_folder(root: Path) -> list[str | Path]:
+    write_png(root / "masks" / "a.png", MASK)
+    (root / "file").write_text("")
+    return [root / "masks", root / "file" / "below" / "out"]
+
+
 def unknown_class(root: Path) -> list[str | Path]:
     (root / "t.csv").write_text("img,class,rle_mask\na,car,3 2\na,tree,9 2\n")
     return [root / "t.csv", root / "out", "--size", "12x16", "--classes", "background,car,bush"]
@@ -172,6 +180,7 @@ BAD: list[tuple[Callable[[Path], list[str | Path]], tuple[str, ...]]] = [
     (another_size, ("16×12", "12×16")),
     (escaping_name, ("../../a",)),
     (folder_of_others, ("found other files",)),
+    (file_in_place_of_a_folder, ("out: cannot be written", "file: Not a directory")),
     (unknown_class, ("'tree'", "bush")),
     (unlisted_value, ("7", "a.png")),
 ]
@@ -195,6 +204,26 @@ def test_bad_input_is_one_line(
         assert text in line, line
     left = [path for path in tmp_path.rglob("*") if path.name.startswith(".partial-")]
     assert left == [] and not any(Path(tmp_path / name).exists() for name in ("out", "out.csv", "out.geojson"))
+
+
+@pytest.mark.parametrize("name", ["out", "out.csv", "deep/below/out.geojson"])
+def test_what_cannot_be_written_is_told_before_the_work(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder that is read-only, whoever asks; nothing is read by then, and nothing is left when it can be written."""
+    write_png(tmp_path / "masks" / "a.png", MASK)
+
+    def refused(*, dir: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(dir))
+
+    with monkeypatch.context() as read_only:
+        read_only.setattr("maskloom.outputs.convert_target.tempfile.TemporaryFile", refused)
+        read_only.setattr("maskloom.outputs.convert._open_source", lambda *_: pytest.fail("masks were read"))
+        assert run(tmp_path / "masks", tmp_path / name, monkeypatch=monkeypatch) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {tmp_path / name}: cannot be written ({tmp_path}: Permission denied)")
+    check_writable(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["masks"]
 
 
 def test_a_polygon_outside_the_image_is_cut_off_and_told(

@@ -46,6 +46,17 @@ def test_a_run_is_shown_in_lines(
     assert "Status of &lt;b&gt;&#34;&#39;&amp;[bold]" in page and "<b>" not in page
 
 
+def test_it_is_said_that_finished_stages_are_as_of_the_last_fit(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whether the data have changed since, which only ``fit`` finds out, is not claimed."""
+    page = tmp_path / "status.html"
+    assert run("status", finished_run, "--html", page, monkeypatch=monkeypatch) == 0
+    *_, last_stage, said = capsys.readouterr().out.splitlines()
+    assert last_stage.startswith("report") and said.startswith("As of the last fit: the data are not looked at here")
+    assert "As of the last fit: " in page.read_text(encoding="utf-8")
+
+
 def test_json_is_one_object(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("status", folder, "--json", monkeypatch=monkeypatch) == 0
     values = json.loads(capsys.readouterr().out)

@@ -17,7 +17,7 @@ import torch
 from maskloom import api
 from maskloom.data.studio import write_studio
 from maskloom.run_directory import RunDirectory
-from small import SMALL
+from small import OWN_NETWORK, SMALL
 from test_cli import run
 
 
@@ -47,6 +47,30 @@ def test_inspect_prints_a_table_and_writes_a_page(
     monkeypatch.chdir(tmp_path)
     assert run("inspect", studio, *settings_of("data.limit=1"), monkeypatch=monkeypatch) == 0
     assert (tmp_path / "inspection.html").is_file()
+
+
+def test_where_no_page_can_be_written_nothing_is_inspected(
+    studio: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("maskloom.data.statistics.survey", lambda *_, **__: pytest.fail("the data were looked at"))
+    for page, said in ((tmp_path, "found a folder; give "), (tmp_path / "file" / "page.html", "cannot be written")):
+        assert run("inspect", studio, "--out", page, monkeypatch=monkeypatch) == 2
+        line = only_error(capsys)
+        assert line.startswith(f"error: {page}: ") and said in line
+
+
+def test_inspect_ends_with_the_number_of_damaged_files(
+    studio: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, page = tmp_path / "data", tmp_path / "page.html"
+    shutil.copytree(studio, data)
+    for photo in sorted((data / "train").glob("*.jpg"))[:2]:
+        photo.write_bytes(photo.read_bytes()[:-1500])
+    assert run("inspect", data, "--out", page, monkeypatch=monkeypatch) == 0
+    *_, damage, place = capsys.readouterr().out.splitlines()
+    assert damage == "2 damaged or mismatched files: mend or remove them, or `fit` with --skip-bad"
+    assert place == f"page with pictures: {page}"
 
 
 def test_report_writes_the_page_again(
@@ -99,7 +123,7 @@ def test_the_demo_draws_its_data_and_reports(
     few = {"objects": 2, "test_objects": 1, "views": 2, "size": (96, 144), "seed": 0}
     assert few.keys() == api.DEMO_STUDIO.keys()
     monkeypatch.setattr(api, "DEMO_STUDIO", few)
-    monkeypatch.setattr(api, "DEMO_SETTINGS", tuple(SMALL))
+    monkeypatch.setattr(api, "DEMO_SETTINGS", tuple(OWN_NETWORK))
     out = tmp_path / "demo"
     assert run("demo", "--out", out, "--device", "cpu", monkeypatch=monkeypatch) == 0
     printed = capsys.readouterr().out

@@ -8,7 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from maskloom.metrics import Confusion, Counts, confusions, counts_of, dice, from_labels, iou, mean_iou
+from maskloom.metrics import (
+    Confusion,
+    Counts,
+    Metric,
+    confusions,
+    counts_of,
+    dice,
+    from_labels,
+    iou,
+    mean_over_classes,
+    of_pixels,
+    total,
+)
 from maskloom.records import IGNORE, Task
 
 THREE = Task(kind="multiclass", classes=("sky", "road", "car"))
@@ -78,13 +90,36 @@ def test_confusions_of_other_forms_are_refused() -> None:
         Confusion.zero(2) + Confusion.zero(3)
 
 
-def test_the_mean_iou_with_and_without_absent_classes() -> None:
+@pytest.mark.parametrize(("metric", "score"), [("iou", 0.5), ("dice", 2 / 3)])
+def test_the_mean_over_classes_with_and_without_absent_ones(metric: Metric, score: float) -> None:
     def whole(tp: list[int], fp: list[int], fn: list[int]) -> Counts:
         return Counts.from_json({"tp": tp, "fp": fp, "fn": fn})
 
+    def means(found: Counts) -> list[float]:
+        return [mean_over_classes(found, metric, absent=absent) for absent in ("left out", "counted")]  # type: ignore[arg-type]
+
     never = whole([50, 0], [0, 0], [50, 0])  # the second class is neither there nor predicted
-    assert mean_iou(never, absent="left out") == 0.5 and mean_iou(never, absent="counted") == 0.75
+    assert means(never) == pytest.approx([score, (score + 1) / 2])
     predicted = whole([50, 0], [0, 9], [50, 0])
-    assert mean_iou(predicted, absent="left out") == 0.5 and mean_iou(predicted, absent="counted") == 0.25
+    assert means(predicted) == pytest.approx([score, score / 2])
     nothing = whole([0, 0], [0, 3], [0, 0])
-    assert mean_iou(nothing, absent="left out") == mean_iou(nothing, absent="counted") == 0.5
+    assert means(nothing) == [0.5, 0.5]
+    for found in (never, predicted):
+        np.testing.assert_allclose(of_pixels(found, metric), [score, np.nan])
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 6))
+def test_scores_of_all_pixels_are_those_of_scikit_learn(seed: int, num_classes: int) -> None:
+    """Images of other sizes, some classes absent from the truth; scikit-learn sees their pixels in one row."""
+    sklearn = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(seed)
+    task = Task(kind="multiclass", classes=tuple(f"c{index}" for index in range(num_classes)))
+    pairs = [rng.integers(0, num_classes, (2, *rng.integers(1, 7, 2)), dtype=np.uint8) for _ in range(3)]
+    whole = total([from_labels(predicted, true, task) for predicted, true in pairs])
+    predicted, true = (np.concatenate([pair[side].ravel() for pair in pairs]) for side in (0, 1))
+    options = {"labels": list(range(num_classes)), "average": None, "zero_division": 1.0}
+    occurs = np.isin(range(num_classes), true)
+    for metric, judge in (("iou", sklearn.jaccard_score), ("dice", sklearn.f1_score)):
+        expected = np.where(occurs, judge(true, predicted, **options), np.nan)
+        np.testing.assert_allclose(of_pixels(whole, metric), expected, atol=1e-12)

@@ -87,7 +87,8 @@ def test_a_finished_run_is_sound(
     assert {name for name in kept - files if Path(name).name not in told and name.split("/")[0] != "stages"} <= {
         name for name in kept if name.startswith((".", "status"))
     }
-    assert found.is_sound and found.counts() == {"sound": len(files), "damaged": 0, "missing": 0, "unverified": 0}
+    others = {"damaged": 0, "missing": 0, "unverified": 0, "unfinished": 0}
+    assert found.is_sound and found.counts() == {"sound": len(files), **others}
     assert command("verify", finished_run, monkeypatch=monkeypatch) == 0
     assert f"{len(files)} sound" in capsys.readouterr().out.splitlines()[-1]
 
@@ -239,3 +240,14 @@ def test_a_run_of_an_earlier_version_is_unverified(run: Path) -> None:
     found = verify(run)
     assert found.is_sound and found.counts()["unverified"] > 30 and "made by a version" in found.table()
     assert maskloom.open_run(run).evaluate()
+
+
+def test_a_run_without_its_ensemble_is_unfinished_and_not_unverified(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in (run / "ensemble/decided.json", *(run / "stages" / f"{name}.json" for name in ("ensemble", "report"))):
+        path.unlink()
+    assert command("verify", run, monkeypatch=monkeypatch) == 0
+    *_, counts, explained = capsys.readouterr().out.splitlines()
+    assert counts.endswith("sound, 1 unfinished") and explained.startswith("unfinished: gets its checksum with the ens")
+    assert verify(run).to_json()["unfinished"] == ["recipe.yaml"] and verify(run).stages["run"]["run.json"] == "sound"

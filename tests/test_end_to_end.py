@@ -19,7 +19,7 @@ import maskloom
 from maskloom import pipeline
 from maskloom.encodings.rle import decode_runs
 from maskloom.errors import UserError
-from small import SMALL
+from small import OWN_NETWORK, SMALL
 
 
 class Heard:
@@ -242,7 +242,7 @@ def test_two_members_get_fitted_weights(studio: Path, tmp_path: Path) -> None:
     from maskloom.api import plan
 
     longer = ["members.0.training.images_per_epoch=64", "members.0.training.epochs=2"]
-    complete, _ = plan(recipe, studio, settings=[*SMALL[1:], *longer], device="cpu")
+    complete, _ = plan(recipe, studio, settings=[*OWN_NETWORK[1:], *longer], device="cpu")
     first = complete.members[0]
     hardly = first.training.model_copy(update={"images_per_epoch": 1, "epochs": 1})
     second = first.model_copy(update={"name": "hardly", "training": hardly})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -67,3 +68,30 @@ def test_leftovers_are_removed(tmp_path: Path) -> None:
 def test_a_full_disk_that_a_compiled_library_tells_is_told_too(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="disk is full"), files.atomic_path(tmp_path / "value"):
         raise RuntimeError("I/O error: No space left on device (os error 28)")
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        lambda temporary: OSError(errno.ENOENT, "No such file or directory", str(temporary)),
+        lambda temporary: PermissionError(errno.EACCES, "Permission denied", str(temporary)),
+        lambda temporary: OSError(errno.EIO, "Input/output error"),
+        lambda temporary: RuntimeError(f"Attempt to create new tiff file '{temporary}' failed:\n {temporary.name}: no"),
+    ],
+)
+def test_the_file_that_was_asked_for_is_named(tmp_path: Path, refusal: Callable[[Path], Exception]) -> None:
+    path = tmp_path / "mask.tif"
+    with pytest.raises(UserError, match="cannot be written") as refused, files.atomic_path(path) as temporary:
+        raise refusal(temporary)
+    assert str(refused.value).startswith(f"{path}: ") and ".partial-" not in str(refused.value)
+    assert "\n" not in str(refused.value) and not list(tmp_path.iterdir())
+
+
+def test_what_was_read_meanwhile_is_not_blamed_on_what_is_written(tmp_path: Path) -> None:
+    with pytest.raises(PermissionError, match="source"), files.atomic_path(tmp_path / "mask.tif"):
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "source.tif"))
+
+
+def test_a_folder_that_takes_no_files_is_told_by_the_name_that_was_asked_for() -> None:
+    with pytest.raises(UserError, match=r"^/proc/page\.html: cannot be written"):
+        files.write_text(Path("/proc/page.html"), "")

@@ -18,3 +18,7 @@ def test_padding_on_both_sides_is_what_always_was() -> None:
     assert "padding_at" not in _training_part(member())["input"]
     assert _training_part(member(padding_at="both")) == _training_part(member())
     assert _training_part(member(padding_at="end"))["input"]["padding_at"] == "end"
+
+
+def test_norms_of_each_device_alone_are_what_always_was() -> None:
+    assert "sync_batch_norm" not in _training_part(member())["training"]

@@ -10,7 +10,20 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "maskloom"
 
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "records", "windows", "config", "files", "runtime", "progress", "heartbeat", "integrity", "run_lock"),
+    (
+        "errors",
+        "records",
+        "windows",
+        "config",
+        "files",
+        "runtime",
+        "progress",
+        "heartbeat",
+        "integrity",
+        "run_lock",
+        "storage",
+        "executors",
+    ),
     ("encodings", "masks", "rasters"),
     ("data",),
     ("models", "losses", "metrics", "boundary_score"),
@@ -20,12 +33,12 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("recipe", "recipes", "run_directory", "run_status", "stages", "pipeline"),
     ("contests",),
     ("registry",),
-    ("api", "console", "cli", "__init__", "__main__"),
+    ("api", "runs", "console", "cli", "__init__", "__main__"),
 )
 ROOMS_THAT_IGNORE_EACH_OTHER = ({"models", "losses", "metrics"}, {"ensembling", "outputs"})
 WITHOUT_TORCH = (
     "errors", "records", "windows", "config", "files", "progress", "heartbeat", "encodings", "masks", "rasters",
-    "outputs", "run_status",
+    "outputs", "run_status", "storage", "executors",
 )  # fmt: skip
 
 

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from maskloom import pipeline
+from maskloom.executors.tasks import InProcess
 from maskloom.files import read_json, write_json, write_text
 from maskloom.integrity import Damaged, write_sealed
 from maskloom.run_directory import RunDirectory
 from maskloom.stages import data as data_stages
+from maskloom.stages.stage import run_stage
 from test_integrity import flip
 
 
@@ -44,7 +46,7 @@ class Steps:
 
     def __init__(self, root: Path, content: Callable[[str], str] = lambda name: f"map of {name}") -> None:
         self.run, self.heard, self.content = RunDirectory(root), Heard(), content
-        self.context: Any = SimpleNamespace(run=self.run, progress=self.heard)
+        self.context: Any = SimpleNamespace(run=self.run, progress=self.heard, executor=InProcess())
 
     def maps(self, mark: str) -> list[Path]:
         self.run.begin("oof/a", self.run.oof("a"), mark)
@@ -62,13 +64,13 @@ class Steps:
         return [self.run.ensemble]
 
     def both(self, mark: str = "1") -> None:
-        first = pipeline._stage(self.context, "oof/a", mark, lambda: self.maps(mark))
-        pipeline._stage(self.context, "ensemble", first, self.sums)
+        first = run_stage(self.context, "oof/a", mark, lambda: self.maps(mark))
+        run_stage(self.context, "ensemble", first, self.sums)
 
     def fit(self, monkeypatch: pytest.MonkeyPatch, mark: str = "1") -> tuple[list[str], list[str]]:
         """Runs both as ``run_pipeline`` does; returns stages and notes."""
         monkeypatch.setattr(data_stages, "summary", lambda _: "data")
-        monkeypatch.setattr(pipeline, "_run_stages", lambda context, submit: self.both(mark))
+        monkeypatch.setattr(pipeline, "_run_stages", lambda *_: self.both(mark))
         self.context.source = None
         pipeline.run_pipeline(self.context, None)
         stages, notes = self.heard.all()

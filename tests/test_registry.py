@@ -17,6 +17,7 @@ def test_the_door_has_the_names_that_it_had() -> None:
         assert getattr(api, name) is getattr(registry, name)
     assert set(registry.recipes()) == set(registry.builders()) >= {"default", "dstl_3rd", "carvana_1st"}
     assert set(registry.submitters()) >= {"carvana", "dstl"}
+    assert set(registry.scorers()) <= set(registry.submitters())
 
 
 def test_folders_of_scenes(tmp_path: Path) -> None:

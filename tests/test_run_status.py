@@ -19,7 +19,7 @@ from cars import described
 from maskloom.api import builders, status
 from maskloom.errors import UserError
 from maskloom.heartbeat import GONE_SECONDS, Beat, Heartbeat, process_mark
-from maskloom.outputs.status_rows import RunStatus, StageStatus, headline, remarks, stage_rows
+from maskloom.outputs.status_rows import RunStatus, StageStatus, footnote, headline, remarks, stage_rows
 from maskloom.progress import Silent
 from maskloom.run_directory import RunDirectory
 from maskloom.run_lock import held
@@ -216,10 +216,12 @@ def test_a_run_of_markers_only(made: Made) -> None:
         "survey": "waiting", "folds": "waiting", "train/unet/fold*": "waiting", "oof/unet": "waiting",
         "ensemble": "waiting", "report": "waiting",
     }  # fmt: skip
+    assert footnote(made.read()) == ""
     for stage in STAGES[:-1]:
         made.finish(stage, 60.0)
     found = made.read()
     assert [stage.name for stage in found.stages] == STAGES
+    assert footnote(found).startswith("As of the last fit: ")
     assert (found.state, found.stages[-1].state, found.finished) == ("stopped", "waiting", None)
     made.finish("report", 6.0)
     made.run.decided.parent.mkdir()

@@ -1,15 +1,15 @@
 """The Python door: fit, open_run, status, compare, score, convert, inspect. The command line is thin over this.
 
-Heavy rooms are imported by the function that needs them.
+A finished run is in ``maskloom.runs``. Heavy rooms are imported by the function that needs them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from datetime import datetime
-from functools import cached_property
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,22 +19,24 @@ from maskloom.heartbeat import Heartbeat
 from maskloom.integrity import Damaged, read_sealed, write_sealed
 from maskloom.progress import Progress, Several, Silent
 from maskloom.registry import builders as builders
-from maskloom.registry import open_scenes, open_source, plan, submitters
+from maskloom.registry import open_source, plan, scorers, submitters
 from maskloom.registry import recipes as recipes
 from maskloom.run_directory import FORMAT, RunDirectory
 from maskloom.run_lock import LOCK, held
+from maskloom.runs import Run as Run
+from maskloom.runs import open_run as open_run
+from maskloom.storage.places import local_data, origin_of, readable_run, working_run
+from maskloom.storage.urls import url_of
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from maskloom.data.sources.base import DataSource
+    from maskloom.executors.sites import Site
     from maskloom.models.segmenter import Segmenter
     from maskloom.outputs.comparison import Comparison
     from maskloom.outputs.convert import Conversion
     from maskloom.outputs.status_rows import RunStatus
     from maskloom.recipe import Recipe
     from maskloom.records import Size
-    from maskloom.stages.images import Opened, Prediction
     from maskloom.stages.run_comparison import RunComparison
     from maskloom.stages.verification import Verification
 
@@ -48,38 +50,86 @@ def fit(
     device: str | None = None,
     skip_bad: bool = False,
     workers: int | None = None,
+    on: str | None = None,
+    processes: int | None = None,
+    devices_per_network: int = 1,
     progress: Progress | None = None,
 ) -> Run:
     """Returns the finished run of a recipe on a data folder; started again it continues.
 
     Args:
         recipe: A recipe's name, a YAML file, or a complete recipe.
-        data: Folder, table or COCO file with images and masks.
-        run: Folder for everything produced; None makes ``runs/<recipe>-<date>-<time>``.
+        data: Folder, table or COCO file with images and masks; a path or a URL (``s3://…``).
+        run: Folder or URL for everything produced; None makes ``runs/<recipe>-<date>-<time>``.
         settings: ``key=value`` changes to the recipe.
         device: "cpu", "cuda", or None for CUDA where there is one.
         skip_bad: Leave damaged records out and list them instead of stopping.
-        workers: Loader processes; None chooses by the processor's cores.
+        workers: Loader processes (of each worker, where there are several); None chooses by the processor's cores.
+        on: Where trainings and predictions run: None in this process, "local" in one per GPU (or several on the cores),
+            "ray" or "ray://HOST:PORT" on a Ray cluster whose nodes all see the run's folder and the data.
+        processes: How many workers there are; None: as GPUs or cores allow.
+        devices_per_network: So many GPUs (or processes of the CPU) train each network together; not beside ``on``.
         progress: Hears stages, steps and notes.
 
     Raises:
         UserError: For every mistake in options, recipe or data.
     """
-    from maskloom.pipeline import run_pipeline
-    from maskloom.run_status import planned_stages
-    from maskloom.runtime import choose_device, hardware, keep_freed_memory, make_deterministic, num_cores
-    from maskloom.stages.context import Context
+    from maskloom.executors.sites import open_site
+    from maskloom.runtime import rank_devices
 
-    listener = progress or Silent()
-    chosen = choose_device(device)
-    if chosen.type == "cpu":
+    if devices_per_network > 1 and on is not None:
+        raise UserError(
+            f"--devices-per-network {devices_per_network}: expected no --on beside it, found --on {on}, which gives "
+            "every network one device; leave one of them out"
+        )
+    with open_site(on, device=device, processes=processes) as site:
+        rank_devices(site.device, devices_per_network)  # raises now where there are not so many
+        return _fit(site, recipe, data, run, settings, skip_bad, workers, devices_per_network, progress or Silent())
+
+
+def _fit(
+    site: Site,
+    recipe: str | Path | Recipe,
+    data: Path | str,
+    run: Path | str | None,
+    settings: Sequence[str],
+    skip_bad: bool,
+    workers: int | None,
+    devices_per_network: int,
+    listener: Progress,
+) -> Run:
+    """Returns what ``fit`` does, with tasks computed at a site."""
+    from maskloom.runtime import keep_freed_memory
+
+    if site.device.type == "cpu":
         keep_freed_memory()
-    complete, source = plan(recipe, data, settings=settings, device=chosen.type, skip_bad=skip_bad)
-    root = Path(run) if run is not None else _dated_folder(complete.name)
-    listener.note(f"run folder: {root}")
+    complete, source = plan(recipe, local_data(data), settings=settings, device=site.kind, skip_bad=skip_bad)
+    place = run if run is not None else _dated_folder(complete.name)
+    listener.note(f"run folder: {url_of(place) or place}")
     for note in source.notes:
         listener.note(note)
-    folder = RunDirectory(root)
+    with working_run(place) as root:
+        _run_stages(site, root, complete, source, workers, devices_per_network, listener)
+    return open_run(root, device=site.device.type)
+
+
+def _run_stages(
+    site: Site,
+    root: Path,
+    complete: Recipe,
+    source: DataSource,
+    workers: int | None,
+    devices_per_network: int,
+    listener: Progress,
+) -> None:
+    """Runs every stage of a complete recipe in a run's folder."""
+    from maskloom.executors.sites import Work, usual_loaders
+    from maskloom.pipeline import run_pipeline
+    from maskloom.run_status import planned_stages
+    from maskloom.runtime import hardware, make_deterministic, num_cores
+    from maskloom.stages.context import Context
+
+    chosen, folder = site.device, RunDirectory(root)
     _check_empty_or_run(folder, listener.note)
     _check_same_data(folder, source)
     with held(root):
@@ -88,7 +138,7 @@ def fit(
             {
                 "format": FORMAT,
                 "version": version("maskloom"),
-                "data": str(source.root.resolve()),
+                "data": origin_of(source.root),
                 "hardware": hardware(chosen),
             },
         )
@@ -96,21 +146,31 @@ def fit(
         stages = planned_stages(
             complete.model_dump(mode="json"), unlabelled=bool(source.unlabelled), submission=bool(source.submission)
         )
-        with Heartbeat(root, command="fit", device=str(chosen), stages=stages) as heartbeat:
+        work = Work(run=root, command="fit", loaders=workers, is_deterministic=True, sees=(source.root,))
+        heartbeat = Heartbeat(root, command="fit", device=str(chosen), stages=stages)
+        with heartbeat, site.workers(work, listener) as executor:
             context = Context(
                 run=folder,
                 recipe=complete,
                 source=source,
                 device=chosen,
                 progress=Several((listener, heartbeat)),
-                workers=min(max(num_cores() - 1, 1), 8) if workers is None else workers,
+                workers=usual_loaders(num_cores()) if workers is None else workers,
+                executor=executor,
+                devices_per_network=devices_per_network,
             )
-            run_pipeline(context, submitters().get(source.submission))
-    return open_run(root, device=chosen.type)
+            run_pipeline(context, submitters().get(source.submission), scorers())
 
 
 def _dated_folder(name: str) -> Path:
-    return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    """Returns a new folder, made so that none of several runs of one second, or of a clock set back, shares it."""
+    stem = f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    for number in count(1):
+        folder = Path("runs") / (stem if number == 1 else f"{stem}-{number}")
+        with suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            return folder
+    raise AssertionError("counting does not end")
 
 
 def _check_empty_or_run(folder: RunDirectory, note: Callable[[str], None]) -> None:
@@ -137,7 +197,7 @@ def _check_same_data(folder: RunDirectory, source: DataSource) -> None:
         facts, before = read_sealed(folder.facts), read_sealed(folder.source)
     except UserError:  # nothing there, or damaged: made anew
         return
-    place, now = str(source.root.resolve()), source.to_json()
+    place, now = origin_of(source.root), source.to_json()
     if facts.get("data") in (None, place):
         return
     known, found = ([record["id"] for record in each.get("records", ())] for each in (before, now))
@@ -148,139 +208,6 @@ def _check_same_data(folder: RunDirectory, source: DataSource) -> None:
         )
 
 
-def open_run(run: Path | str, *, device: str | None = None) -> Run:
-    """Returns a finished run, to predict with and to read; raises ``UserError`` when there is none at ``run``."""
-    folder = RunDirectory.existing(Path(run))
-    folder.decision()
-    return Run(folder=folder, device=device)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """A finished run."""
-
-    folder: RunDirectory
-    device: str | None = None
-
-    def evaluate(self) -> dict[str, Any]:
-        """Returns the out-of-fold scores: ``metric``, ``oof`` (mean, std, folds; cross-fitted) and ``members``.
-
-        With post-processing also ``postprocess``: the ``steps`` taken, ``scores`` without and with, and their ``gain``.
-        """
-        from maskloom.stages.reporting import evaluation
-
-        return evaluation(self.folder)
-
-    def summary(self) -> str:
-        """Returns the scores as lines for a terminal, and where the report is."""
-        from maskloom.stages.reporting import score_lines
-
-        return "\n".join([*score_lines(self.evaluate()), f"report: {self.folder.report}"])
-
-    def predict(
-        self,
-        images: Path | str,
-        *,
-        out: Path | str,
-        to: str = "png",
-        probabilities: bool = False,
-        uncertainty: bool = False,
-        simplify: float | None = None,
-        min_area: float | None = None,
-        min_hole: float | None = None,
-        buffer: float | None = None,
-        units: str | None = None,
-        grid: Path | str | None = None,
-        skip_bad: bool = False,
-        progress: Progress | None = None,
-    ) -> Prediction:
-        """Returns what was written for an image or a folder of images.
-
-        ``to`` is "png" (masks), "prob" (8-bit maps), "rle" (``predictions.csv.gz``) or "coco"
-        (``predictions.json``). Images already written by the same run are skipped; the two tables are made by as many
-        processes as are started with the same arguments. Or, for TIFF rasters of any size, "geotiff" (masks; with
-        ``probabilities`` and ``uncertainty`` also those, 8 bits), "geojson", "gpkg", "fgb" or "wkt" (polygons of all
-        scenes in one file): these are predicted block by block, by as many processes, too. Outlines are cleaned by
-        ``simplify``, ``min_area``, ``min_hole`` and ``buffer``, in ``units`` ("pixels" or "crs"), and where these are
-        None as the recipe's ``delivery.polygons`` says. ``grid`` is a table of grid sizes in whose coordinates WKT is
-        written (Dstl).
-
-        Of rasters, ``images`` may also be a table of scenes of several files (CSV: id, image, band, band_2 …; see
-        ``stages.scene_table``), or a folder in the Dstl layout or, where the run learnt from stacks
-        (``data.bands``), of scenes whose files are named so; files are registered where the run's recipe does so.
-        """
-        from maskloom.runtime import choose_device, keep_freed_memory
-        from maskloom.stages.images import FORMATS, predict_images
-        from maskloom.stages.scene_files import SCENE_FORMATS
-        from maskloom.stages.scenes import predict_scenes
-
-        if to not in (*FORMATS, *SCENE_FORMATS):
-            raise UserError(f"to={to!r}: expected one of {', '.join((*FORMATS, *SCENE_FORMATS))}")
-        shapes: dict[str, Any] = {
-            "simplify": simplify,
-            "min_area": min_area,
-            "min_hole": min_hole,
-            "buffer": buffer,
-            "units": units,
-        }
-        common: dict[str, Any] = {
-            "out": Path(out),
-            "to": to,
-            "opened": lambda: self._opened,
-            "skip_bad": skip_bad,
-        }
-        of_scenes = to in SCENE_FORMATS
-        device = choose_device(self.device)
-        if device.type == "cpu":
-            keep_freed_memory()
-        heartbeat = Heartbeat(
-            self.folder.root,
-            command="predict",
-            target=str(out),
-            device=str(device),
-            unit="blocks" if of_scenes else "images",
-        )
-        common["progress"] = Several((progress or Silent(), heartbeat))
-        if of_scenes:
-            with heartbeat:
-                return predict_scenes(
-                    self.folder,
-                    Path(images),
-                    probabilities=probabilities,
-                    uncertainty=uncertainty,
-                    **shapes,
-                    grid=None if grid is None else Path(grid),
-                    layout=open_scenes,
-                    **common,
-                )
-        if probabilities or uncertainty or grid is not None or any(value is not None for value in shapes.values()):
-            raise UserError(
-                f"to={to!r}: probabilities, uncertainty, grid, {', '.join(shapes)} are for {', '.join(SCENE_FORMATS)}; "
-                "leave them out"
-            )
-        with heartbeat:
-            return predict_images(self.folder, Path(images), **common)
-
-    def predict_array(self, image: np.ndarray) -> np.ndarray:
-        """Returns the labels uint8 H×W (multilabel C×H×W) of one image H×W×C as stored."""
-        return self._opened.predict(image)
-
-    @cached_property
-    def _opened(self) -> Opened:
-        """The networks, loaded at the first prediction."""
-        from maskloom.stages.images import open_for_prediction
-
-        return open_for_prediction(self.folder, self.device)
-
-    def report(self) -> Path:
-        """Returns the path of the report page after writing it again."""
-        from maskloom.stages.reporting import write_report
-
-        report = write_report(self.folder)
-        self.folder.accept("report", report)
-        return report
-
-
 def verify(run: Path | str, *, progress: Progress | None = None) -> Verification:
     """Returns which files of a run's finished stages are sound, damaged, missing or without a checksum.
 
@@ -289,7 +216,7 @@ def verify(run: Path | str, *, progress: Progress | None = None) -> Verification
     """
     from maskloom.stages.verification import verify_run
 
-    return verify_run(Path(run), progress or Silent())
+    return verify_run(readable_run(run), progress or Silent())
 
 
 def status(run: Path | str, *, page: Path | str | None = None) -> RunStatus:
@@ -300,7 +227,7 @@ def status(run: Path | str, *, page: Path | str | None = None) -> RunStatus:
     """
     from maskloom.run_status import read_status
 
-    found = read_status(RunDirectory.existing(Path(run)))
+    found = read_status(RunDirectory.existing(readable_run(run)))
     if page is not None:
         from maskloom.outputs.status_page import write_status_page
 
@@ -327,7 +254,7 @@ def compare(
     from maskloom.stages.run_comparison import compare_runs
 
     sides = ([run] if isinstance(run, str | Path) else run for run in (run_a, run_b))
-    first, second = ([Path(run) for run in side] for side in sides)
+    first, second = ([readable_run(run) for run in side] for side in sides)
     return compare_runs(first, second, progress or Silent(), group=group)
 
 
@@ -501,10 +428,11 @@ def inspect(
     from maskloom.config import override
     from maskloom.data.sources.base import DataSettings
     from maskloom.data.statistics import survey
-    from maskloom.outputs.inspection import inspection_table, write_inspection
+    from maskloom.outputs.inspection import check_page, inspection_table, write_inspection
 
+    check_page(Path(page))
     stated = override(DataSettings(skip_bad=True), [text.removeprefix("data.") for text in settings])
-    source = open_source(data, stated)
+    source = open_source(local_data(data), stated)
     listener = progress or Silent()
     listener.stage("inspect", cached=False)
     found = survey(source, workers=8, on_progress=listener.advance, unlabelled=True)

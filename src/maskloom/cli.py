@@ -5,14 +5,20 @@ Heavy imports happen inside the commands, so that ``maskloom --help`` answers at
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from enum import StrEnum
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from maskloom.errors import UserError
 from maskloom.files import FULL_DISK
@@ -22,9 +28,41 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 """The exit code after Ctrl-C."""
+TERMINATED = 143
+"""The exit code after SIGTERM, by which a scheduler asks a job to end."""
+
+_UsageError: Any = typer.BadParameter.mro()[1]  # of typer's own copy of click, or of click
+
+
+@contextmanager
+def _in_one_line() -> Iterator[None]:
+    """Turns a mistake in how a command is called into a ``UserError``."""
+    try:
+        yield
+    except _UsageError as error:
+        is_known = error.ctx is not None and error.ctx.parent is not None
+        command = f"maskloom {error.ctx.info_name}" if is_known else "maskloom"
+        reason = error.format_message().rstrip(".")
+        raise UserError(f"{command}: {reason[:1].lower()}{reason[1:]}; see `{command} --help`") from None
+
+
+class _Commands(TyperGroup):
+    """The commands; a mistake in how one is called is one line, as every other mistake is."""
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """Returns what a call is made of; one without a word shows the help."""
+        with _in_one_line() if args else nullcontext():
+            return super().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command."""
+        with _in_one_line():
+            return super().invoke(ctx)
+
 
 app = typer.Typer(
     name="maskloom",
+    cls=_Commands,
     help="From a folder of images and masks to the most accurate masks that hardware and deadline allow.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -67,6 +105,11 @@ Settings = Annotated[list[str] | None, typer.Option("--set", help="key=value, fo
 DeviceOption = Annotated[Device | None, typer.Option("--device", help="Default: CUDA where there is one.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave damaged records out and list them in the report.")]
 Workers = Annotated[int | None, typer.Option("--workers", min=0, help="Loader processes. Default: by cores.")]
+On = Annotated[
+    str | None,
+    typer.Option("--on", metavar="local|ray|ray://HOST:PORT", help="Share the work: a process per GPU, or a cluster."),
+]
+Processes = Annotated[int | None, typer.Option("--processes", min=1, help="How many workers --on has.")]
 
 
 @app.command()
@@ -78,6 +121,11 @@ def fit(
     device: DeviceOption = None,
     skip_bad: SkipBad = False,
     workers: Workers = None,
+    on: On = None,
+    processes: Processes = None,
+    devices_per_network: Annotated[
+        int, typer.Option("--devices-per-network", min=1, help="GPUs that train one network together.")
+    ] = 1,
 ) -> None:
     """Run every stage of a recipe: folds, training, out-of-fold scores, ensemble, predictions, report.
 
@@ -88,7 +136,7 @@ def fit(
     with _terminal() as terminal:
         result = api.fit(
             recipe, data, run=run, settings=settings or [], device=device, skip_bad=skip_bad, workers=workers,
-            progress=terminal,
+            on=on, processes=processes, devices_per_network=devices_per_network, progress=terminal,
         )  # fmt: skip
     print(result.summary())
 
@@ -128,6 +176,8 @@ def predict(
     grid: Annotated[Path | None, typer.Option("--grid", help="Grid sizes whose coordinates WKT has (Dstl).")] = None,
     device: DeviceOption = None,
     skip_bad: SkipBad = False,
+    on: On = None,
+    processes: Processes = None,
 ) -> None:
     """Predict masks for new images with a run's whole ensemble; started again it continues."""
     from maskloom import api
@@ -137,7 +187,7 @@ def predict(
         done = opened.predict(
             images, out=out, to=to.value, probabilities=probabilities, uncertainty=uncertainty, simplify=simplify,
             min_area=min_area, min_hole=min_hole, buffer=buffer, units=units.value if units else None, grid=grid,
-            skip_bad=skip_bad, progress=terminal,
+            skip_bad=skip_bad, on=on, processes=processes, progress=terminal,
         )  # fmt: skip
     print(f"{done.num_written} predictions in {done.out}" + (f", {len(done.bad)} left out" if done.bad else ""))
 
@@ -365,29 +415,64 @@ def _json(value: object) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False)
 
 
-def main() -> None:
-    """Runs the command line; a ``UserError`` becomes one line and exit code 2, Ctrl-C exit code 130."""
-    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+@contextmanager
+def _terminable() -> Iterator[list[int]]:
+    """Lets SIGTERM end the block as Ctrl-C does, and yields a list that is no longer empty once it came.
+
+    Where Ctrl-C is held back until a step is done, so is SIGTERM; a second one does not disturb what is then saved.
+    Outside the main thread, where Python delivers no signals, this does nothing.
+    """
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    process = os.getpid()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != process:  # a child that was forked, which has nothing to save
+            os._exit(TERMINATED)
+        if received:
+            return
+        received.append(number)
+        interrupt = signal.getsignal(signal.SIGINT)
+        if not callable(interrupt):  # ignored, as shells do for what they start in the background
+            raise KeyboardInterrupt
+        interrupt(signal.SIGINT, frame)
+
+    previous = signal.signal(signal.SIGTERM, end)
     try:
-        app()
-    except UserError as error:
-        from maskloom.console import print_error
+        yield received
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
-        print_error(str(error))
-        sys.exit(2)
-    except OSError as error:
-        full = error.errno in FULL_DISK
-        if not full and not error.filename:
+
+def main() -> None:
+    """Runs the command line; a ``UserError`` becomes one line and exit code 2, Ctrl-C exit code 130, SIGTERM 143."""
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    with _terminable() as terminated:
+        try:
+            app()
+        except UserError as error:
+            from maskloom.console import print_error
+
+            print_error(str(error))
+            sys.exit(2)
+        except OSError as error:
+            full = error.errno in FULL_DISK
+            if not full and not error.filename:
+                raise
+            from maskloom.console import print_error
+
+            place = error.filename or "while writing"
+            if full:
+                print_error(
+                    f"{place}: the disk is full; free some space and start the same command again, it continues"
+                )
+            else:
+                print_error(f"{place}: {error.strerror or 'cannot be used'}; check the path and its permissions")
+            sys.exit(2)
+        except SystemExit as stop:
+            if stop.code == INTERRUPTED:
+                print("stopped; start the same command again to continue", file=sys.stderr)
+                stop.code = TERMINATED if terminated else INTERRUPTED
             raise
-        from maskloom.console import print_error
-
-        place = error.filename or "while writing"
-        if full:
-            print_error(f"{place}: the disk is full; free some space and start the same command again, it continues")
-        else:
-            print_error(f"{place}: {error.strerror or 'cannot be used'}; check the path and its permissions")
-        sys.exit(2)
-    except SystemExit as stop:
-        if stop.code == INTERRUPTED:
-            print("stopped; start the same command again to continue", file=sys.stderr)
-        raise

@@ -72,17 +72,58 @@ def _models(annotation: Any) -> set[Any]:
     return set()
 
 
+MAX_YAML_BYTES = 4 * 2**20
+"""The largest file of settings that is read; the largest recipes have some 100 kB."""
+MAX_YAML_VALUES = 1_000_000
+"""Values in it, those behind an alias counted each time: a few lines of aliases can stand for billions."""
+
+
 def load_yaml(path: Path) -> Any:
-    """Returns the parsed YAML file; raises ``UserError`` when it is missing, unreadable or malformed."""
+    """Returns the parsed YAML file; raises ``UserError`` when it is missing, unreadable, malformed or monstrous."""
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > MAX_YAML_BYTES:
+            raise UserError(
+                f"{path}: expected a YAML file of at most {MAX_YAML_BYTES // 2**20} MiB, found a larger one"
+            )
+        return _parsed(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except OSError as error:
         raise UserError(f"{path}: expected a YAML file, it cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UserError:
+        raise
+    except ValueError as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{path}: expected YAML, found something else ({reason})") from error
+        raise UserError(f"{path}: expected YAML, found something else ({reason:.500})") from error
+
+
+def _parsed(text: str) -> Any:
+    """Returns the value of YAML text; raises ``ValueError`` for anything else, however its parser fails."""
+    try:
+        value = yaml.safe_load(text)
+        _check_extent(value)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    except (yaml.YAMLError, TypeError, AttributeError, LookupError, OverflowError) as error:  # of !!timestamp no, say
+        raise ValueError(str(error)) from error
+    return value
+
+
+def _check_extent(value: Any) -> None:
+    """Raises ``ValueError`` for more values than ``MAX_YAML_VALUES``, and for one that holds itself."""
+    counts: dict[int, int] = {}
+
+    def count(each: Any) -> int:
+        if not isinstance(each, list | dict | set | tuple):
+            return 1
+        if id(each) not in counts:
+            counts[id(each)] = MAX_YAML_VALUES  # while it is open: one that holds itself is endless
+            parts = [*each, *each.values()] if isinstance(each, dict) else each
+            counts[id(each)] = 1 + sum(map(count, parts))
+        return counts[id(each)]
+
+    if count(value) >= MAX_YAML_VALUES:
+        raise ValueError("aliases in it stand for too many values")
 
 
 def override(config: AnyConfig, assignments: Iterable[str]) -> AnyConfig:
@@ -97,8 +138,8 @@ def override(config: AnyConfig, assignments: Iterable[str]) -> AnyConfig:
         if not separator or not key:
             raise UserError(f"--set {assignment!r}: expected key=value, for instance seed=1")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
+            value = _parsed(text)
+        except ValueError:
             raise UserError(f"--set {assignment!r}: the value is not YAML; put quotes around it") from None
         _assign(values, key.split("."), value, key)
     return parse(type(config), values, origin="--set")

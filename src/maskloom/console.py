@@ -20,6 +20,7 @@ from maskloom.outputs.status_rows import (
     STAGE_HEADERS,
     Row,
     RunStatus,
+    footnote,
     headline,
     plain,
     prediction_rows,
@@ -27,12 +28,14 @@ from maskloom.outputs.status_rows import (
     stage_rows,
     stamp,
 )
-from maskloom.progress import duration, pace
+from maskloom.progress import RecentRate, duration, pace
 
 LOG_SECONDS = 15.0
 """Without a terminal, a running stage writes one line per so many seconds."""
 WATCH_SECONDS = 2.0
 """A watched run is looked at again after so long, or after ten times what looking takes."""
+LONGEST_ERROR = 2000
+"""Characters of an error that are shown; of a longer one its beginning and its end, where it says what to do."""
 PLAIN_WIDTH = 180
 """Columns of a table that is written to a file or a pipe."""
 
@@ -55,8 +58,8 @@ class Terminal:
         )
         self._task = self._bar.add_task("", total=None, rate="", left="", detail="", visible=False)
         self._name = ""
-        self._began = self._spoke = time.monotonic()
-        self._first = 0
+        self._spoke = time.monotonic()
+        self._rate = RecentRate()
 
     def __enter__(self) -> Terminal:
         if self._live:
@@ -72,27 +75,32 @@ class Terminal:
     def stage(self, name: str, *, cached: bool) -> None:
         """Shows that a stage begins, or was found finished."""
         self._name = name
-        self._began = self._spoke = time.monotonic()
-        self._first = -1
+        self._spoke = time.monotonic()
+        self._rate = RecentRate()
         self._bar.reset(self._task, total=None, visible=False, description=name, rate="", left="", detail="")
         mark, text = ("=", "done before") if cached else (">", "")
         self._console.print(Text(f"{mark} {name:<28} {text}".rstrip()))
 
     def advance(self, done: int, total: int, detail: str = "", *, seconds_left: float | None = None) -> None:
-        """Moves the bar; without a terminal, writes a line now and then."""
+        """Moves the bar; without a terminal, writes a line now and then.
+
+        What comes before the first count (networks that are loaded, say) is not part of the rate.
+        """
         now = time.monotonic()
-        if self._first < 0:
-            self._first = max(done - 1, 0)
-        rate = (done - self._first) / max(now - self._began, 1e-3)
-        shown = pace(rate)
-        left = f"{duration((total - done) / max(rate, 1e-6) if seconds_left is None else seconds_left)} left"
+        self._rate.add(now, done, total)
+        rate = self._rate.per_second
+        if seconds_left is None and rate is not None:
+            seconds_left = (total - done) / rate
+        shown = "" if rate is None else pace(rate)
+        left = "" if seconds_left is None else f"{duration(seconds_left)} left"
         if self._live:
             self._bar.update(
                 self._task, completed=done, total=total, rate=shown, left=left, detail=detail, visible=True
             )
         elif now - self._spoke >= LOG_SECONDS:
             self._spoke = now
-            self._console.print(Text(f"  {self._name}: {done}/{total}, {shown}, {left}  {detail}".rstrip()))
+            counted = ", ".join(filter(None, (f"{done}/{total}", shown, left)))
+            self._console.print(Text(f"  {self._name}: {counted}  {detail}".rstrip()))
 
     def note(self, text: str) -> None:
         """Prints a line that stays."""
@@ -128,11 +136,12 @@ def _looks(read: Callable[[], RunStatus], pause: float) -> Iterator[RunStatus]:
 
 
 def _board(status: RunStatus) -> Group:
-    """Returns the run in a sentence, its stages, the predictions under way, and what else there is to know."""
+    """Returns the run in a sentence, its stages, what these are about, the predictions under way, and the rest."""
     title = Text(f"{plain(status.name)}, {stamp(status.at)}", style="bold")
     predictions = prediction_rows(status)
     parts: list[RenderableType] = [title, Text(headline(status)), Text()]
     parts.append(_table(STAGE_HEADERS, stage_rows(status, most=MOST_ROWS)))
+    parts += [Text(footnote(status), style="dim")] if footnote(status) else []
     parts += [Text(), _table(PROCESS_HEADERS, predictions)] if predictions else []
     return Group(*parts, *(Text(f"  {text}", style="yellow") for text in remarks(status)))
 
@@ -150,5 +159,8 @@ def _table(headers: tuple[str, ...], rows: list[Row]) -> Group:
 
 
 def print_error(message: str) -> None:
-    """Prints one line on standard error."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    """Prints one line on standard error, of what shows: names in files may hold terminal commands, and be endless."""
+    line = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in " ".join(message.split()))
+    if len(line) > LONGEST_ERROR:
+        line = f"{line[: LONGEST_ERROR // 2]} … {line[-LONGEST_ERROR // 2 :]}"
+    print(f"error: {line}", file=sys.stderr)

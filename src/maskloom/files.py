@@ -17,20 +17,20 @@ from pathlib import Path
 from typing import Any
 
 from maskloom.errors import UserError
+from maskloom.storage.placeholders import at_hand
 
 TEMPORARY_PREFIX = ".partial-"
 OWNER = ".maskloom.json"
 """The file that says in a folder of masks which run or conversion filled it."""
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 """What the operating system says when there is no more room."""
-_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside ``path``; on success it is flushed and renamed, on any error it is removed.
 
-    Raises ``UserError`` when the disk is full or the folder cannot be written.
+    Raises ``UserError``, which names ``path``, when the disk is full or the file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.replace(path)
         _sync_folder(path.parent)
     except Exception as error:
-        explained = _write_error(path, error)
+        explained = _write_error(path, error, temporary)
         if explained is error:
             raise
         raise explained from error
@@ -55,13 +55,23 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _write_error(path: Path, error: Exception) -> Exception:
-    """Returns what to raise for an error of writing; compiled libraries tell a full disk in words only."""
+def _write_error(path: Path, error: Exception, temporary: Path | None = None) -> Exception:
+    """Returns what to raise for an error of writing: it names ``path``, never the temporary name.
+
+    Compiled libraries tell a full disk, and the file that they could not write, in words only.
+    """
     if getattr(error, "errno", None) in FULL_DISK or f"os error {errno.ENOSPC}" in str(error):
         return UserError(f"{path}: the disk is full; free some space and start the same command again, it continues")
-    if isinstance(error, OSError) and error.errno in _REFUSED:
-        return UserError(f"{path}: cannot be written ({error.strerror}); choose another folder or mend its permissions")
-    return error
+    if isinstance(error, OSError) and error.errno is not None:
+        written = {"None", *map(str, (temporary, path, path.parent))}
+        if temporary is not None and str(error.filename) not in written:
+            return error  # of what was read meanwhile
+        reason = error.strerror
+    elif temporary is not None and temporary.name in str(error):
+        reason = " ".join(str(error).split()).replace(str(temporary), str(path)).replace(temporary.name, path.name)
+    else:
+        return error
+    return UserError(f"{path}: cannot be written ({reason}); choose another folder or mend its permissions")
 
 
 def _sync_folder(folder: Path) -> None:
@@ -91,7 +101,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Returns the parsed file; raises ``UserError`` when it is missing or not JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(at_hand(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except (ValueError, RecursionError) as error:  # also of text that is none, of huge numbers and of deep nesting
@@ -100,7 +110,7 @@ def read_json(path: Path) -> Any:
 
 def checksum(path: Path) -> str:
     """Returns the SHA-256 of the file's content in hexadecimal, read in pieces."""
-    with path.open("rb") as stream:
+    with at_hand(path).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

@@ -212,17 +212,25 @@ def per_class(records: Sequence[Counts], metric: Metric) -> ScoreArray:
         means: ScoreArray = np.stack([dice(counts) for counts in records]).mean(axis=0)
         return means
     if metric == "iou":
-        return np.where(whole.tp + whole.fn > 0, iou(whole), np.nan)
+        return of_pixels(whole, "iou")
     raise ValueError(f"expected the metric dice or iou, got {metric!r}")
 
 
-def mean_iou(whole: Counts, *, absent: Literal["left out", "counted"]) -> float:
-    """Returns the mean IoU of counts summed over all images.
+def of_pixels(whole: Counts, metric: Metric) -> ScoreArray:
+    """Returns the Dice or IoU per class of counts summed over all images; NaN for a class without a pixel in the truth.
+
+    Of one image's counts it is that image's; of all images together every pixel counts the same.
+    """
+    return np.where(whole.tp + whole.fn > 0, {"dice": dice, "iou": iou}[metric](whole), np.nan)
+
+
+def mean_over_classes(whole: Counts, metric: Metric, *, absent: Literal["left out", "counted"]) -> float:
+    """Returns the mean Dice or IoU over the classes of counts summed over all images.
 
     Classes without a pixel in the truth are left out (as the metric "iou" does), or counted: 1 for a class that was
     never predicted either, 0 for one that was. Without any class in the truth all are counted.
     """
-    scores, known = iou(whole), whole.tp + whole.fn > 0
+    scores, known = {"dice": dice, "iou": iou}[metric](whole), whole.tp + whole.fn > 0
     return float(np.mean(scores if absent == "counted" or not known.any() else scores[known]))
 
 

@@ -8,18 +8,22 @@ its stage runs again; stages after it only if that gave other bytes.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from maskloom.config import to_yaml
 from maskloom.data.folds import FoldSettings
 from maskloom.ensembling.precedence import numbered
+from maskloom.executors.tasks import Call, Here, Ticket
 from maskloom.files import checksum, fingerprint, remove_partial, write_text
 from maskloom.integrity import Damaged, read_sealed, write_sealed
 from maskloom.recipe import MemberSettings, OutsideMember
 from maskloom.records import Record, Task
+from maskloom.runtime import rank_devices
 from maskloom.stages import data as data_stages
+from maskloom.stages.contest_score import Scorers
 from maskloom.stages.context import Context
 from maskloom.stages.ensemble import check_tree, fit_ensemble
 from maskloom.stages.first_weights import check_first_weights
@@ -34,19 +38,17 @@ from maskloom.stages.pseudo_views import check_pseudo, round_of, teachers_of
 from maskloom.stages.registration import register_bands, registration_fingerprint, with_registration
 from maskloom.stages.reporting import write_report
 from maskloom.stages.rows import chunks_in
+from maskloom.stages.stage import Left, forget, look_for, make_room, run_stage
 from maskloom.stages.train import train_fold, weights_mark
 
 RESULT_FORMAT = 2
 """Raise it when a stage computes something else from the same inputs: runs then repeat what depends on it."""
 
-_SINCE = {("input", "padding_at"): "both"}
+_SINCE = {("input", "padding_at"): "both", ("training", "sync_batch_norm"): False}
 """Settings that members had not at first, and what held then: where it still does, a training is not done again."""
 
-_AFTER_DECISIONS = ("predict", "submit", "report")
-"""Stages that use what the others decided; while one of the others runs, nobody else may."""
 
-
-def run_pipeline(context: Context, submit: Callable[[Context], Path] | None) -> None:
+def run_pipeline(context: Context, submit: Callable[[Context], Path] | None, scorers: Scorers | None = None) -> None:
     """Runs every stage of the context's recipe that is not finished; leaves the report last.
 
     ``submit`` writes the contest's table from what was predicted, where the data belongs to one. Raises ``Damaged`` for
@@ -58,8 +60,9 @@ def run_pipeline(context: Context, submit: Callable[[Context], Path] | None) -> 
     removed: set[Path] = set()
     while True:
         try:
-            return _run_stages(context, submit)
+            return _run_stages(context, submit, scorers)
         except Damaged as damage:  # which only reading showed, after its stage was found finished
+            context.executor.drop()
             _remove(context, damage, removed)
 
 
@@ -70,13 +73,13 @@ def _check_own(context: Context) -> None:
         if run.source.is_file():
             read_sealed(run.source)
     except Damaged as damage:
-        _forget(context, [damage.path])
+        forget(context, [damage.path])
     try:
         if run.decided.is_file():
             run.decision()
     except Damaged as damage:
         if damage.path != run.recipe:
-            _forget(context, [damage.path])
+            forget(context, [damage.path])
             return
         # Perhaps it was edited, and is what this ``fit`` was given: it is replaced only once all is checked.
         context.progress.note(f"not the recipe that the run was decided with: {run.recipe.name}")
@@ -89,24 +92,18 @@ def _remove(context: Context, damage: Damaged, removed: set[Path]) -> None:
     if stage is None or damage.path in removed:
         raise damage
     damaged = dict.fromkeys([damage.path, *context.run.damaged(stage, thorough=True)])
-    _forget(context, damaged)
+    forget(context, damaged)
     removed.update(damaged)
 
 
-def _forget(context: Context, damaged: Iterable[Path]) -> None:
-    for path in damaged:
-        context.progress.note(f"damaged, and made anew: {path.relative_to(context.run.root).as_posix()}")
-        path.unlink(missing_ok=True)
-
-
-def _run_stages(context: Context, submit: Callable[[Context], Path] | None) -> None:
+def _run_stages(context: Context, submit: Callable[[Context], Path] | None, scorers: Scorers | None) -> None:
     recipe = context.recipe
     context = _registered(context)
     channels = context.num_channels()  # by which the survey tells good images from bad ones; 3 is what it was at first
     data_mark = fingerprint(
         RESULT_FORMAT, data_stages.source_fingerprint(context.source), *([] if channels == 3 else [channels])
     )
-    _stage(context, "survey", data_mark, lambda: data_stages.survey_data(context))
+    run_stage(context, "survey", data_mark, lambda: data_stages.survey_data(context))
     # On every fit: its notes, problems and images without truth are no part of the survey's fingerprint.
     write_sealed(context.run.source, context.source.to_json())
     context = data_stages.without_bad_records(context)
@@ -124,23 +121,25 @@ def _run_stages(context: Context, submit: Callable[[Context], Path] | None) -> N
         check_maps(outside, context.source.unlabelled, context.source.task)
         members.take_in(outside)
     for member in recipe.members:
+        members.begin()
         members.label_for(member)
+        members.begin()
         members.train(member)
         members.predict_out_of_fold(member)
 
     ensemble_mark = fingerprint(
         members.oof_marks, recipe.metric, recipe.ensemble.model_dump(mode="json"), recipe.ensemble_names
     )
-    decided_mark = _stage(context, "ensemble", ensemble_mark, lambda: fit_ensemble(context))
+    decided_mark = run_stage(context, "ensemble", ensemble_mark, lambda: fit_ensemble(context))
     if recipe.postprocess.steps:
         postprocess_mark = fingerprint(decided_mark, recipe.postprocess.model_dump(mode="json"))
-        decided_mark = _stage(context, "postprocess", postprocess_mark, lambda: fit_postprocess(context))
+        decided_mark = run_stage(context, "postprocess", postprocess_mark, lambda: fit_postprocess(context))
     context.run.decide(decided_mark)
     if context.source.unlabelled:
         unlabelled = data_stages.unlabelled_fingerprint(context.source)
         outside_maps = [_checksums(each, context.source.unlabelled, context.source.task) for each in recipe.outside]
         predict_mark = fingerprint(decided_mark, unlabelled, recipe.delivery.masks, *outside_maps)
-        predicted_mark = _stage(
+        predicted_mark = run_stage(
             context, "predict", predict_mark, lambda: predict_unlabelled(context, fingerprint=predict_mark)
         )
         if recipe.delivery.water is not None and context.source.submission != "dstl":
@@ -150,8 +149,9 @@ def _run_stages(context: Context, submit: Callable[[Context], Path] | None) -> N
             rules = None if stated is None else [rule.model_dump(mode="json") for rule in stated]
             sample = _checksum(context.source.sample_submission)
             submit_mark = fingerprint(predicted_mark, sample, rules, recipe.delivery.water)
-            _stage(context, "submit", submit_mark, lambda: _submitted(context, submit))
-    _stage(context, "report", fingerprint(time.time_ns()), lambda: [write_report(context.run)])  # always anew
+            run_stage(context, "submit", submit_mark, lambda: _submitted(context, submit))
+    reported = fingerprint(time.time_ns())  # always anew
+    run_stage(context, "report", reported, lambda: [write_report(context.run, scorers)])
 
 
 def _submitted(context: Context, submit: Callable[[Context], Path]) -> list[Path]:
@@ -177,7 +177,7 @@ def _registered(context: Context) -> Context:
     if settings is None:
         return context
     mark = registration_fingerprint(context, settings)
-    _stage(context, "register", mark, lambda: register_bands(context, settings, fingerprint=mark))
+    run_stage(context, "register", mark, lambda: register_bands(context, settings, fingerprint=mark))
     return with_registration(context)
 
 
@@ -188,7 +188,7 @@ def _folds(context: Context, data_mark: str) -> FoldTables:
         mark = fingerprint(data_mark, settings.model_dump(mode="json"), _checksum(settings.table))
         if context.run.accept(name, path, mark):
             context.progress.note(f"edited since it was made, and taken as it is: {path.relative_to(context.run.root)}")
-        _stage(context, name, mark, lambda: data_stages.write_folds(context, settings, path))
+        run_stage(context, name, mark, lambda: data_stages.write_folds(context, settings, path))
         data_stages.check_folds(context, path)
 
     make("folds", context.recipe.folds, context.run.folds)
@@ -207,13 +207,14 @@ class _Members:
         check_first_weights(context, tables, self._weights)
         self._training_marks: dict[str, list[str]] = {}
         self._pseudo_marks: dict[int, str] = {}
+        self._begun: dict[str, Ticket] = {}
         self.oof_marks: dict[str, str] = {}
 
     def take_in(self, outside: OutsideMember) -> None:
         """Checks and stores the maps of a member from outside."""
         context = self._context
         mark = fingerprint(self._data_mark, _checksums(outside, context.source.records, context.source.task))
-        self.oof_marks[outside.name] = _stage(
+        self.oof_marks[outside.name] = run_stage(
             context, f"oof/{outside.name}", mark, lambda: take_in(context, outside, fingerprint=mark)
         )
 
@@ -240,7 +241,7 @@ class _Members:
                 for teacher in teachers
             ],
         )
-        self._pseudo_marks[number] = _stage(
+        self._pseudo_marks[number] = run_stage(
             context, f"pseudo/{number}", mark, lambda: choose_pseudo_labels(context, number, fingerprint=mark)
         )
 
@@ -254,20 +255,69 @@ class _Members:
 
     def train(self, member: MemberSettings) -> None:
         """Trains the network of every fold."""
+        marks = []
+        for fold, mark in enumerate(self._marks(member)):
+            name = _training(member, fold)
+            train, is_begun = partial(self._train, member, fold, mark), name in self._begun
+            marks.append(run_stage(self._context, name, mark, train, is_begun=is_begun))
+        self._training_marks[member.name] = marks
+
+    def begin(self) -> None:
+        """Hands out all trainings that depend on nothing that is not there yet, where several run at once.
+
+        Each is finished when its turn comes, as if it had been done then.
+        """
+        context = self._context
+        if not context.executor.is_parallel:
+            return
+        for member in context.recipe.members:
+            if member.name in self._training_marks or not self._is_ready(member):
+                continue
+            for fold, mark in enumerate(self._marks(member)):
+                name = _training(member, fold)
+                if name in self._begun:
+                    continue
+                found = look_for(context, name, mark)
+                if found.marker is None:
+                    make_room(context, name, found)
+                    self._begun[name] = context.executor.submit(self._call(member, fold, mark))
+
+    def _is_ready(self, member: MemberSettings) -> bool:
+        """Returns whether all that a member learns from is there."""
+        number = round_of(self._context.recipe, member.name)
+        return (
+            (member.start is None or member.start in self._training_marks)
+            and all(name in self.oof_marks for name in (member.guidance.needed if member.guidance else ()))
+            and (number is None or number in self._pseudo_marks)
+        )
+
+    def _marks(self, member: MemberSettings) -> Iterator[str]:
+        """Yields what the training of every fold comes from."""
         context = self._context
         trained = [context.recipe.seed, context.recipe.metric, _training_part(member), self._weights[member.name]]
         table_mark = self._table_mark(member)
         number = round_of(context.recipe, member.name)
         taught = [] if number is None else [self._pseudo_marks[number]]
-        marks = []
         for fold in range(self._tables.of(member.name).num_folds):
             before = [*self._start(member, fold), *self._guides(member), *taught]
-            mark = fingerprint(self._data_mark, table_mark, fold, trained, *before)
-            name = f"train/{member.name}/fold{fold}"
-            marks.append(
-                _stage(context, name, mark, lambda f=fold, k=mark: train_fold(context, member, f, fingerprint=k))  # type: ignore[misc]
-            )
-        self._training_marks[member.name] = marks
+            yield fingerprint(self._data_mark, table_mark, fold, trained, *before)
+
+    def _train(self, member: MemberSettings, fold: int, mark: str) -> Left:
+        """Returns what the training of a fold left, once it is done."""
+        context = self._context
+        ticket = self._begun.pop(_training(member, fold), None)
+        if ticket is None:
+            ticket = context.executor.submit(self._call(member, fold, mark))
+        return Left(context.executor.collect(ticket, progress=context.progress), ticket.seconds)
+
+    def _call(self, member: MemberSettings, fold: int, mark: str) -> Call:
+        return Call(
+            name=_training(member, fold),
+            function=_train_fold,
+            shared=self._context.executor.share(self._context),
+            arguments=(member.name, fold, mark),
+            order=self._context.turn(member.name),
+        )
 
     def _start(self, member: MemberSettings, fold: int) -> list[str]:
         """Returns the marks of the weights that a member begins with."""
@@ -280,34 +330,21 @@ class _Members:
         context = self._context
         marks = self._training_marks[member.name]
         mark = fingerprint(marks, member.keep, self._asked(member), *self._guides(member))
-        self.oof_marks[member.name] = _stage(
+        self.oof_marks[member.name] = run_stage(
             context, f"oof/{member.name}", mark, lambda: predict_out_of_fold(context, member, fingerprint=mark)
         )
 
 
-def _stage(context: Context, name: str, mark: str, execute: Callable[[], Sequence[Path]]) -> str:
-    """Returns the outcome of a stage, which is run unless it is finished and its files are what it left."""
-    run = context.run
-    marker = run.finished(name)
-    is_ours = marker is None or marker["fingerprint"] == mark
-    damaged = run.damaged(name) if is_ours else []
-    is_mended = bool(damaged) and run.mend_ledger(name)
-    cached = marker is not None and is_ours and (not damaged or (is_mended and not run.damaged(name)))
-    context.progress.stage(name, cached=cached)
-    if is_mended:
-        context.progress.note(f"damaged, and made anew: {run.sums(name).relative_to(run.root).as_posix()}")
-    if marker is not None and cached:
-        return str(marker.get("outcome", mark))  # of an earlier version it has none
-    if name not in _AFTER_DECISIONS:
-        run.decided.unlink(missing_ok=True)
-    if is_ours:  # what an earlier attempt left is kept, so all of it is read
-        _forget(context, run.damaged(name, thorough=True))
-    else:
-        run.sums(name).unlink(missing_ok=True)
-    run.marker(name).unlink(missing_ok=True)
-    began = time.monotonic()
-    files = execute()
-    return run.finish(name, mark, files, time.monotonic() - began)
+def _training(member: MemberSettings, fold: int) -> str:
+    """Returns the name of a stage."""
+    return f"train/{member.name}/fold{fold}"
+
+
+def _train_fold(here: Here, shared: Context, member: str, fold: int, mark: str) -> list[Path]:
+    """Returns the files that a training left, wherever it is done."""
+    context = shared.at(here)
+    devices = rank_devices(context.device, context.devices_per_network)
+    return train_fold(context, context.recipe.member(member), fold, fingerprint=mark, devices=devices)
 
 
 def _training_part(member: MemberSettings) -> dict[str, Any]:

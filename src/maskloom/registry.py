@@ -16,6 +16,7 @@ from maskloom.errors import UserError, closest
 if TYPE_CHECKING:
     from maskloom.data.sources.base import DataSettings, DataSource
     from maskloom.recipe import Recipe, Scale
+    from maskloom.stages.contest_score import Scorers
     from maskloom.stages.context import Context
 
 RecipeBuilder = Callable[..., "Recipe"]
@@ -72,6 +73,16 @@ def submitters() -> dict[str, Callable[[Context], Path]]:
         "dstl": write_polygons,
         "signate": write_segments,
     }
+
+
+def scorers() -> Scorers:
+    """Returns what scores a run's masks by a rule of a contest's own, by the contest's name.
+
+    Contests that are not here score by a run's own metric.
+    """
+    from maskloom.contests.signate.scoring import score_of_counts
+
+    return {"signate": score_of_counts}
 
 
 def _layouts(settings: DataSettings) -> dict[str, _Layout]:

@@ -7,7 +7,8 @@ stage and one ledger of the checksums of its files.
 
 A stage is finished when its marker carries the fingerprint of what it came from and the files it names are there, as
 they were. The marker is written last, so a stage killed at any moment counts as not done. Paths inside a run are
-relative: a run can be moved. Knows nothing about what stages compute.
+relative: a run can be moved. Where a run is at a URL, what is finished is published. Knows nothing about what stages
+compute.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from maskloom.errors import UserError
 from maskloom.files import checksum, read_json, write_json
 from maskloom.files import fingerprint as fingerprint_of
 from maskloom.integrity import Damaged, Ledger, is_inside, read_sealed, write_sealed
+from maskloom.storage.placeholders import at_hand
+from maskloom.storage.publishing import publish
 
 FORMAT = 1
 """Version of the layout; a run written by a later one is refused."""
@@ -118,6 +121,7 @@ class RunDirectory:
     def decide(self, fingerprint: str) -> None:
         """Says that the recipe, the networks and the decisions belong together."""
         write_sealed(self.decided, {"fingerprint": fingerprint, "recipe": checksum(self.recipe)})
+        publish(self.root)
 
     @property
     def predictions(self) -> Path:
@@ -211,6 +215,7 @@ class RunDirectory:
         outcome = self._outcome(fingerprint, names, ledger)
         marker = {"stage": stage, "fingerprint": fingerprint, "files": names, "seconds": round(seconds, 3)}
         write_sealed(self.marker(stage), marker | {"outcome": outcome})
+        publish(self.root)
         return outcome
 
     def _outcome(self, fingerprint: str, names: Iterable[str], ledger: Ledger) -> str:
@@ -291,7 +296,8 @@ class RunDirectory:
         for stage, files in by_stage.items():
             ledger = self.ledger(stage)
             known = [file for file in files if file in ledger]
-            lacking = [file for file in files if file not in ledger and not self._is_passing(file)]
+            passing = [at_hand(file) for file in files if file not in ledger and self._is_passing(file)]
+            lacking = [file for file in files if file not in ledger and file not in passing]
             if lacking and self._has_checksums(stage):
                 raise Damaged(self.sums(stage), "is damaged (it lacks checksums)")
             for file, is_sound in zip(known, ledger.are_sound(known, thorough=True), strict=True):

@@ -47,6 +47,26 @@ def choose_device(name: str | None = None) -> torch.device:
     return device
 
 
+def rank_devices(device: torch.device, count: int) -> tuple[torch.device, ...]:
+    """Returns ``count`` devices on which processes train one network together: that GPU and those after it, or CPUs.
+
+    Raises ``UserError`` where there are not so many GPUs.
+    """
+    import torch
+
+    if count < 1:
+        raise UserError(f"devices per network: expected at least 1, found {count}")
+    if count == 1 or device.type == "cpu":
+        return (device,) * count
+    first, present = device.index or 0, torch.cuda.device_count()
+    if first + count > present:
+        raise UserError(
+            f"devices per network: expected {count} GPUs from {device.type}:{first} on, found {max(present - first, 0)}"
+            "; ask for fewer"
+        )
+    return tuple(torch.device(device.type, first + number) for number in range(count))
+
+
 def fast_precision(device: torch.device) -> Precision:
     """Returns bf16 where the device computes it natively, else float32 (CPU) or fp16 (older GPUs)."""
     import torch

@@ -96,7 +96,7 @@ def test_at_the_doors(tmp_path: Path) -> None:
 
 
 def test_many_instance_ids_are_refused(tmp_path: Path) -> None:
-    ids = {"a": np.arange(600, dtype=np.uint16).reshape(20, 30)}
+    ids = {"a": np.arange(600, dtype=np.uint16).repeat(3).reshape(20, 90)}
     sides = [folder(tmp_path / name, ids) for name in "tp"]
     with pytest.raises(UserError, match="at most 255 classes, found 600 values") as caught:
         compare(*sides, boundary=NEAR)

@@ -67,6 +67,7 @@ def test_page_and_table_tell_what_was_planted(source: DataSource, tmp_path: Path
     assert "1 pair across groups" in table
     assert "1 every pixel is background" in table
     assert "problem: " in table and "note: a guess & more" in table
+    assert table.splitlines()[-1].startswith("1 damaged or mismatched file: mend or remove them")
     assert "\x1b" not in table
 
 

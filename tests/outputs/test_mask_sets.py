@@ -12,7 +12,7 @@ from maskloom.data.image_io import write_png
 from maskloom.encodings.rle import coco_encode
 from maskloom.errors import BadFile, UserError
 from maskloom.outputs.legends import with_legend
-from maskloom.outputs.mask_sets import open_mask_set
+from maskloom.outputs.mask_sets import check_areas, open_mask_set
 
 LEFT = np.array([[1, 1, 0, 0], [1, 1, 0, 0]], bool)
 MIDDLE = np.array([[0, 1, 1, 0], [0, 0, 1, 0]], bool)
@@ -91,3 +91,35 @@ def test_some_without_a_class_are_refused(tmp_path: Path) -> None:
     path.write_text("id,class,rle\na,car,1 2\na,,5 2\n")
     with pytest.raises(UserError, match="some masks have a class"):
         with_legend(open_mask_set(path))
+
+
+def disks(*, side: int, apart: int, colour: int = 1) -> np.ndarray:
+    """Returns instance ids (times ``colour``) of disks in a square grid, which nearly touch."""
+    rows, columns = np.mgrid[:side, :side]
+    number = rows // apart * (side // apart) + columns // apart + 1
+    near = (rows % apart - apart / 2) ** 2 + (columns % apart - apart / 2) ** 2 < (apart / 2) ** 2
+    return np.where(near, number * colour, 0)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        disks(side=256, apart=12),
+        disks(side=256, apart=12, colour=7001),
+        np.tile(np.arange(32), (32, 1)),
+        np.repeat(np.arange(100), 4)[None, :],
+        np.zeros((1, 1), int),
+    ],
+)
+def test_areas_of_one_value_are_a_mask(mask: np.ndarray) -> None:
+    check_areas(mask, Path("a.png"))
+
+
+@pytest.mark.parametrize(("highest", "what"), [(0xFF, "values"), (0xFFFF, "values"), (0xFFFFFF, "colours")])
+def test_a_photo_is_no_mask(highest: int, what: str) -> None:
+    """Half of it a white backdrop, the rest with the noise that photos have."""
+    rng = np.random.default_rng(0)
+    photo = rng.integers(0, highest, (120, 200), endpoint=True)
+    photo[:, :100] = highest
+    with pytest.raises(UserError, match=rf"^a\.png: .* found [\d,]+ different {what} side by side, as in a photo"):
+        check_areas(photo, Path("a.png"))

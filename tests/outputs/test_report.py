@@ -9,6 +9,7 @@ import pytest
 from report_inputs import CLASSES, EVIL, Page, report_input, summary
 
 from maskloom.errors import BadFile, UserError
+from maskloom.outputs.class_scores import class_columns
 from maskloom.outputs.report import Example, LookAlikes, render_report, report_page
 from maskloom.outputs.report_tables import class_rows, fold_lines, left_out, score_rows, stage_times
 from maskloom.outputs.report_words import duration, findings, headline, plural
@@ -76,9 +77,46 @@ def test_a_class_without_score_and_a_single_fold() -> None:
     oof["classes"]["tree"] = None
     members = {"unet": {**member, "without_views": member}}
     page = replace(page, evaluation={**page.evaluation, "oof": oof, "members": members})
-    assert class_rows(page)[2].score is None
+    assert class_rows(page)[2].scores == [None]
     assert any("tree" in finding.text and finding.mood == "watch" for finding in findings(page))
     assert "± " not in re.search(r'class="unit">(.*?)</span>', report_page(page)).group(1)  # type: ignore[union-attr]
+
+
+def of_pixels(kind: TaskKind, names: tuple[str, ...]) -> dict[str, object]:
+    """Returns what versions that know them add to the scores; the last class is in no truth."""
+    values: dict[str, float | None] = {name: 0.5 + 0.1 * index for index, name in enumerate(names)}
+    values[names[-1]] = None
+    means = {"absent_left_out": 0.5432, "absent_counted": 0.4321}
+    pixels = {
+        "classes": {name: {"iou": value, "dice": value and value + 0.01} for name, value in values.items()},
+        "mean_iou": means, "mean_dice": {name: value + 0.01 for name, value in means.items()},
+    }  # fmt: skip
+    boundary = {"tolerance": "0.75%", "mean": 0.3333, "classes": dict.fromkeys(names, 0.3)}
+    contest = {
+        "contest": f"A contest {EVIL}", "rule": f"the mean of {EVIL}", "score": 0.2468, "num_images": 12,
+        "classes": {EVIL: 0.2468}, "lacking": [EVIL],
+    }  # fmt: skip
+    return {"pixels": pixels, "contest": contest} | ({"boundary": boundary} if kind == "multiclass" else {})
+
+
+@pytest.mark.parametrize("kind", ["multiclass", "multilabel"])
+def test_classes_have_iou_and_dice_and_the_contest_its_score(kind: TaskKind) -> None:
+    page = report_input(kind)
+    page = replace(page, evaluation={**page.evaluation, **of_pixels(kind, CLASSES[kind])})
+    heads = [column.head for column in class_columns(page.evaluation)]
+    assert heads == (
+        ["IoU", "Dice", "boundary F"] if kind == "multiclass" else ["mean Dice", "pixel IoU", "pixel Dice"]
+    )
+    first, last = class_rows(page)[0], class_rows(page)[-1]
+    assert first.scores == ([0.5, 0.51, 0.3] if kind == "multiclass" else [0.9, 0.5, 0.51])
+    assert last.scores == ([None, None, 0.3] if kind == "multiclass" else [0.9, None, None])
+    text = report_page(page)
+    shown = Page(text)
+    assert "script" not in shown.tags and "<script" not in text
+    assert shown.headings[shown.headings.index("Scores") + 1] == "The contest's score"
+    for words in ("0.2468", "0.5432", "0.5532", *heads):
+        assert words in text
+    assert ("within 0.75% of an image" in text) == (kind == "multiclass")
 
 
 def test_networks_never_validated_during_training() -> None:
@@ -141,3 +179,14 @@ def test_a_large_page_stays_small() -> None:
     pairs = [LookAlikes(ids=("a", "b"), images=(noise, noise))] * 24
     text = report_page(report_input("binary", examples=examples, look_alikes=pairs))
     assert len(text) < 3_000_000
+
+
+@pytest.mark.parametrize(
+    ("folds", "title"),
+    [((0.96, 0.97), "Folds agree"), ((0.90, 0.99), "Folds differ"), ((0.10, 0.46), "Folds differ")],
+)
+def test_folds_agree_only_where_they_lie_close(folds: tuple[float, float], title: str) -> None:
+    page = report_input("binary")
+    mean, std = float(np.mean(folds)), float(np.std(folds))
+    oof = {**page.evaluation["oof"], "mean": mean, "std": std, "folds": list(folds)}
+    assert title in {finding.title for finding in findings(replace(page, evaluation={**page.evaluation, "oof": oof}))}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from maskloom.data.spatial_folds import SpatialFoldTable
 from maskloom.data.truth import read_truth
 from maskloom.encodings.probability_maps import read_map
 from maskloom.errors import UserError
+from maskloom.executors.tasks import Here
 from maskloom.files import read_json
 from maskloom.inference.merging import RESULT
 from maskloom.progress import Silent
@@ -291,13 +292,13 @@ def test_out_of_fold_maps_scores_and_thresholds_of_blocks(run: Context, monkeypa
     """Every block is predicted once, by its own fold; the scene's map is put together; scores are over blocks."""
     (member,) = run.recipe.members
     asked: list[tuple[int, str]] = []
-    predict = oof._predict_fold
+    predict = oof._predict_shard
 
-    def spy(context: Context, which: Any, fold: int, records: list[Record], **values: Any) -> None:
-        asked.extend((fold, record.id) for record in records)
-        predict(context, which, fold, records, **values)
+    def spy(here: Here, shared: Context, name: str, fold: int, wanted: Sequence[str]) -> None:
+        asked.extend((fold, record_id) for record_id in wanted)
+        predict(here, shared, name, fold, wanted)
 
-    monkeypatch.setattr(oof, "_predict_fold", spy)
+    monkeypatch.setattr(oof, "_predict_shard", spy)
     for fold in range(2):
         best, last, log = train_fold(run, member, fold, fingerprint="x")
         assert best.is_file() and last.is_file() and log.is_file()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from maskloom.boundary_score import boundary_counts, f_score
 from maskloom.config import parse
 from maskloom.data.folds import FoldRow, FoldTable
 from maskloom.data.image_io import write_png
 from maskloom.data.mask_coding import MaskCoding
+from maskloom.data.scene_parts import parts_of
 from maskloom.data.sources.base import DataSource
 from maskloom.data.truth import read_truth
 from maskloom.encodings.probability_maps import read_map, write_map
@@ -26,10 +29,19 @@ from maskloom.records import IGNORE, MaskFile, Record, Task
 from maskloom.run_directory import RunDirectory
 from maskloom.stages.context import Context
 from maskloom.stages.ensemble import fit_ensemble, load_ensemble
-from maskloom.stages.error_analysis import CHOSEN, ErrorSums, errors_path, load_errors
+from maskloom.stages.error_analysis import (
+    CHOSEN,
+    ErrorSums,
+    counted_errors,
+    errors_path,
+    has_outlines,
+    load_errors,
+    pixel_scores,
+)
 from maskloom.stages.fold_tables import FoldTables
 from maskloom.stages.reporting import _class_examples
 from maskloom.stages.scoring import decided
+from maskloom.windows import Window
 
 TASKS = {
     "binary": Task(kind="binary", classes=("thing",)),
@@ -144,6 +156,54 @@ def test_absent_classes_and_worst_images(tmp_path: Path) -> None:
             assert image["score"] == pytest.approx(iou(counts[image["id"]])[index], abs=1e-6)
 
 
+def test_outlines_are_scored_image_by_image(tmp_path: Path) -> None:
+    context = surroundings(tmp_path, "multiclass", "iou")
+    fit_ensemble(context)
+    found, task = load_errors(context.run), TASKS["multiclass"]
+    assert found is not None
+    single = [f_score(boundary_counts(labels, truth, task)) for _, _, labels, truth in images(context)]
+    expected = np.nanmean(single, axis=0)
+    assert list(found["boundary"]["classes"].values()) == pytest.approx(
+        [expected[task.classes.index(name)] for name in found["boundary"]["classes"]], abs=1e-6
+    )
+    assert found["boundary"]["mean"] == pytest.approx(expected.mean(), abs=1e-6)
+    assert found["boundary"]["tolerance"] == "0.75%"
+    context = surroundings(tmp_path / "binary", "binary", "iou")
+    fit_ensemble(context)
+    found = load_errors(context.run)
+    assert found is not None and found["boundary"] is None
+
+
+def test_outlines_of_parts_and_of_very_large_images_are_left_out(tmp_path: Path) -> None:
+    context = surroundings(tmp_path, "multiclass", "iou")
+    records, task = context.source.records, TASKS["multiclass"]
+    assert has_outlines(records, task) and not has_outlines(records, TASKS["binary"])
+    assert not has_outlines([*records, replace(records[0], size=(4096, 4097))], task)
+    window = Window(top=0, left=0, height=8, width=10)
+    (part,) = parts_of(records[0], [window], tmp_path)
+    assert not has_outlines([*records[1:], part], task)
+
+
+def test_pixel_scores_are_those_of_all_images_in_one(tmp_path: Path) -> None:
+    context = surroundings(tmp_path, "multiclass", "iou")
+    fit_ensemble(context)
+    found = load_errors(context.run)
+    assert found is not None
+    scores = pixel_scores(counted_errors(found, TASKS["multiclass"]), TASKS["multiclass"].classes)
+    assert list(scores["classes"]) == ["ground", "road", "never"]
+    both = [(labels[truth != IGNORE], truth[truth != IGNORE]) for *_, labels, truth in images(context)]
+    labels, truth = (np.concatenate([pair[side] for pair in both]) for side in (0, 1))
+    for index, name in enumerate(("ground", "road")):
+        shared, either = ((labels == index) & (truth == index)).sum(), ((labels == index) | (truth == index)).sum()
+        assert scores["classes"][name]["iou"] == pytest.approx(shared / either, abs=1e-6)
+        assert scores["classes"][name]["dice"] == pytest.approx(2 * shared / (either + shared), abs=1e-6)
+    assert scores["classes"]["never"] == {"iou": None, "dice": None}
+    assert scores["mean_iou"] == found["mean_iou"]
+    dices = [scores["classes"][name]["dice"] for name in ("ground", "road")]
+    assert scores["mean_dice"]["absent_left_out"] == pytest.approx(np.mean(dices), abs=1e-6)
+    assert scores["mean_dice"]["absent_counted"] == pytest.approx(sum(dices) / 3, abs=1e-6)  # it was predicted
+
+
 def test_the_worst_images_of_classes_are_shown_and_lost_files_left_out(tmp_path: Path) -> None:
     context = surroundings(tmp_path, "multiclass", "iou")
     fit_ensemble(context)
@@ -174,6 +234,6 @@ def test_the_file_is_plain_json(tmp_path: Path) -> None:
     context = surroundings(tmp_path, "multiclass", "iou")
     fit_ensemble(context)
     found = read_json(errors_path(context.run))
-    assert set(found) == {"attributes", "calibration", "confusion", "mean_iou", "worst"}
+    assert set(found) == {"attributes", "boundary", "calibration", "confusion", "mean_iou", "worst"}
     never = next(curve for curve in found["calibration"]["curves"] if curve["name"] == "never")
     assert all(each["pixels"] or each["probability"] is None for each in never["bins"])

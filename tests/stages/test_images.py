@@ -22,7 +22,7 @@ from maskloom.inference.merging import RESULT
 from maskloom.progress import Silent
 from maskloom.records import Task
 from maskloom.run_directory import RunDirectory
-from maskloom.stages import images as stage
+from maskloom.stages import image_files as stage
 from maskloom.stages.images import Prediction, find_images, predict_images
 
 

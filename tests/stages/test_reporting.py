@@ -15,8 +15,9 @@ from maskloom.files import write_json, write_text
 from maskloom.outputs.report_input import MemberFacts
 from maskloom.recipe import Recipe
 from maskloom.run_directory import RunDirectory
+from maskloom.stages.evaluation import evaluation, score_lines
 from maskloom.stages.fold_tables import FoldTables
-from maskloom.stages.reporting import _member_facts, evaluation, score_lines
+from maskloom.stages.reporting import _member_facts
 
 STEPS = {"steps": [{"kind": "holes"}]}
 

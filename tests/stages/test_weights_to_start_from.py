@@ -26,7 +26,7 @@ from maskloom.stages import first_weights
 from maskloom.stages.context import Context
 from maskloom.stages.first_weights import check_first_weights
 from maskloom.stages.fold_tables import FoldTables
-from small import SMALL
+from small import OWN_NETWORK
 
 TABLES = FoldTables(FoldTable((FoldRow("a", "a", 0), FoldRow("b", "b", 1))), {})
 
@@ -139,7 +139,7 @@ def test_a_hub_that_cannot_be_reached_is_told_with_the_setting(tmp_path: Path, n
 @pytest.mark.usefixtures("no_hub")
 def test_nothing_is_trained_before_the_hub_was_asked(studio: Path, tmp_path: Path) -> None:
     """The second member is asked for although the first one has days of training before it."""
-    recipe, _ = plan("default", studio, settings=SMALL, device="cpu")
+    recipe, _ = plan("default", studio, settings=OWN_NETWORK, device="cpu")
     first = recipe.members[0]
     network = first.network.model_copy(update={"encoder": "resnet18", "weights": "hub"})
     second = first.model_copy(update={"name": "second", "network": network})

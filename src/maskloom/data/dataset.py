@@ -21,6 +21,7 @@ from maskloom.data.input_policy import (
     InputPolicy,
     Placement,
     centre_of,
+    content_size,
     cut_image,
     cut_labels,
     pad_labels,
@@ -124,6 +125,21 @@ class SegmentationDataset:
 
     def __len__(self) -> int:
         return len(self.records)
+
+    def content_of(self, key: Key) -> Size:
+        """Returns (height, width) of the sample of that key, as ``dataset[key]`` has it, without reading it."""
+        policy = self.policy
+        if policy.mode in ("window", "resize") and policy.size is not None:
+            return policy.size
+        record = self.records[key.record]
+        size = record.size
+        if self.regions is not None:
+            region = self._region(record, key)
+            size = region.height, region.width
+        if policy.mode == "parts":
+            part = part_windows(size, policy)[0]
+            return part.height, part.width
+        return content_size(size, policy)
 
     def __getitem__(self, key: Key) -> Item:
         """Returns the sample of that key; raises ``BadFile`` or ``BadSize``."""

@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 from maskloom.errors import BadFile
 from maskloom.records import Size
+from maskloom.storage.ranges import open_part
 
 FORMATS = "JPEG, PNG, GIF, BMP, WebP or TIFF"
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -46,7 +47,7 @@ def read_header(path: Path) -> ImageHeader:
     Raises ``BadFile`` when the file is missing, empty, not an image of a known format, or has a damaged header.
     """
     try:
-        with path.open("rb") as stream:
+        with open_part(path) as stream:
             header = _parse(path, stream)
     except BadFile:
         raise

@@ -28,6 +28,7 @@ from maskloom.data.image_headers import PNG_SIGNATURE, ImageHeader, read_header
 from maskloom.errors import BadFile, UserError
 from maskloom.files import write_bytes
 from maskloom.records import Size
+from maskloom.storage.placeholders import at_hand
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
 """File suffixes, in lower case, that a folder is searched for."""
@@ -54,7 +55,7 @@ def read_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     Raises ``BadFile`` when the file is missing, damaged, cut off, larger than ``max_pixels`` by its header (nothing
     is decoded then), or holds NaN or infinite values.
     """
-    header = _checked_header(path, max_pixels)
+    header = _checked_header(at_hand(path), max_pixels)
     pixels = _guarded(path, lambda: _decode(path, header, mask=False, colours=True))
     return _finished(path, header, pixels if pixels.ndim == 3 else pixels[:, :, None])
 
@@ -65,7 +66,7 @@ def read_mask_values(path: Path, *, colours: bool = False, max_pixels: int = MAX
     With ``colours`` a palette file gives its colours instead of its indices. Raises ``BadFile`` as ``read_image``
     does, and for values that are not whole numbers or more than three bands.
     """
-    header = _checked_header(path, max_pixels)
+    header = _checked_header(at_hand(path), max_pixels)
     pixels = _finished(path, header, _guarded(path, lambda: _decode(path, header, mask=True, colours=colours)))
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[:, :, 0]
@@ -273,7 +274,7 @@ def _gdal_layers(path: Path, number: int) -> np.ndarray:
 
     warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
     name = f"GTIFF_DIR:{number + 1}:{path}" if number else str(path)
-    with rasterio.open(name, driver="GTiff") as raster:
+    with rasterio.Env(), rasterio.open(name, driver="GTiff") as raster:  # without it GDAL prints what it complains of
         return np.moveaxis(raster.read(), 0, -1)
 
 

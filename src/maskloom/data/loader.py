@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -26,8 +26,17 @@ from maskloom.data.augment import DrawBatch, stack
 from maskloom.data.dataset import Item, Key, SegmentationDataset
 from maskloom.data.input_policy import InputPolicy, pad_image, pad_labels, policy_padding
 from maskloom.errors import BadFile, UserError
+from maskloom.records import Size
 from maskloom.runtime import generator
 from maskloom.windows import round_up
+
+
+class Part(NamedTuple):
+    """What one of several processes reads of every batch: each ``of``-th of its images."""
+
+    number: int
+    """From 0; the first image that is read."""
+    of: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +50,14 @@ class Batch:
     draws: DrawBatch | None
     """What ``augment.apply`` does to them on the device; None where nothing is to be done."""
     ids: list[str]
-    """Of the records, in the order of the images."""
+    """Of the records, in the order of the images; none where one image stands in for an empty part."""
+    whole: int | None = None
+    """How many images the batch has of which this is a part; None: it is whole."""
+
+    @property
+    def num_whole(self) -> int:
+        """Images of the whole batch."""
+        return len(self.ids) if self.whole is None else self.whole
 
     def to(self, device: torch.device) -> Batch:
         """Returns the batch with images and labels on the device; the draws stay on the CPU, where they are read."""
@@ -84,11 +100,13 @@ def batches(
     images_per_epoch: int | None = None,
     shuffle: bool = True,
     device: torch.device | None = None,
+    part: Part | None = None,
 ) -> Iterator[Batch]:
     """Yields the batches of an epoch from number ``start`` on, without loading the earlier ones.
 
-    ``num_workers`` processes read ahead; 0 reads here. Raises ``UserError`` (``BadFile``, ``BadSize``) for data that
-    cannot be used, in the order of the batches, and for a worker that was killed.
+    ``num_workers`` processes read ahead; 0 reads here. Of each batch only ``part`` is read, where one is stated: all
+    parts together hold every image once, each as it is in the whole batch. Raises ``UserError`` (``BadFile``,
+    ``BadSize``) for data that cannot be used, in the order of the batches, and for a worker that was killed.
     """
     if batch_size < 1:
         raise UserError(f"batch_size: expected at least 1, found {batch_size}")
@@ -97,20 +115,30 @@ def batches(
     groups = [keys[number * batch_size : (number + 1) * batch_size] for number in range(start, count)]
     target = device or torch.device("cpu")
     if num_workers == 0:
-        yield from (read_batch(dataset, group).to(target) for group in groups)
+        yield from (read_batch(dataset, group, part).to(target) for group in groups)
     elif groups:
-        yield from (batch.to(target) for batch in _read_ahead(dataset, groups, min(num_workers, len(groups))))
+        yield from (batch.to(target) for batch in _read_ahead(dataset, groups, min(num_workers, len(groups)), part))
 
 
-def read_batch(dataset: SegmentationDataset, keys: Sequence[Key]) -> Batch:
-    """Returns the samples of these keys as one batch; raises ``UserError`` for data that cannot be used."""
-    return collate([dataset[key] for key in keys], dataset.policy)
+def read_batch(dataset: SegmentationDataset, keys: Sequence[Key], part: Part | None = None) -> Batch:
+    """Returns the samples of these keys, or that part of them, as one batch.
+
+    A part without an image holds the batch's first one as a stand-in, which must count in nothing. Raises ``UserError``
+    for data that cannot be used.
+    """
+    if part is None:
+        return collate([dataset[key] for key in keys], dataset.policy)
+    own = keys[part.number :: part.of]
+    heights, widths = zip(*map(dataset.content_of, keys), strict=True)
+    batch = collate([dataset[key] for key in own or keys[:1]], dataset.policy, at_least=(max(heights), max(widths)))
+    return replace(batch, ids=batch.ids[: len(own)], whole=len(keys))
 
 
-def collate(items: Sequence[Item], policy: InputPolicy) -> Batch:
+def collate(items: Sequence[Item], policy: InputPolicy, *, at_least: Size = (0, 0)) -> Batch:
     """Returns the samples as one batch; whole images are padded to the smallest allowed size that holds them all.
 
-    Raises ``BadFile`` when images of different depth meet.
+    ``at_least`` is a size (height, width) before padding that the batch must hold too. Raises ``BadFile`` when images
+    of different depth meet.
     """
     first = items[0]
     for item in items:
@@ -120,8 +148,8 @@ def collate(items: Sequence[Item], policy: InputPolicy) -> Batch:
                 f"expected {first.image.dtype} values as in {first.path}, found {item.image.dtype}; "
                 "save all images with the same depth",
             )
-    height = max(item.image.shape[0] for item in items)
-    width = max(item.image.shape[1] for item in items)
+    height = max(at_least[0], *(item.image.shape[0] for item in items))
+    width = max(at_least[1], *(item.image.shape[1] for item in items))
     size = (height, width) if policy.mode == "window" else round_up((height, width), policy.multiple)
     images = np.empty((len(items), first.image.shape[2], *size), first.image.dtype)
     labels = np.empty((len(items), *first.labels.shape[:-2], *size), np.uint8)
@@ -151,19 +179,22 @@ class _Failure:
 class _Reader(Dataset[Batch | _Failure]):
     """Reads whole batches: torch's "index" is the list of a batch's keys."""
 
-    def __init__(self, dataset: SegmentationDataset) -> None:
+    def __init__(self, dataset: SegmentationDataset, part: Part | None) -> None:
         self._dataset = dataset
+        self._part = part
 
     def __getitem__(self, keys: list[Key]) -> Batch | _Failure:
         try:
-            return read_batch(self._dataset, keys)
+            return read_batch(self._dataset, keys, self._part)
         except UserError as error:
             return _Failure(error)
 
 
-def _read_ahead(dataset: SegmentationDataset, groups: list[list[Key]], num_workers: int) -> Iterator[Batch]:
+def _read_ahead(
+    dataset: SegmentationDataset, groups: list[list[Key]], num_workers: int, part: Part | None
+) -> Iterator[Batch]:
     """Yields the batches in order, read by worker processes."""
-    stream = _start_workers(dataset, groups, num_workers)
+    stream = _start_workers(dataset, groups, num_workers, part)
     try:
         while True:
             try:
@@ -184,7 +215,7 @@ def _read_ahead(dataset: SegmentationDataset, groups: list[list[Key]], num_worke
 
 
 def _start_workers(
-    dataset: SegmentationDataset, groups: list[list[Key]], num_workers: int
+    dataset: SegmentationDataset, groups: list[list[Key]], num_workers: int, part: Part | None
 ) -> Iterator[Batch | _Failure]:
     in_main_thread = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") and in_main_thread else None
@@ -195,7 +226,7 @@ def _start_workers(
         warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
         stream = iter(
             DataLoader(
-                _Reader(dataset),
+                _Reader(dataset, part),
                 batch_size=None,
                 sampler=groups,
                 num_workers=num_workers,

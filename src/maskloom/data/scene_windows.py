@@ -22,6 +22,7 @@ from maskloom.data.window_drawing import MAX_DRAWS, bounds_of, draw_window, has_
 from maskloom.errors import BadFile
 from maskloom.rasters.reading import open_raster
 from maskloom.records import IGNORE, BadSize, MaskFile, Record, Shapes, Size, Task
+from maskloom.storage.ranges import open_part
 from maskloom.windows import Window
 
 SCENE_PIXELS = 2**24
@@ -96,7 +97,7 @@ def _is_plain(path: Path, stamp: _Stamp, *, may_have_palette: bool) -> bool:
         header = read_header(path)
         if header.format != "tiff" or header.orientation != 1:
             return False
-        with tifffile.TiffFile(path) as tiff:
+        with open_part(path) as stream, tifffile.TiffFile(stream) as tiff:
             pages = tiff.series[0].pages
             page = pages[0].aspage()  # type: ignore[union-attr]
             photometric = int(page.photometric)

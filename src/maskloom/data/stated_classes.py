@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
+import yaml
+
 from maskloom.config import load_yaml
 from maskloom.data.mask_coding import NO_CLASS, Colour, MaskCoding
 from maskloom.errors import UserError, closest
@@ -22,6 +24,10 @@ CLASSES_FILES = ("classes.yaml", "classes.yml")
 _KEYS = ("classes", "ignore", "task")
 _BACKGROUND_NAMES = frozenset({"background", "bg", "none", "other", "rest", "unlabelled", "unlabeled"})
 _MAX_VALUE = 65535
+
+_KINDS: dict[type, str] = {list: "list", dict: "mapping", str: "text"}
+_EXAMPLE = "classes: {background: 0, car: 255}"
+_LONGEST_EXAMPLE = 200
 
 Stored = int | Colour
 """What a mask file holds for one class."""
@@ -42,7 +48,10 @@ def read_classes_yaml(path: Path) -> tuple[Task, MaskCoding]:
 
 def _read(path: Path, content: Any) -> tuple[Task, MaskCoding]:
     if not isinstance(content, dict) or "classes" not in content:
-        raise UserError(f"{path}: expected a mapping with the key 'classes', found {type(content).__name__} without it")
+        found = "nothing" if content is None else f"a {_KINDS.get(type(content), 'single value')} without it"
+        raise UserError(
+            f"{path}: expected a mapping with the key 'classes', found {found}; write for instance {_example(content)}"
+        )
     for key in content:
         if key not in _KEYS:
             raise UserError(f"{path}: unknown key {key!r}, {closest(str(key), _KEYS)}")
@@ -55,6 +64,17 @@ def _read(path: Path, content: Any) -> tuple[Task, MaskCoding]:
         return stated_coding(names, stored=stored, ignore=ignored, task=task)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def _example(content: Any) -> str:
+    """Returns what the file should say: its own classes where it holds nothing else, or some others."""
+    try:
+        _entries(content)
+        text = yaml.safe_dump({"classes": content}, default_flow_style=True, sort_keys=False, width=10_000)
+    except (UserError, yaml.YAMLError):
+        return _EXAMPLE
+    line = " ".join(text.split()).removeprefix("{").removesuffix("}")
+    return line if len(line) <= _LONGEST_EXAMPLE else _EXAMPLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +178,7 @@ def _check_different(stored: Sequence[Stored], ignore: Sequence[Stored]) -> None
 def _entries(classes: Any) -> tuple[list[str], list[Stored] | None]:
     """Returns names and stored values (None where positions are meant)."""
     if isinstance(classes, dict) and classes and all(isinstance(key, int) for key in classes):
-        classes = {name: value for value, name in classes.items()}  # 0: background, 1: car
+        classes = {_name(name): value for value, name in classes.items()}  # 0: background, 1: car
     if isinstance(classes, dict) and classes:
         return [_name(name) for name in classes], _same_kind([_stored(value) for value in classes.values()])
     if isinstance(classes, list) and classes and all(isinstance(entry, dict) for entry in classes):

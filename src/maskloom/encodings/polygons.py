@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from shapely.geometry.base import BaseGeometry
 
 _FARTHEST = 2**24  # pixels from the corner; COCO's rasteriser takes memory in proportion to the outline's length
+_DEEPEST = 64
+"""Levels of WKT collections in one another."""
 _RASTERIO = threading.Lock()  # it silences a warning of its own in a way that other threads undo
 
 
@@ -70,6 +72,8 @@ def polygons_of(shape: str | BaseGeometry) -> list[Polygon]:
 def _parse_wkt(wkt: str) -> BaseGeometry:
     import shapely
 
+    if _depth(wkt) > _DEEPEST:
+        raise UserError(f"expected WKT polygons, found collections nested more than {_DEEPEST} deep; take them apart")
     try:
         with np.errstate(invalid="ignore"):  # NaN is refused later, by its own message
             return shapely.from_wkt(wkt)
@@ -79,6 +83,17 @@ def _parse_wkt(wkt: str) -> BaseGeometry:
             f"expected WKT polygons or MULTIPOLYGON EMPTY, found {_start(wkt)} ({reason:.80}); write such as "
             "POLYGON ((0 0, 4 0, 4 4, 0 0))"
         ) from None
+
+
+def _depth(wkt: str) -> int:
+    """Returns how deep brackets are nested; 0, without counting, where no collections can lie in one another so deep.
+
+    GEOS goes down one call per level, and a call too many ends the process.
+    """
+    if wkt.upper().count("COLLECTION") <= _DEEPEST:
+        return 0
+    text = np.frombuffer(wkt.encode("utf-8", "replace"), np.uint8)
+    return int(np.cumsum((text == ord("(")).astype(np.int64) - (text == ord(")"))).max(initial=0))
 
 
 def _are_collections(parts: np.ndarray) -> np.ndarray:

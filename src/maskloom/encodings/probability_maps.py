@@ -15,6 +15,7 @@ import zstandard
 
 from maskloom.errors import BadFile, UserError
 from maskloom.files import write_bytes
+from maskloom.storage.placeholders import at_hand
 
 MAX_BYTES = 2**32
 """The largest map (values, one byte each) that is read unless asked otherwise."""
@@ -67,7 +68,7 @@ def write_map(path: Path, values: np.ndarray) -> None:
 def read_map(path: Path, *, max_bytes: int = MAX_BYTES) -> np.ndarray:
     """Returns the uint8 probabilities C×H×W stored at ``path`` (read-only); raises ``BadFile`` naming the path."""
     try:
-        return unpack(path.read_bytes(), max_bytes=max_bytes)
+        return unpack(at_hand(path).read_bytes(), max_bytes=max_bytes)
     except FileNotFoundError:
         raise BadFile(path, "no such file") from None
     except BadFile:

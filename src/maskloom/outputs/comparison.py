@@ -21,7 +21,7 @@ from maskloom.encodings.rle import Base, Order
 from maskloom.errors import UserError, some_of
 from maskloom.metrics import Counts, dice, iou, per_class, score_records
 from maskloom.outputs.boundary_comparison import BoundaryScores, compare_boundaries
-from maskloom.outputs.mask_sets import FolderMasks, MaskSet, TableMasks, open_mask_set
+from maskloom.outputs.mask_sets import FolderMasks, MaskSet, TableMasks, check_areas, open_mask_set
 from maskloom.outputs.polygon_sets import PolygonMasks
 from maskloom.records import Size
 from maskloom.runtime import num_cores
@@ -118,7 +118,7 @@ def compare(
     Pixels where the truth is ``ignore`` count nowhere. ``classes`` names the labels 0…n-1. A table's sizes come from
     the other side, or from ``size`` (height, width) when both are tables; ``order`` and ``base`` say how tables count
     pixels. ``boundary`` asks for the scores of outlines that lie so near each other; all images are read again for
-    these. Raises ``UserError`` for names on one side only, unless ``skip_missing``.
+    these. Raises ``UserError`` for names on one side only, unless ``skip_missing``, and for photos in place of masks.
     """
     if foreground and classes:
         raise UserError("expected either foreground or the names of classes, found both; leave one of them out")
@@ -129,7 +129,7 @@ def compare(
     )
     true_set, predicted_set = sides if foreground else _numbered(*sides, classes)
     names, missing_predictions, missing_truths = _matched(true_set, predicted_set, skip_missing)
-    read = partial(_read_both, true_set, predicted_set, default=size)
+    read = partial(_read_both, true_set, predicted_set, default=size, foreground=foreground)
     with ThreadPoolExecutor(num_cores()) as pool:
         pairs = list(pool.map(lambda name: _count_pairs(*read(name), ignore=ignore), names))
     kind, values, notes = ("binary", [], []) if foreground else _meaning(pairs, ignore, classes)
@@ -212,9 +212,9 @@ class _Pairs:
 
 
 def _read_both(
-    truth: MaskSet, prediction: MaskSet, name: str, *, default: Size | None
+    truth: MaskSet, prediction: MaskSet, name: str, *, default: Size | None, foreground: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the stored values of both sides, H×W, truth first."""
+    """Returns the stored values of both sides, H×W, truth first; a photo is refused, unless read as ``foreground``."""
     size = truth.size(name) or prediction.size(name) or default
     if size is None:
         raise UserError(
@@ -225,6 +225,9 @@ def _read_both(
     if true_values.shape != predicted.shape:
         expected, found = (f"{width}×{height}" for height, width in (true_values.shape, predicted.shape))
         raise UserError(f"{name}: the prediction is {found} (width×height), expected the truth's {expected}")
+    for side, stored in ((truth, true_values), (prediction, predicted)):
+        if isinstance(side, FolderMasks) and not foreground:
+            check_areas(stored, side.files[name])
     return true_values, predicted
 
 

@@ -7,6 +7,7 @@ on their way to polygons, and pixels pixels; the way between them is exact unles
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +23,15 @@ from maskloom.encodings.vector_files import DSTL_COLUMNS, VECTOR_SUFFIXES, WKT_C
 from maskloom.errors import BadFile, UserError
 from maskloom.outputs.convert_target import FOLDERS, TABLES, VECTORS, check_target, kind_of, mark_target
 from maskloom.outputs.legends import ClassMasks, Legend, with_legend
-from maskloom.outputs.mask_sets import FolderMasks, MaskSet, open_mask_set, plain_name, recognise_format
+from maskloom.outputs.mask_sets import (
+    FolderMasks,
+    MaskSet,
+    check_areas,
+    check_drawable,
+    open_mask_set,
+    plain_name,
+    recognise_format,
+)
 from maskloom.outputs.mask_writers import (
     ImageMasks,
     common_crs,
@@ -42,6 +51,8 @@ from maskloom.records import BadSize, Size, check_id
 
 if TYPE_CHECKING:
     from shapely import Polygon
+
+_LOOKED_AT = 8  # files, before any is written
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,13 +132,16 @@ def _on_images(masks: MaskSet, images: FolderMasks | None) -> str:
 
 
 def _check_known(images: Sequence[ImageMasks], kind: str, masks: MaskSet) -> None:
-    """Raises ``UserError`` before anything is written for a name, size or georeference that writing would miss."""
+    """Raises ``UserError`` before anything is written for a name, size or georeference that writing would miss.
+
+    Likewise for masks that are too large to be drawn.
+    """
     for image in images:
         check_id(image.name)
         if isinstance(masks, PolygonMasks):
             masks.check_placed(image.name, image.size)
         if kind not in (*VECTORS, "wkt") or not isinstance(masks, PolygonMasks):
-            image.known_size()
+            check_drawable(f"{masks.origin}: {image.name}", image.known_size())
         if kind == "geotiff":
             image.known_georeference()
 
@@ -185,6 +199,8 @@ def _open_source(
         source, order=options.order, base=options.base, images=images, grids=grids if is_table else None,
         note=progress.note,
     )  # fmt: skip
+    if isinstance(masks, FolderMasks) and not options.foreground:
+        _check_some(masks)
     are_polygons = isinstance(masks, PolygonMasks)
     if grids is not None and kind != "wkt" and not (are_polygons and is_table):
         raise UserError("--grid gives the coordinates of polygons in a table of WKT; leave it out, or add --to wkt")
@@ -194,6 +210,14 @@ def _open_source(
             "ground; give the georeferenced images with --like"
         )
     return masks
+
+
+def _check_some(masks: FolderMasks) -> None:
+    """Raises ``UserError`` where one of a few files, spread over all, is a photo; damage is told when all are read."""
+    names = list(masks.names)
+    for name in names[:: max(len(names) // _LOOKED_AT, 1)]:
+        with suppress(BadFile):
+            check_areas(masks.values(name, masks.size(name)), masks.files[name])
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
-"""Where converted masks go: the kind that a name stands for, and what must not be overwritten."""
+"""Where converted masks go: the kind that a name stands for, what must not be overwritten, what cannot be written."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def _allowed(out: Path, to: str | None) -> tuple[str, ...]:
 def check_target(out: Path, kind: str, read: Iterable[Path]) -> None:
     """Raises ``UserError`` where writing would overwrite what is read, or a folder of anything but converted masks.
 
-    A file that is there is replaced once its successor is whole.
+    Also where it cannot be written. A file that is there is replaced once its successor is whole.
     """
     is_folder = kind in FOLDERS
     for given in (path.resolve() for path in read):
@@ -56,6 +57,23 @@ def check_target(out: Path, kind: str, read: Iterable[Path]) -> None:
         raise UserError(f"{out}: expected {expected}, found {found}; choose another name")
     if is_folder and out.is_dir() and any(out.iterdir()) and not (out / OWNER).is_file():
         raise UserError(f"{out}: expected an empty or new folder, found other files; choose another folder")
+    check_writable(out)
+
+
+def check_writable(path: Path) -> None:
+    """Raises ``UserError`` where a file or folder of that name cannot be written, before the work for it is done.
+
+    Nothing is left behind: where folders are still to be made, the nearest one that is there is tried.
+    """
+    place = path if path.is_dir() else path.parent
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    try:
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({place}: {error.strerror}); choose another place or mend its permissions"
+        ) from None
 
 
 def mark_target(out: Path, source: Path, kind: str) -> None:

@@ -145,7 +145,7 @@ def groups_text(records: tuple[Record, ...]) -> str:
 
 
 def inspection_table(source: DataSource, found: Survey, findings: Findings | None = None) -> str:
-    """Returns the findings as a table for a terminal, without colour, followed by the guesses that were made."""
+    """Returns the findings as a table for a terminal, without colour, then the guesses that were made, then damage."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -164,6 +164,12 @@ def inspection_table(source: DataSource, found: Survey, findings: Findings | Non
         console.print(f"problem: {problem}", soft_wrap=True)
     if len(seen.problems) > 10:
         console.print(f"… and {len(seen.problems) - 10} more problems, all of them on the page")
+    if seen.problems:
+        count = len(seen.problems)
+        console.print(
+            f"{count:,} damaged or mismatched file{'s' * (count != 1)}: mend or remove them, or `fit` with --skip-bad",
+            soft_wrap=True,
+        )
     text = console.file.getvalue()  # type: ignore[attr-defined]
     return "\n".join(line.rstrip() for line in text.strip("\n").splitlines())
 

@@ -20,6 +20,7 @@ from maskloom.errors import BadFile, UserError
 from maskloom.files import write_text
 from maskloom.outputs import page as html
 from maskloom.outputs.charts import bar_chart, histogram
+from maskloom.outputs.convert_target import check_writable
 from maskloom.outputs.findings import (
     Findings,
     area_shares,
@@ -34,7 +35,7 @@ from maskloom.outputs.findings import (
 from maskloom.outputs.overlays import class_colours, displayed, mask_overlay, shrunk, to_jpeg
 from maskloom.records import Record
 
-__all__ = ["inspection_page", "inspection_table", "write_inspection"]
+__all__ = ["check_page", "inspection_page", "inspection_table", "write_inspection"]
 
 NUM_EXAMPLES = 12
 NUM_SUSPICIOUS = 24
@@ -44,6 +45,13 @@ NUM_LISTED = 200
 """Lines of any list; the rest is counted."""
 PICTURE_SIDE = 320
 MAX_PICTURE_BYTES = 18_000
+
+
+def check_page(path: Path) -> None:
+    """Raises ``UserError`` where the page cannot be written, before the data are looked at."""
+    if path.is_dir():
+        raise UserError(f"{path}: expected the name of a page, found a folder; give {path / 'inspection.html'}, say")
+    check_writable(path)
 
 
 def write_inspection(path: Path, source: DataSource, found: Survey, findings: Findings | None = None) -> Findings:

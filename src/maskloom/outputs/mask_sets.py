@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from maskloom.data.image_io import IMAGE_SUFFIXES, image_size, read_mask_values
+from maskloom.data.image_io import IMAGE_SUFFIXES, MAX_PIXELS, image_size, read_mask_values
 from maskloom.encodings.polygons import rasterize_coco
 from maskloom.encodings.rle import Base, Order, coco_runs, fill_runs
 from maskloom.encodings.table_files import open_table
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 NAME_COLUMNS = ("img", "id", "image", "name", "imageid", "image_id", "filename", "file_name")
 MASK_COLUMNS = ("rle_mask", "rle", "mask", "runs", "encodedpixels", "encoded_pixels", "segmentation")
 CLASS_COLUMNS = ("class", "class_name", "classid", "class_id", "label", "category")
+_FEW_VALUES = 32  # so many different values may lie anyhow
+_LOOKED_AT = 64  # rows and columns in which values are counted first
 
 
 class MaskSet(Protocol):
@@ -203,6 +205,7 @@ class TableMasks:
         return _united(self._pieces(name, size))
 
     def _pieces(self, name: str, size: Size) -> Iterator[tuple[int, np.ndarray]]:
+        check_drawable(f"{self.origin}: {name}", size)
         for row in self.rows[name]:
             try:
                 mask = self.form.decode(row.runs, size)
@@ -261,7 +264,9 @@ class CocoMasks:
         try:
             if isinstance(content, list):
                 content = _from_results(content)
-            images = [(plain_name(each["file_name"]), (each["id"], _coco_size(each))) for each in content["images"]]
+            images = [
+                (plain_name(each["file_name"]), (_key(each["id"]), _coco_size(each))) for each in content["images"]
+            ]
             annotations: dict[Any, list[Mapping[str, Any]]] = {}
             for each in content["annotations"]:
                 int(each["category_id"]), each["segmentation"]
@@ -287,6 +292,7 @@ class CocoMasks:
     def layers(self, name: str, size: Size) -> dict[int, np.ndarray]:
         """Returns the bool mask H×W of each category id; they may overlap."""
         identity, size = self.images[name]
+        check_drawable(f"{self.origin}: {name}", size)
         segments: dict[int, list[Any]] = {}
         for each in self.annotations.get(identity, ()):
             segments.setdefault(int(each["category_id"]), []).append(each["segmentation"])
@@ -321,6 +327,12 @@ def _merged(starts: Sequence[np.ndarray], ends: Sequence[np.ndarray]) -> tuple[n
     return begin[is_first], end[np.append(is_first[1:], True)[: len(end)]]
 
 
+def _key(identity: Any) -> Any:
+    """Returns the id of an image; raises ``TypeError`` for one that no annotation could name, such as a list."""
+    hash(identity)
+    return identity
+
+
 def _coco_size(image: Mapping[str, Any]) -> Size:
     size = (int(image["height"]), int(image["width"]))
     if min(size) < 1 or size[0] * size[1] >= 2**32:
@@ -334,6 +346,15 @@ def _from_results(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"images": images, "annotations": results}
 
 
+def check_drawable(name: str, size: Size) -> None:
+    """Raises ``UserError`` for a mask H×W of more pixels than may be decoded of an image, whatever states its size."""
+    if size[0] * size[1] > MAX_PIXELS:
+        raise UserError(
+            f"{name}: a mask of {size[1]}×{size[0]} (width×height) = {size[0] * size[1]:,} pixels is over the budget "
+            f"of {MAX_PIXELS:,} for drawing a whole one; see that its size is right, or cut it into tiles"
+        )
+
+
 def _united(pieces: Iterable[tuple[int, np.ndarray]]) -> dict[int, np.ndarray]:
     layers: dict[int, np.ndarray] = {}
     for value, mask in pieces:
@@ -341,11 +362,34 @@ def _united(pieces: Iterable[tuple[int, np.ndarray]]) -> dict[int, np.ndarray]:
     return layers
 
 
+def check_areas(stored: np.ndarray, origin: Path) -> None:
+    """Raises ``UserError`` for stored values H×W that make no areas, as those of a photo; ``origin`` is their file.
+
+    A mask has few values, or most of its pixels (the most frequent value aside) have a neighbour of their own value on
+    the right; instance ids do, however many.
+    """
+    steps = [max(side // _LOOKED_AT, 1) for side in stored.shape]
+    values, counts = np.unique(stored[:: steps[0], :: steps[1]], return_counts=True)
+    if len(values) <= _FEW_VALUES:
+        return
+    left, right = stored[:, :-1], stored[:, 1:]
+    objects = left != values[counts.argmax()]
+    if 2 * np.count_nonzero(objects & (left == right)) >= np.count_nonzero(objects):
+        return
+    what = "colours" if stored.max() > 0xFFFF else "values"
+    raise UserError(
+        f"{origin}: expected a mask, which has an area of one value for each class or object; found "
+        f"{len(np.unique(stored)):,} different {what} side by side, as in a photo; give the masks, or state that every "
+        "value above 0 is one class (--foreground)"
+    )
+
+
 def painted(layers: Iterable[tuple[int, np.ndarray]], size: Size, origin: str, *, blank: int = 0) -> np.ndarray:
     """Returns one label map, int32 H×W, of masks that must not overlap unless they are of one value.
 
     ``blank`` is left where none of them is. Raises ``UserError``, beginning with ``origin``, for an overlap.
     """
+    check_drawable(origin, size)
     labels = np.full(size, blank, np.int32)
     taken = np.zeros(size, bool)
     for value, mask in layers:

@@ -18,7 +18,15 @@ from maskloom.encodings.outlines import areas, clipped
 from maskloom.encodings.polygons import rasterize_wkt
 from maskloom.encodings.vector_files import Feature, read_features
 from maskloom.errors import BadFile, UserError
-from maskloom.outputs.mask_sets import FolderMasks, are_names, check_classes, class_values, painted, plain_name
+from maskloom.outputs.mask_sets import (
+    FolderMasks,
+    are_names,
+    check_classes,
+    check_drawable,
+    class_values,
+    painted,
+    plain_name,
+)
 from maskloom.rasters.georeference import reprojected, same_crs, to_crs, to_pixels
 from maskloom.records import Size
 
@@ -103,6 +111,7 @@ class PolygonMasks:
 
     def layers(self, name: str, size: Size) -> dict[int, np.ndarray]:
         """Returns the bool mask H×W of each label value; they may overlap."""
+        check_drawable(f"{self.origin}: {name}", size)
         return {value: drawn(polygons, size) for value, polygons in self.polygons(name, size).items()}
 
     def check_placed(self, name: str, size: Size | None) -> None:

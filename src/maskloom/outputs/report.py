@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from maskloom.files import write_text
 from maskloom.outputs import page as html
+from maskloom.outputs.class_scores import class_columns
 from maskloom.outputs.report_charts import learning_charts, score_histogram, threshold_chart
 from maskloom.outputs.report_errors import by_attribute, calibration, confusion, mean_ious, worst_of_classes
 from maskloom.outputs.report_input import Example, LookAlikes, ReportInput
@@ -50,6 +51,7 @@ def report_page(page: ReportInput) -> str:
         _result(page),
         _stands_out(findings(page)),
         _scores(page),
+        _contest(page),
         _learning(page),
         pseudo_labels(page),
         _image_by_image(page),
@@ -83,6 +85,7 @@ def _result(page: ReportInput) -> html.Section:
     ).format(page.score_text(oof["mean"]), page.metric_name, spread, headline(page), trust(page))
     cards: list[tuple[str, html.Cell]] = [
         *_post_processed(page),
+        *_contest_card(page),
         ("images scored", len(page.image_scores)),
         ("networks trained", len(page.learning_curves)),
         ("folds" if len(oof["folds"]) > 1 else "fixed split", len(oof["folds"])),
@@ -97,6 +100,11 @@ def _post_processed(page: ReportInput) -> list[tuple[str, html.Cell]]:
     if found is None or not chosen_steps(found):
         return []
     return [("post-processed", page.score_text(found["scores"]["with"]["mean"]))]
+
+
+def _contest_card(page: ReportInput) -> list[tuple[str, html.Cell]]:
+    found = page.evaluation.get("contest")
+    return [] if found is None else [("the contest's score", page.score_text(found["score"]))]
 
 
 def _stands_out(found: list[Finding]) -> html.Section:
@@ -170,18 +178,60 @@ def _thresholds(page: ReportInput) -> html.Section:
 
 
 def _classes(page: ReportInput) -> html.Section:
+    columns = class_columns(page.evaluation)
     rows: list[list[html.Cell]] = []
     for row in class_rows(page):
         name = Markup(
             '<span class="swatched"><i class="swatch" style="background: rgb({}, {}, {})"></i>{}</span>'
         ).format(*row.colour, row.name)
-        cells: list[html.Cell] = [name, page.score_text(row.score), f"{row.share:.2%}", _bar(row.share), row.num_images]
+        scores = [page.score_text(score) for score in row.scores]
+        cells: list[html.Cell] = [name, *scores, f"{row.share:.2%}", _bar(row.share), row.num_images]
         cells += [] if row.threshold is None else [f"{row.threshold / 255:.3f}"]
         rows.append(cells)
+    if len(columns) > 1 and len(rows) > 1:
+        means = [page.score_text(column.mean) for column in columns]
+        empty = [""] * (0 if page.task_kind == "multiclass" else 1)
+        rows.append([Markup("<b>all images together</b>"), *means, "", "", None, *empty])
     threshold = [] if page.task_kind == "multiclass" else ["threshold"]
-    headers = ["class", "score", "share of pixels", "", "images with it", *threshold]
+    headers = ["class", *(column.head for column in columns), "share of pixels", "", "images with it", *threshold]
     explained = "Shares are of the pixels whose truth is known; scores are out of fold and cross-fitted."
-    return html.section("Classes", explained, html.table(headers, rows), mean_ious(page))
+    return html.section("Classes", explained, _meaning_of_columns(page), html.table(headers, rows), mean_ious(page))
+
+
+def _meaning_of_columns(page: ReportInput) -> str:
+    """Returns what the scores of classes are, where there are several of each."""
+    found = ""
+    if "pixels" in page.evaluation:
+        names = "Pixel IoU and pixel Dice" if page.evaluation["metric"] == "dice" else "IoU and Dice"
+        before = ", before post-processing" if "postprocess" in page.evaluation else ""
+        found = f"{names} are of the pixels of all images together{before}."
+    if "boundary" in page.evaluation:
+        tolerance = page.evaluation["boundary"]["tolerance"]
+        found += (
+            f" Boundary F says how well outlines agree within {tolerance} of an image's diagonal: the mean over images "
+            "in which the class has an outline."
+        )
+    return found
+
+
+def _contest(page: ReportInput) -> html.Section:
+    """Returns the contest's own score of the masks, where the data is of one that has its own."""
+    found = page.evaluation.get("contest")
+    if found is None:
+        return html.section("The contest's score")
+    explained = (
+        f"What {found['contest']} would give for these out-of-fold masks of {plural(found['num_images'], 'image')}: "
+        f"{found['rule']}."
+    )
+    lacking = ", ".join(found["lacking"])
+    rows: list[list[html.Cell]] = [[name, page.score_text(score)] for name, score in found["classes"].items()]
+    rows.append([Markup("<b>score</b>"), Markup("<b>{}</b>").format(page.score_text(found["score"]))])
+    return html.section(
+        "The contest's score",
+        explained,
+        f"No class of the data is called {lacking}, so it is not scored here." if lacking else "",
+        html.table(["scored class", "mean over images"], rows),
+    )
 
 
 def _data(page: ReportInput) -> html.Section:

@@ -16,6 +16,7 @@ import numpy as np
 from maskloom.data.duplicates import exact_duplicates
 from maskloom.data.folds import ALWAYS_TRAINING
 from maskloom.errors import BadFile
+from maskloom.outputs.class_scores import class_columns
 from maskloom.outputs.overlays import Colour, class_colours
 from maskloom.outputs.report_input import ReportInput
 from maskloom.outputs.report_words import duration, plural
@@ -49,7 +50,8 @@ class ClassRow:
     colour: Colour
     share: float
     num_images: int
-    score: float | None
+    scores: Sequence[float | None]
+    """In the columns of ``class_columns``."""
     threshold: int | None
     """8-bit value."""
 
@@ -120,7 +122,7 @@ def _score_row(
 
 def class_rows(page: ReportInput) -> list[ClassRow]:
     """Returns one line per class, in the task's order."""
-    scores, thresholds = page.evaluation["oof"]["classes"], page.evaluation["thresholds"]
+    columns, thresholds = class_columns(page.evaluation), page.evaluation["thresholds"]
     pixels, valid = page.survey.class_pixels, max(page.survey.valid_pixels, 1)
     colours = class_colours(page.classes, page.task_kind)
     counted = [facts.class_pixels for facts in page.survey.records if facts.class_pixels]
@@ -130,7 +132,7 @@ def class_rows(page: ReportInput) -> list[ClassRow]:
             colour=colours[index],
             share=pixels[index] / valid,
             num_images=sum(counts[index] > 0 for counts in counted),
-            score=scores.get(name),
+            scores=[column.scores.get(name) for column in columns],
             threshold=None if page.task_kind == "multiclass" else int(thresholds[index]),
         )
         for index, name in enumerate(page.classes)

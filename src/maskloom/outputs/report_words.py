@@ -190,7 +190,7 @@ def _folds(page: ReportInput) -> Iterator[Finding]:
             "One fixed split",
             "The data's own training and validation parts were used, so no spread over folds shows the part of luck.",
         )
-    elif oof["std"] < 0.25 * (1 - oof["mean"]) + _SMALL:
+    elif oof["std"] < 0.25 * min(oof["mean"], 1 - oof["mean"]) + _SMALL:
         yield Finding(
             "good",
             "Folds agree",

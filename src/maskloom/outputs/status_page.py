@@ -20,6 +20,7 @@ from maskloom.outputs.status_rows import (
     Row,
     RunStatus,
     clock,
+    footnote,
     headline,
     plain,
     prediction_rows,
@@ -78,7 +79,7 @@ def _result(status: RunStatus) -> html.Section:
 
 def _stages(status: RunStatus) -> html.Section:
     rows = stage_rows(status)
-    return html.section("Stages", _board(STAGE_HEADERS, rows)) if rows else html.section("Stages")
+    return html.section("Stages", _board(STAGE_HEADERS, rows), footnote(status)) if rows else html.section("Stages")
 
 
 def _predictions(status: RunStatus) -> html.Section:

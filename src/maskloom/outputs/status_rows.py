@@ -121,6 +121,13 @@ def remarks(status: RunStatus) -> list[str]:
     return [*found, *(plain(problem) for problem in status.problems)]
 
 
+def footnote(status: RunStatus) -> str:
+    """Returns what the states of the stages are about, where no fit is at work; "" where nothing is finished."""
+    if status.state == "running" or all(stage.state != "finished" for stage in status.stages):
+        return ""
+    return "As of the last fit: the data are not looked at here, and `fit` repeats what depends on any that changed."
+
+
 def stage_rows(status: RunStatus, *, most: int | None = None) -> list[Row]:
     """Returns the lines of the stages in their order; with more than ``most``, those that are alike share lines."""
     rows: list[Row] = []

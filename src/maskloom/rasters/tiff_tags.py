@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from maskloom.errors import BadFile
+from maskloom.storage.ranges import open_part
 
 _NEW_KIND, _KIND, _BITS, _PHOTOMETRIC, _ORIENTATION = 254, 255, 258, 262, 274
 _TAGS = (_NEW_KIND, _KIND, _BITS, _PHOTOMETRIC, _ORIENTATION)
@@ -42,7 +43,7 @@ def read_form(path: Path) -> TiffForm:
     """
     found: list[dict[int, int]] = []
     try:
-        with path.open("rb") as stream:
+        with open_part(path) as stream:
             _collect(stream, found)
     except OSError as error:
         raise BadFile(path, f"cannot be read ({error.strerror or error})") from None

@@ -31,7 +31,7 @@ from maskloom.records import Record, Task
 from maskloom.run_directory import RunDirectory
 from maskloom.runtime import derive_seed
 from maskloom.stages.context import Context
-from maskloom.stages.error_analysis import ErrorSums, error_analysis, errors_path
+from maskloom.stages.error_analysis import ErrorSums, error_analysis, errors_path, has_outlines
 from maskloom.stages.fold_tables import FoldTables, leaf_parts
 from maskloom.stages.guides import (
     bundles_of,
@@ -110,7 +110,7 @@ def fit_ensemble(context: Context) -> list[Path]:
         [record.group for record in records], [fold_of[record.id] for record in records], seed=recipe.seed
     )
     fitting = Fitting(context, records, fold_of)
-    errors = ErrorSums(task)
+    errors = ErrorSums(task, outlines=has_outlines(records, task))
     if len(set(parts)) > 1:
         scored = crossfit(
             records, parts, fit=fitting.fit, apply=lambda fit, inside: fitting.counts(inside, *fit, errors=errors)

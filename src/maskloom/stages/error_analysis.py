@@ -8,46 +8,87 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from maskloom.boundary_score import BoundaryCounts, Tolerance, boundary_counts, mean_f_score
+from maskloom.data.scene_parts import ScenePart
 from maskloom.ensembling.attribute_scores import attribute_scores
 from maskloom.ensembling.calibration import NUM_BINS, calibration_error, outcomes, reliability
 from maskloom.ensembling.thresholds import NUM_VALUES
 from maskloom.files import read_json
-from maskloom.metrics import Confusion, Counts, Metric, confusions, counts_of, dice, iou, mean_iou, total
+from maskloom.metrics import (
+    Confusion,
+    Counts,
+    Metric,
+    confusions,
+    counts_of,
+    dice,
+    iou,
+    mean_over_classes,
+    of_pixels,
+    total,
+)
 from maskloom.records import Record, Task
 from maskloom.run_directory import RunDirectory
 
+_METRICS: tuple[Metric, ...] = ("iou", "dice")
 NUM_WORST = 3
 """Images remembered per class."""
+TOLERANCE = Tolerance()
+"""Within which outlines agree: 0.75 % of the image's diagonal."""
+LARGEST_OUTLINED = 2**24
+"""Pixels of an image above which outlines are not scored: they would cost more than all other counts together."""
 CHOSEN = "chosen class"
 """Name of the calibration of all classes of a multiclass task together."""
 
 
-class ErrorSums:
-    """Confusions and outcomes of probabilities, added up over images."""
+@dataclass(frozen=True, slots=True)
+class ImageErrors:
+    """What one image adds."""
 
-    def __init__(self, task: Task) -> None:
-        self._task = task
+    confusions: list[Confusion]
+    outcomes: np.ndarray
+    boundary: BoundaryCounts | None
+
+
+class ErrorSums:
+    """Confusions, outcomes of probabilities and, where asked for, outlines, added up over images."""
+
+    def __init__(self, task: Task, *, outlines: bool = False) -> None:
+        self._task, self._outlines = task, outlines
         labels, number = (task.num_maps, 1) if task.kind == "multiclass" else (2, task.num_maps)
         self.confusions = [Confusion.zero(labels)] * number
         """Of all classes, or one per map; see ``metrics.confusions``."""
         self.outcomes = np.zeros((task.num_maps, 2, NUM_VALUES), np.int64)
         """See ``calibration.outcomes``."""
+        self.boundaries: list[BoundaryCounts] = []
+        """Of every image, where outlines are looked at; see ``boundary_score``."""
 
-    def of_image(self, values: np.ndarray, labels: np.ndarray, truth: np.ndarray) -> tuple[list[Confusion], np.ndarray]:
-        """Returns what one image adds: its confusions and outcomes, from 8-bit maps, decided labels and truth."""
-        return confusions(labels, truth, self._task), outcomes(values, labels, truth, self._task)
+    def of_image(self, values: np.ndarray, labels: np.ndarray, truth: np.ndarray) -> ImageErrors:
+        """Returns what one image adds, from 8-bit maps, decided labels and truth."""
+        boundary = boundary_counts(labels, truth, self._task, TOLERANCE) if self._outlines else None
+        return ImageErrors(confusions(labels, truth, self._task), outcomes(values, labels, truth, self._task), boundary)
 
-    def add(self, image: tuple[list[Confusion], np.ndarray]) -> Counts:
+    def add(self, image: ImageErrors) -> Counts:
         """Returns the image's counts, once it is added."""
-        found, outcome = image
-        self.confusions = [whole + part for whole, part in zip(self.confusions, found, strict=True)]
-        self.outcomes += outcome
-        return counts_of(found, self._task)
+        self.confusions = [whole + part for whole, part in zip(self.confusions, image.confusions, strict=True)]
+        self.outcomes += image.outcomes
+        self.boundaries += [] if image.boundary is None else [image.boundary]
+        return counts_of(image.confusions, self._task)
+
+
+def has_outlines(records: Sequence[Record], task: Task) -> bool:
+    """Returns whether outlines are scored: of exclusive classes in whole images that are not too large for it.
+
+    For all others there is ``maskloom score --boundary``. Parts of scenes cut outlines off.
+    """
+    return task.kind == "multiclass" and all(
+        not isinstance(record, ScenePart) and record.size[0] * record.size[1] <= LARGEST_OUTLINED for record in records
+    )
 
 
 def errors_path(run: RunDirectory) -> Path:
@@ -77,13 +118,50 @@ def error_analysis(
         ],
         "calibration": {"num_bins": NUM_BINS, "curves": _curves(sums.outcomes, task)},
         "mean_iou": {
-            "absent_left_out": round(mean_iou(whole, absent="left out"), 6),
-            "absent_counted": round(mean_iou(whole, absent="counted"), 6),
+            "absent_left_out": round(mean_over_classes(whole, "iou", absent="left out"), 6),
+            "absent_counted": round(mean_over_classes(whole, "iou", absent="counted"), 6),
         },
+        "boundary": _boundary(sums, task),
         "attributes": attribute_scores(
             every, [record.attributes for record in records], [record.group for record in records], metric, seed=seed
         ).to_json(),
         "worst": _worst(records, counts, metric, task),
+    }
+
+
+def pixel_scores(whole: Counts, classes: Sequence[str]) -> dict[str, Any]:
+    """Returns IoU and Dice per class of counts summed over all images, and their means.
+
+    ``classes`` by name, None for a class without a pixel in the truth; ``mean_iou`` and ``mean_dice`` without the
+    classes that no truth holds (``absent_left_out``) and with them (``absent_counted``).
+    """
+    scores = {metric: [_rounded(float(score)) for score in of_pixels(whole, metric)] for metric in _METRICS}
+    means = {
+        f"mean_{metric}": {
+            "absent_left_out": round(mean_over_classes(whole, metric, absent="left out"), 6),
+            "absent_counted": round(mean_over_classes(whole, metric, absent="counted"), 6),
+        }
+        for metric in _METRICS
+    }
+    by_class = {name: {m: scores[m][index] for m in _METRICS} for index, name in enumerate(classes)}
+    return {"classes": by_class, **means}
+
+
+def counted_errors(errors: Mapping[str, Any], task: Task) -> Counts:
+    """Returns the counts of all images together, from the confusions in ``errors.json``."""
+    return counts_of([Confusion(pixels=np.array(each["pixels"], np.int64)) for each in errors["confusion"]], task)
+
+
+def _boundary(sums: ErrorSums, task: Task) -> dict[str, Any] | None:
+    """Returns the boundary F-score per class, the mean over images, and its mean over the classes with an outline."""
+    if not sums.boundaries:
+        return None
+    scores = mean_f_score(sums.boundaries)
+    known = scores[~np.isnan(scores)]
+    return {
+        "tolerance": str(TOLERANCE),
+        "mean": _rounded(float(np.mean(known)) if len(known) else math.nan),
+        "classes": {name: _rounded(float(score)) for name, score in zip(task.classes, scores, strict=True)},
     }
 
 

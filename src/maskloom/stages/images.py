@@ -17,32 +17,18 @@ from maskloom.config import load_yaml, parse
 from maskloom.data.image_io import IMAGE_SUFFIXES
 from maskloom.data.sources.base import first_problem, measure
 from maskloom.data.sources.folder import IMAGE_FOLDERS, MASK_FOLDERS, image_files
-from maskloom.encodings.rle import decode_runs
 from maskloom.errors import BadFile, UserError
-from maskloom.files import OWNER, TEMPORARY_PREFIX, fingerprint, read_json, remove_partial, write_json
-from maskloom.inference.merging import RESULT
-from maskloom.inference.predictor import Predictor
-from maskloom.inference.streaming import predict_records
-from maskloom.integrity import Ledger
-from maskloom.outputs.maps import mask_paths, probability_paths, write_mask, write_probabilities
-from maskloom.outputs.tables import CocoWriter, SubmissionFormat, SubmissionWriter
+from maskloom.executors.tasks import Executor
+from maskloom.files import OWNER, TEMPORARY_PREFIX, read_json, remove_partial, write_json
 from maskloom.progress import Progress
 from maskloom.recipe import Recipe
-from maskloom.records import ClassMap, ProbabilityMap, Record, Task
+from maskloom.records import Record, Task
 from maskloom.run_directory import RunDirectory
 from maskloom.run_lock import held
 from maskloom.runtime import choose_device
 from maskloom.stages.ensemble import Ensemble, load_ensemble, open_predictor
+from maskloom.stages.image_files import FORMATS, TABLES, Asked, share_maps, write_maps, write_table
 from maskloom.stages.prediction import decider
-from maskloom.stages.rows import read_rows, write_rows
-from maskloom.stages.scoring import image_reader
-from maskloom.stages.shared_rows import SharedTable
-
-FORMATS = ("png", "prob", "rle", "coco")
-TABLES = {"rle": "predictions.csv.gz", "coco": "predictions.json"}
-"""The formats of one file for all images, which several processes may write together."""
-SHARED = ".images"
-"""The folder, beside what is written, of what the processes tell each other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +46,8 @@ class Opened:
 
     recipe: Recipe
     ensemble: Ensemble
-    predictor: Predictor
+    predictor: Callable[..., dict[str, np.ndarray]]
+    """Gives 8-bit maps C×H×W by name of an image H×W×C as stored."""
     task: Task
     labels: Callable[[dict[str, np.ndarray]], np.ndarray]
     """Decides masks from 8-bit maps C×H×W by name."""
@@ -91,6 +78,20 @@ def open_for_prediction(run: RunDirectory, device: str | None) -> Opened:
     return Opened(recipe=recipe, ensemble=ensemble, predictor=predictor, task=task, labels=labels)
 
 
+def open_decisions(run: RunDirectory) -> Opened:
+    """Returns the run without its networks, for a process whose workers have them."""
+    recipe = parse(Recipe, load_yaml(run.recipe), origin=str(run.recipe))
+    ensemble = load_ensemble(run)
+    if recipe.outside or ensemble.task is None:  # an earlier version's, whose networks alone tell the task
+        return open_for_prediction(run, "cpu")
+    labels = decider(run, recipe, ensemble, ensemble.task)
+    return Opened(recipe=recipe, ensemble=ensemble, predictor=_nobody, task=ensemble.task, labels=labels)
+
+
+def _nobody(*_: Any, **__: Any) -> dict[str, np.ndarray]:
+    raise RuntimeError("expected the networks to be asked by workers")
+
+
 def predict_images(
     run: RunDirectory,
     images: Path,
@@ -100,8 +101,13 @@ def predict_images(
     opened: Callable[[], Opened],
     skip_bad: bool,
     progress: Progress,
+    executor: Executor | None = None,
 ) -> Prediction:
-    """Returns what was written; see ``maskloom.api.Run.predict``. ``opened`` is asked once the images are found."""
+    """Returns what was written; see ``maskloom.api.Run.predict``. ``opened`` is asked once the images are found.
+
+    Where the ``executor`` has workers, they are given shards of the images, and open the run themselves: ``opened``
+    is then asked for what was decided alone (``open_decisions``).
+    """
     if to not in FORMATS:
         raise UserError(f"to={to!r}: expected one of {', '.join(FORMATS)}")
     bad: list[BadFile] = []
@@ -118,19 +124,17 @@ def predict_images(
     with alone:
         if to not in TABLES:
             remove_partial(out)
-        ready = opened()
-        common: dict[str, Any] = {
-            "read": image_reader(ready.channels),
-            "on_bad": leave_out if skip_bad else None,
-            "on_progress": progress.advance,
-        }
-        if to in ("png", "prob"):
-            _write_maps(ready, records, out, to, common)
-        else:
-            written = _write_table(ready, records, out, to, common)
+        ready, on_bad = opened(), leave_out if skip_bad else None
+        asked = Asked(run=run, out=out, to=to, skip_bad=skip_bad)
+        if to in TABLES:
+            written = write_table(ready, records, asked, on_bad=on_bad, progress=progress, executor=executor)
             for record in records:
                 if record.id not in written:
                     unfit.setdefault(record.id, BadFile(record.image, "left out before this prediction was continued"))
+        elif executor is not None and executor.is_parallel:
+            share_maps(ready, records, asked, executor, on_bad=on_bad, progress=progress)
+        else:
+            write_maps(ready, records, asked, on_bad=on_bad, on_progress=progress.advance)
     return Prediction(out=out, num_written=len(records) - len(unfit), bad=[*bad, *unfit.values()])
 
 
@@ -218,65 +222,3 @@ def mark_output(out: Path, run: RunDirectory, to: str, images: Path) -> None:
         raise UserError(f"{out}: holds predictions {whose}; choose another folder or remove this one")
     if not marker.is_file():  # once: a process that shares the folder may remove what another one has half-written
         write_json(marker, described)
-
-
-def _write_maps(opened: Opened, records: Sequence[Record], out: Path, to: str, common: dict[str, Any]) -> None:
-    paths = mask_paths if to == "png" else probability_paths
-
-    def consume(record: Record, maps: dict[str, np.ndarray]) -> None:
-        if to == "png":
-            write_mask(out, ClassMap(id=record.id, labels=opened.labels(maps)), opened.task)
-        else:
-            write_probabilities(out, ProbabilityMap(id=record.id, values=maps[RESULT]), opened.task)
-
-    def is_written(record: Record) -> bool:
-        facts = record.image.stat()  # of a file that was put in another's place, mtime may be old, ctime is not
-        changed = max(facts.st_mtime_ns, facts.st_ctime_ns)
-        files = paths(out, record.id, opened.task)
-        return all(path.is_file() and path.stat().st_mtime_ns >= changed for path in files)
-
-    predict_records(opened.predictor, records, consume, skip=is_written, **common)
-
-
-def _write_table(opened: Opened, records: Sequence[Record], out: Path, to: str, common: dict[str, Any]) -> set[str]:
-    """Returns the ids of the records in the table, which other processes may be at, too."""
-    # Chunks of an attempt on other images, or on other versions of them, lie under another name and are not read.
-    key = _fingerprint(records, skip_bad=common["on_bad"] is not None)
-    advance = common.pop("on_progress")
-
-    def predict(chunk: Sequence[Record], folder: Path, tell: Callable[[int, int], None]) -> list[Path]:
-        ledger = Ledger(folder, folder / "rows.sums")
-        task, labels = opened.task, opened.labels
-        return write_rows(
-            opened.predictor, chunk, folder, task, decide=labels, ledger=ledger, on_progress=tell, **common
-        )
-
-    def write(files: Sequence[Path]) -> set[str]:
-        written: set[str] = set()
-        if to == "rle":
-            form = SubmissionFormat(columns=("id", "class", "rle") if opened.task.num_maps > 1 else ("id", "rle"))
-            with SubmissionWriter(table, form) as lines:
-                for row in read_rows(files):
-                    lines.write(row.record_id, row.runs, row.class_name if form.has_classes else "")
-                    written.add(row.record_id)
-        else:
-            names = {record.id: record.id + record.image.suffix for record in records}
-            with CocoWriter(table, opened.task) as writer:
-                for row in read_rows(files):
-                    mask = decode_runs(row.runs, row.size, order="row", base=1)
-                    writer.write(row.record_id, names[row.record_id], row.class_name, mask)
-                    written.add(row.record_id)
-        return written
-
-    table = out / TABLES[to]
-    shared = SharedTable(table=table, rows=out / ".rows" / key, state=out / SHARED)
-    return shared.write(records, predict, write, on_progress=advance)
-
-
-def _fingerprint(records: Sequence[Record], *, skip_bad: bool) -> str:
-    """Returns a fingerprint of the images by name, size, length and times of change."""
-    facts = [(record.id, record.size, record.image.stat()) for record in records]
-    return fingerprint(
-        skip_bad,
-        [(name, size, found.st_size, found.st_mtime_ns, found.st_ctime_ns) for name, size, found in facts],
-    )

@@ -6,7 +6,7 @@ what it finished, and one that lacks some of its files, or finds them damaged, m
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,19 +14,23 @@ import numpy as np
 from maskloom.data.scene_parts import ScenePart, parts_among
 from maskloom.data.truth import read_truth
 from maskloom.encodings.probability_maps import write_map
+from maskloom.executors.tasks import Call, Here, ShardProgress, shards
 from maskloom.files import read_json, write_json
 from maskloom.inference.merging import RESULT, Merge
 from maskloom.inference.predictor import PLAIN, Predictor
 from maskloom.inference.streaming import predict_records
-from maskloom.integrity import Ledger
 from maskloom.metrics import from_labels
 from maskloom.rasters.georeference import read_georeference
 from maskloom.rasters.writing import write_geotiff_blocks
 from maskloom.recipe import MemberSettings
 from maskloom.records import Record
+from maskloom.run_directory import RunDirectory
 from maskloom.stages.context import Context
 from maskloom.stages.guides import bundles_of, by_leaf, given_out_of_fold, stored_map
 from maskloom.stages.scoring import answer, decided, of_classes, reader_of_parts
+
+SHARD = 64
+"""Records that a worker is given at a time, at most."""
 
 
 def predict_out_of_fold(context: Context, member: MemberSettings, *, fingerprint: str) -> list[Path]:
@@ -36,14 +40,12 @@ def predict_out_of_fold(context: Context, member: MemberSettings, *, fingerprint
     """
     folder, stage = context.run.oof(member.name), f"oof/{member.name}"
     context.run.begin(stage, folder, fingerprint)
-    ledger = context.run.ledger(stage)
     table = context.fold_tables().of(member.name)
+    by_fold = {fold: context.records(set(table.split(fold)[1])) for fold in range(table.num_folds)}
+    _predict_folds(context, member, by_fold)
     scores: dict[str, dict[str, object]] = {}
-    total = sum(len(table.split(fold)[1]) for fold in range(table.num_folds))
     counts: list[Path] = []
-    for fold in range(table.num_folds):
-        records = context.records(set(table.split(fold)[1]))
-        _predict_fold(context, member, fold, records, ledger=ledger, done=len(scores), total=total)
+    for fold, records in by_fold.items():
         for record in records:
             scores[record.id] = read_json(_counts_path(folder, record)) | {"fold": fold}
             counts.append(_counts_path(folder, record))
@@ -74,29 +76,50 @@ def _counts_path(folder: Path, record: Record) -> Path:
     return folder / "counts" / f"{record.id}.json"
 
 
-def _predict_fold(
-    context: Context,
-    member: MemberSettings,
-    fold: int,
-    records: list[Record],
-    *,
-    ledger: Ledger,
-    done: int,
-    total: int,
-) -> None:
-    folder, task, part = context.run.oof(member.name), context.source.task, member.task_of(context.source.task)
-    leaves = context.fold_tables().leaves_of_fold(member.name, fold)
+def _predict_folds(context: Context, member: MemberSettings, by_fold: Mapping[int, Sequence[Record]]) -> None:
+    """Predicts the records of every fold that are not finished yet, in shards, and enters what they leave."""
+    run, executor = context.run, context.executor
+    ledger = run.ledger(f"oof/{member.name}")
+    missing = {
+        fold: [record.id for record in records if not all(map(ledger.is_sound, _files(run, member, record)))]
+        for fold, records in by_fold.items()
+    }
+    total = sum(map(len, by_fold.values()))
+    done = total - sum(map(len, missing.values()))
+    progress = ShardProgress(context.progress, done=done, total=total)
+    shared = executor.share(context)
+    tickets = [
+        executor.submit(
+            Call(
+                name=f"oof/{member.name}",
+                function=_predict_shard,
+                shared=shared,
+                arguments=(member.name, fold, tuple(shard)),
+                shard=place and f"fold {fold}, images {place}",
+                order=context.turn(member.name) + 1,
+            ),
+            progress=progress.listener(f"fold {fold}"),
+            on_told=ledger.add,
+        )
+        for fold, wanted in missing.items()
+        for place, shard in shards(wanted, executor, at_most=SHARD)
+    ]
+    for ticket in tickets:
+        executor.collect(ticket)
+
+
+def _files(run: RunDirectory, member: MemberSettings, record: Record) -> tuple[Path, Path]:
+    """Returns what a finished record leaves; the counts are written, and told, last."""
+    return run.oof_map(member.name, record.id), _counts_path(run.oof(member.name), record)
+
+
+def _predict_shard(here: Here, shared: Context, name: str, fold: int, wanted: Sequence[str]) -> None:
+    """Predicts some of a fold's records, and tells every file that is finished."""
+    context = shared.at(here)
+    member, task = context.recipe.member(name), context.source.task
+    part = member.task_of(task)
     asked = member.views_of(context.recipe.inference)
-    predictor = Predictor(
-        Merge(children=leaves),
-        bundles_of(context.run, context.recipe, leaves),
-        asked,
-        context.device,
-        plain=True,
-        guidance=by_leaf(context.recipe, leaves),
-        task=task,
-    )
-    context.say(predictor.notes)
+    predictor = here.keeper.get(("oof", name, fold), lambda: _predictor(context, member, fold))
 
     def consume(record: Record, maps: dict[str, np.ndarray]) -> None:
         truth = read_truth(record, task, context.source.coding)
@@ -105,18 +128,15 @@ def _predict_fold(
             kind: from_labels(of_classes(decided(maps[name], task), part, task), labels, part).to_json()
             for kind, name in (("views", RESULT), ("plain", PLAIN))
         }
-        write_map(context.run.oof_map(member.name, record.id), maps[RESULT])
-        write_json(_counts_path(folder, record), counts)
-        ledger.add(context.run.oof_map(member.name, record.id))
-        ledger.add(_counts_path(folder, record))  # last: that it is known says that the record is finished
-
-    def is_finished(record: Record) -> bool:
-        files = (_counts_path(folder, record), context.run.oof_map(member.name, record.id))
-        return all(map(ledger.is_sound, files))
+        map_file, counts_file = _files(context.run, member, record)
+        write_map(map_file, maps[RESULT])
+        write_json(counts_file, counts)
+        here.tell(map_file)
+        here.tell(counts_file)  # last: that it is known says that the record is finished
 
     predict_records(
         answer(predictor, task, (RESULT, PLAIN)),
-        records,
+        context.records(set(wanted)),
         consume,
         read=reader_of_parts(
             member.image_channels,
@@ -124,6 +144,21 @@ def _predict_fold(
             asked.overlap,
             given_out_of_fold(context.run, member),
         ),
-        skip=is_finished,
-        on_progress=lambda count, _: context.progress.advance(done + count, total, f"fold {fold}"),
+        on_progress=here.progress.advance,
     )
+
+
+def _predictor(context: Context, member: MemberSettings, fold: int) -> Predictor:
+    """Returns the networks of one fold, ready to be asked."""
+    leaves = context.fold_tables().leaves_of_fold(member.name, fold)
+    predictor = Predictor(
+        Merge(children=leaves),
+        bundles_of(context.run, context.recipe, leaves),
+        member.views_of(context.recipe.inference),
+        context.device,
+        plain=True,
+        guidance=by_leaf(context.recipe, leaves),
+        task=context.source.task,
+    )
+    context.say(predictor.notes)
+    return predictor

@@ -5,15 +5,17 @@ Images that turn out damaged are left out where the recipe says so, and remember
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from maskloom.ensembling.thresholds import decide
 from maskloom.errors import BadFile, UserError
+from maskloom.executors.tasks import Call, Here, ShardProgress
 from maskloom.files import read_json, write_json
 from maskloom.inference.merging import RESULT
+from maskloom.inference.predictor import Predictor
 from maskloom.integrity import Ledger
 from maskloom.outputs.maps import mask_paths, write_mask
 from maskloom.outputs.tables import (
@@ -30,7 +32,7 @@ from maskloom.stages.context import Context
 from maskloom.stages.ensemble import Ensemble, load_ensemble, open_predictor
 from maskloom.stages.outside import reader_of_outside_maps
 from maskloom.stages.postprocess import load_postprocessor
-from maskloom.stages.rows import chunks_in, read_rows, write_rows
+from maskloom.stages.rows import chunk_files, chunks_in, read_rows, write_chunk
 from maskloom.stages.scoring import reader_with_maps
 
 
@@ -39,35 +41,10 @@ def predict_unlabelled(context: Context, *, fingerprint: str) -> list[Path]:
     run, task = context.run, context.source.task
     run.begin("predict", run.predictions, fingerprint)
     ledger = run.ledger("predict")
-    ensemble = load_ensemble(run)
     masks, rows, unlabelled = run.predictions / "masks", run.predictions / "rows", context.source.unlabelled
     if context.recipe.delivery.masks:
         _forget_rows_without_masks(rows, masks, task, ledger)
-    predictor = open_predictor(run, ensemble, context.recipe, context.device)
-    context.say(predictor.notes)
-
-    def write(mask: ClassMap) -> None:
-        write_mask(masks, mask, task)
-        for path in mask_paths(masks, mask.id, task):
-            ledger.add(path)
-
-    def leave_out(record: Record, problem: BadFile) -> None:
-        context.progress.note(f"left out: {problem}")
-        _remember(run, record, problem, context.source.root)
-        ledger.add(run.left_out)
-
-    files = write_rows(
-        lambda seen: predictor(*seen),
-        unlabelled,
-        rows,
-        task,
-        decide=decider(run, context.recipe, ensemble, task),
-        read=reader_with_maps(context.num_channels(), reader_of_outside_maps(context.recipe, task)),
-        ledger=ledger,
-        also=write if context.recipe.delivery.masks else None,
-        on_bad=leave_out if context.recipe.data.skip_bad else None,
-        on_progress=context.progress.advance,
-    )
+    files = _written_rows(context, rows, ledger)
     written = {row.record_id for row in read_rows(files)}
     told = left_out(run, context.source.root)
     for record in unlabelled:
@@ -77,6 +54,83 @@ def predict_unlabelled(context: Context, *, fingerprint: str) -> list[Path]:
     if context.recipe.delivery.masks:
         files += [path for record_id in written for path in mask_paths(masks, record_id, task)]
     return files
+
+
+def _written_rows(context: Context, folder: Path, ledger: Ledger) -> list[Path]:
+    """Returns the files of rows of all images without truth, a task each; the ledger learns what they leave."""
+    run, source, executor = context.run, context.source, context.executor
+    chunks = chunk_files(source.unlabelled, folder)
+    # Files of rows are read when all are there, so all of those that are kept are read now.
+    missing = [number for number, (path, _) in enumerate(chunks) if not ledger.is_sound(path, thorough=True)]
+    total = len(source.unlabelled)
+    progress = ShardProgress(
+        context.progress, done=total - sum(len(chunks[number][1]) for number in missing), total=total
+    )
+
+    def enter(told: Path | tuple[Record, BadFile]) -> None:
+        if isinstance(told, Path):
+            ledger.add(told)
+            return
+        record, problem = told
+        context.progress.note(f"left out: {problem}")
+        _remember(run, record, problem, source.root)
+        ledger.add(run.left_out)
+
+    shared = executor.share(context)
+    shards = [[number] for number in missing] if executor.is_parallel else [missing] if missing else []
+    tickets = [
+        executor.submit(
+            Call(
+                name="predict",
+                function=_predict_chunks,
+                shared=shared,
+                arguments=(folder, tuple(shard)),
+                shard=f"chunk {shard[0] + 1} of {len(chunks)}" if executor.is_parallel else "",
+            ),
+            progress=progress.listener(),
+            on_told=enter,
+        )
+        for shard in shards
+    ]
+    for ticket in tickets:
+        executor.collect(ticket)
+    return [path for path, _ in chunks]
+
+
+def _predict_chunks(here: Here, shared: Context, folder: Path, numbers: Sequence[int]) -> None:
+    """Writes some of the files of rows, and masks where the recipe asks for them; tells every file, rows last."""
+    context = shared.at(here)
+    run, recipe, task = context.run, context.recipe, context.source.task
+    masks, chunks = run.predictions / "masks", chunk_files(context.source.unlabelled, folder)
+
+    def opened() -> tuple[Predictor, Callable[[dict[str, np.ndarray]], np.ndarray]]:
+        ensemble = load_ensemble(run)
+        predictor = open_predictor(run, ensemble, recipe, context.device)
+        context.say(predictor.notes)
+        return predictor, decider(run, recipe, ensemble, task)
+
+    def write(mask: ClassMap) -> None:
+        write_mask(masks, mask, task)
+        for path in mask_paths(masks, mask.id, task):
+            here.tell(path)
+
+    predictor, decide_labels = here.keeper.get("predict", opened)
+    done, total = 0, sum(len(chunks[number][1]) for number in numbers)
+    for number in numbers:
+        path, chunk = chunks[number]
+        write_chunk(
+            lambda seen: predictor(*seen),
+            chunk,
+            path,
+            task,
+            decide=decide_labels,
+            read=reader_with_maps(context.num_channels(), reader_of_outside_maps(recipe, task)),
+            also=write if recipe.delivery.masks else None,
+            on_bad=(lambda record, problem: here.tell((record, problem))) if recipe.data.skip_bad else None,
+            on_progress=lambda within, _, before=done: here.progress.advance(before + within, total),  # type: ignore[misc]
+        )
+        here.tell(path)
+        done += len(chunk)
 
 
 def decider(

@@ -29,6 +29,7 @@ from maskloom.stages.context import Context
 from maskloom.stages.ensemble import Fitting, asked_members, counts_path, load_ensemble, read_counts
 from maskloom.stages.fold_tables import FoldTables
 from maskloom.stages.postprocess import with_steps_path
+from maskloom.storage.places import local_data
 
 _SAME_SCORE = 5e-4
 """Scores of the same maps may differ so much between machines, where weights were fitted; other masks differ more."""
@@ -48,7 +49,7 @@ class FinishedRun:
         folder = RunDirectory.existing(root)
         folder.decision()
         recipe = parse(Recipe, load_yaml(folder.recipe), origin=str(folder.recipe))
-        data = Path(read_sealed(folder.facts)["data"])
+        data = local_data(read_sealed(folder.facts)["data"])
         return cls(folder, recipe, DataSource.from_json(read_sealed(folder.source), data))
 
     @cached_property

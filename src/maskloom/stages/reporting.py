@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from maskloom.config import load_yaml, parse
 from maskloom.data.record_images import read_record_image
 from maskloom.data.sources.base import DataSource
 from maskloom.data.statistics import Survey
@@ -16,7 +15,7 @@ from maskloom.data.truth import read_sample
 from maskloom.ensembling.thresholds import decide
 from maskloom.errors import BadFile
 from maskloom.files import read_json
-from maskloom.inference.merging import RESULT, Merge
+from maskloom.inference.merging import RESULT
 from maskloom.inference.views import find_views
 from maskloom.integrity import read_sealed
 from maskloom.outputs.overlays import class_colours, displayed, shrunk
@@ -30,23 +29,25 @@ from maskloom.outputs.report_input import (
     PseudoFold,
     PseudoRound,
     ReportInput,
-    score_digits,
 )
 from maskloom.outputs.report_pictures import class_panels
-from maskloom.outputs.report_words import chosen_steps, interval_text, plural, signed
+from maskloom.outputs.report_words import plural
 from maskloom.recipe import MemberSettings, Recipe
 from maskloom.records import IGNORE, BadSize, Record
 from maskloom.run_directory import RunDirectory
 from maskloom.stages.block_folds import with_parts
+from maskloom.stages.contest_score import Scorers
 from maskloom.stages.ensemble import Ensemble, load_ensemble, out_of_fold_maps
 from maskloom.stages.error_analysis import load_errors
-from maskloom.stages.fold_tables import FoldTables, leaf_name, leaf_parts
-from maskloom.stages.postprocess import changed_examples, result_path
+from maskloom.stages.evaluation import evaluation, read_recipe
+from maskloom.stages.fold_tables import FoldTables, leaf_name
+from maskloom.stages.postprocess import changed_examples
 from maskloom.stages.prediction import left_out
 from maskloom.stages.pseudo import read_choices
 from maskloom.stages.pseudo_report import labelled_examples, summaries
 from maskloom.stages.pseudo_views import round_of, teacher_notes, teachers_of, views_among
 from maskloom.stages.stage_times import stage_seconds
+from maskloom.storage.places import local_data
 from maskloom.training.tracking import read_log
 
 NUM_EXAMPLES = 4
@@ -63,14 +64,14 @@ _CHANGED = (BadFile, BadSize, FileNotFoundError)
 """What reading raises where a file of the data is gone, or is another one now."""
 
 
-def write_report(run: RunDirectory) -> Path:
-    """Returns the report page, written from what the finished stages left."""
+def write_report(run: RunDirectory, scorers: Scorers | None = None) -> Path:
+    """Returns the report page, written from what the finished stages left; ``scorers`` as ``evaluation`` takes them."""
     facts = read_sealed(run.facts)
-    source = DataSource.from_json(read_sealed(run.source), Path(facts["data"]))
+    source = DataSource.from_json(read_sealed(run.source), local_data(facts["data"]))
     ensemble = load_ensemble(run)
     images = _image_scores(run)
     pairs = read_json(run.checked(run.near_duplicates))
-    recipe = _recipe(run)
+    recipe = read_recipe(run)
     tables = FoldTables.read(run, recipe)
     curves = _learning_curves(run, recipe, tables)
     scored = with_parts(source, tables.blocks, run)
@@ -83,7 +84,7 @@ def write_report(run: RunDirectory) -> Path:
         data=facts["data"],
         layout=source.layout,
         recipe_yaml=run.recipe.read_text(encoding="utf-8"),
-        evaluation=evaluation(run),
+        evaluation=evaluation(run, scorers),
         classes=source.task.classes,
         task_kind=source.task.kind,
         learning_curves=curves,
@@ -108,69 +109,6 @@ def write_report(run: RunDirectory) -> Path:
     )
     render_report(run.report, page)
     return run.report
-
-
-def evaluation(run: RunDirectory) -> dict[str, Any]:
-    """Returns the scores of a finished run; with post-processing, ``postprocess`` as its stage left it.
-
-    The ``weights`` of an ensemble whose tree is stated are the shares that members have of that tree.
-    """
-    recipe, ensemble = _recipe(run), load_ensemble(run)
-    found = ensemble.evaluation()
-    order = {name: place for place, name in enumerate(recipe.names)}  # files hold names in alphabetical order
-    found["members"] = dict(sorted(found["members"].items(), key=lambda item: order.get(item[0], len(order))))
-    if recipe.ensemble.tree is not None:
-        found["weights"] = _shares(ensemble.tree)
-    if recipe.postprocess.steps and run.finished("postprocess"):
-        found["postprocess"] = read_json(run.checked(result_path(run)))
-    return found
-
-
-def _recipe(run: RunDirectory) -> Recipe:
-    return parse(Recipe, load_yaml(run.recipe), origin=str(run.recipe))
-
-
-def _shares(tree: Merge) -> dict[str, float]:
-    """Returns what part of the tree each member is, all its networks together."""
-    found: dict[str, float] = {}
-
-    def walk(node: Merge, share: float) -> None:
-        for part, child in node.shares():
-            if isinstance(child, Merge):
-                walk(child, share * part)
-            else:
-                member = leaf_parts(child)[0]
-                found[member] = found.get(member, 0.0) + share * part
-
-    walk(tree, 1.0)
-    return {member: round(share, 6) for member, share in found.items()}
-
-
-def score_lines(evaluation: dict[str, Any]) -> list[str]:
-    """Returns the scores as lines for a terminal: ensemble, members, and classes where there are several."""
-    metric = {"dice": "mean Dice", "iou": "mIoU"}[evaluation["metric"]]
-    oof = evaluation["oof"]
-    digits = score_digits(oof["mean"])
-
-    def text(scores: dict[str, Any]) -> str:
-        return f"{scores['mean']:.{digits}f} ± {scores['std']:.{digits}f}"
-
-    lines = [f"out-of-fold {metric}: {text(oof)} over {len(oof['folds'])} fold(s), cross-fitted"]
-    if "postprocess" in evaluation:
-        found = evaluation["postprocess"]
-        steps, gain = chosen_steps(found), found["gain"]
-        taken = f"{', '.join(steps)}: {signed(gain['mean'])}, {interval_text(gain)}" if steps else "no step helps"
-        lines.append(f"  post-processed: {text(found['scores']['with'])} ({taken})")
-    for name, scores in evaluation["members"].items():
-        views = f"without test-time views {scores['without_views']['mean']:.{digits}f}"
-        absent = "" if name in evaluation["weights"] else "; not in the ensemble"
-        lines.append(f"  {name}: {text(scores)} ({views}{absent})")
-    if len(oof["classes"]) > 1:
-        lines += [
-            f"  {name:<20} {'absent' if score is None else f'{score:.{digits}f}'}"
-            for name, score in oof["classes"].items()
-        ]
-    return lines
 
 
 def _member_facts(recipe: Recipe, tables: FoldTables) -> dict[str, MemberFacts]:

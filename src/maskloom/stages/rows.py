@@ -53,8 +53,8 @@ def write_rows(
     read: Callable[[Record], Source],
     ledger: Ledger,
     also: Callable[[ClassMap], None] | None = None,
-    on_bad: Callable[[Record, BadFile], None] | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_bad: Callable[[Record, BadFile], object] | None = None,
+    on_progress: Callable[[int, int], object] | None = None,
 ) -> list[Path]:
     """Returns the files of rows below ``folder``, in the records' order.
 
@@ -62,28 +62,48 @@ def write_rows(
     turns 8-bit maps C×H×W by name (the result and taps) into labels; ``also`` is given every decided mask, from several
     threads.
     """
-    files = []
-    for number, chunk in enumerate(_chunks(records)):
-        path = folder / f"{number:06d}.csv"
-        files.append(path)
+    chunks = chunk_files(records, folder)
+    for number, (path, chunk) in enumerate(chunks):
         if ledger.is_sound(path, thorough=True):  # since it is read when all are there
             continue
-        rows: dict[str, list[Row]] = {}
-
-        def consume(record: Record, maps: dict[str, np.ndarray], rows: dict[str, list[Row]] = rows) -> None:
-            labels = decide(maps)
-            if also is not None:
-                also(ClassMap(id=record.id, labels=labels))
-            rows[record.id] = rows_of(record.id, labels, task)
 
         def advance(done: int, _: int, first: int = number * CHUNK) -> None:
             if on_progress is not None:
                 on_progress(first + done, len(records))
 
-        predict_records(predict, chunk, consume, read=read, on_bad=on_bad, on_progress=advance)
-        write_text(path, _to_text(row for record in chunk for row in rows.get(record.id, [])))
+        write_chunk(predict, chunk, path, task, decide=decide, read=read, also=also, on_bad=on_bad, on_progress=advance)
         ledger.add(path)
-    return files
+    return [path for path, _ in chunks]
+
+
+def chunk_files(records: Sequence[Record], folder: Path) -> list[tuple[Path, list[Record]]]:
+    """Returns the files of rows below ``folder``, and whose rows are in each."""
+    return [(folder / f"{number:06d}.csv", chunk) for number, chunk in enumerate(_chunks(records))]
+
+
+def write_chunk(
+    predict: Callable[[Source], dict[str, np.ndarray]],
+    records: Sequence[Record],
+    path: Path,
+    task: Task,
+    *,
+    decide: Callable[[dict[str, np.ndarray]], np.ndarray],
+    read: Callable[[Record], Source],
+    also: Callable[[ClassMap], None] | None = None,
+    on_bad: Callable[[Record, BadFile], object] | None = None,
+    on_progress: Callable[[int, int], object] | None = None,
+) -> None:
+    """Writes the rows of these records into one file; see ``write_rows``."""
+    rows: dict[str, list[Row]] = {}
+
+    def consume(record: Record, maps: dict[str, np.ndarray]) -> None:
+        labels = decide(maps)
+        if also is not None:
+            also(ClassMap(id=record.id, labels=labels))
+        rows[record.id] = rows_of(record.id, labels, task)
+
+    predict_records(predict, records, consume, read=read, on_bad=on_bad, on_progress=on_progress)
+    write_text(path, _to_text(row for record in records for row in rows.get(record.id, [])))
 
 
 def rows_of(record_id: str, labels: np.ndarray, task: Task) -> list[Row]:

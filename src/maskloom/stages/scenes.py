@@ -11,37 +11,36 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from maskloom.config import load_yaml, parse
-from maskloom.data.dataset import with_channels
 from maskloom.data.input_policy import InputPolicy
 from maskloom.data.sources.base import DataSettings, DataSource
 from maskloom.encodings.polygon_settings import PolygonSettings
-from maskloom.encodings.probability_maps import write_map
 from maskloom.ensembling.precedence import Precedence, numbered
 from maskloom.ensembling.thresholds import decide
 from maskloom.errors import BadFile, UserError, closest
+from maskloom.executors.tasks import Executor
 from maskloom.files import TEMPORARY_PREFIX, fingerprint, read_json, write_json
-from maskloom.inference.blocks import BlockPixels, block_grid, predict_block, read_block
-from maskloom.inference.frames import Frame
+from maskloom.inference.blocks import block_grid
 from maskloom.inference.guidance import GuidanceSettings
 from maskloom.inference.merging import RESULT
-from maskloom.inference.streaming import predict_records
 from maskloom.masks import clear_overlaps
 from maskloom.progress import Progress
 from maskloom.recipe import Recipe
-from maskloom.records import BandFile, Record
+from maskloom.records import BandFile
 from maskloom.run_directory import RunDirectory
 from maskloom.runtime import generator
 from maskloom.stages.claims import Claims
 from maskloom.stages.fold_tables import leaf_parts
 from maskloom.stages.guides import networks_of
 from maskloom.stages.images import Opened, Prediction, mark_output
+from maskloom.stages.scene_blocks import BlocksByWorkers, Claimed, SceneWork, predict_blocks
 from maskloom.stages.scene_files import (
     SCENE_FORMATS,
     SceneWriter,
@@ -49,10 +48,9 @@ from maskloom.stages.scene_files import (
     Wanted,
     check_scenes,
     scene_files,
-    stored,
 )
 from maskloom.stages.scene_registration import register_scenes
-from maskloom.stages.scene_sources import Scene, find_scenes, open_scene
+from maskloom.stages.scene_sources import Scene, find_scenes
 from maskloom.stages.scene_table import is_table
 
 BLOCKS, SHARED = ".blocks", ".scenes"
@@ -60,7 +58,6 @@ BLOCKS, SHARED = ".blocks", ".scenes"
 PAUSE_SECONDS = 0.5
 """So long a process waits when others are at all the blocks that are left."""
 
-_MAPS = "maps"
 _WRITING = 0  # the claim to write the files; those to blocks follow
 
 
@@ -84,6 +81,7 @@ def predict_scenes(
     skip_bad: bool = False,
     shuffle: int | None = None,
     progress: Progress,
+    executor: Executor | None = None,
 ) -> Prediction:
     """Returns what was written for a TIFF raster, a folder of them, a table of scenes or a folder of a known layout.
 
@@ -98,7 +96,8 @@ def predict_scenes(
     seeds another order of blocks, which changes nothing else. With ``skip_bad``, scenes that are damaged or cannot be
     registered are left out.
 
-    Started again it continues; started several times at once, the processes share the blocks. Scenes are decided by the
+    Started again it continues; started several times at once, the processes share the blocks. Where the ``executor``
+    has workers, these predict the blocks, and ``opened`` is asked for what was decided alone. Scenes are decided by the
     run's thresholds: post-processing looks at whole objects, which blocks would cut, and is left out with a note.
 
     Raises ``UserError`` for what cannot be done, before any network is loaded where files alone tell.
@@ -147,11 +146,12 @@ def predict_scenes(
             opened(), wanted, crs, found, precedence, skip_bad=skip_bad, shuffle=shuffle, progress=progress
         )
         pending = deliveries
-        while pending:
-            before = process.num_predicted
-            pending = [delivery for delivery in pending if not process.visit(delivery)]
-            if pending and process.num_predicted == before:
-                time.sleep(PAUSE_SECONDS)
+        with process.served_by(executor, run):
+            while pending:
+                before = process.num_predicted
+                pending = list(process.unfinished(pending))
+                if pending and process.num_predicted == before:
+                    time.sleep(PAUSE_SECONDS)
         _tidy(out, deliveries)
     left_out = [problem for delivery in deliveries for problem in delivery.left_out().values()]
     return Prediction(out=out, num_written=len(found) - len(left_out), bad=[*bad, *left_out])
@@ -251,6 +251,8 @@ class _Process:
         if self._has_steps:
             progress.note("post-processing looks at whole objects: scenes are decided by thresholds alone")
         networks, channels, asked = asked_networks(opened), opened.channels, opened.recipe.inference
+        self._workers: BlocksByWorkers | None = None
+        self._records = {scene.id: scene.record for scene in scenes}
         self._stored: dict[str, StoredBlocks] = {}
         self._forgotten: set[Path] = set()
         for scene in scenes:
@@ -260,6 +262,45 @@ class _Process:
         self._writer = SceneWriter(wanted=wanted, task=opened.task, stored=self._stored, decide=self._decide, crs=crs)
         self._done = dict.fromkeys(self._stored, 0)
         self._total = sum(len(blocks.windows) for blocks in self._stored.values())
+
+    @contextmanager
+    def served_by(self, executor: Executor | None, run: RunDirectory) -> Iterator[None]:
+        """Lets the workers of an executor, where it has any, predict the blocks."""
+        if executor is None or not executor.is_parallel:
+            yield
+            return
+        scenes = {name: (self._records[name], each.folder, each.grid) for name, each in self._stored.items()}
+        work = SceneWork(run=run, scenes=scenes, num_maps=self._opened.task.num_maps, skip_bad=self._skip_bad)
+        with BlocksByWorkers(executor, work, self._stored, self._count) as self._workers:
+            yield
+
+    def unfinished(self, deliveries: Sequence[Delivery]) -> Iterator[Delivery]:
+        """Visits the deliveries, and yields those that are not finished then."""
+        waiting = []
+        for delivery in deliveries:
+            if self._workers is not None and not delivery.is_finished():
+                waiting.append(delivery)
+            elif not self.visit(delivery):
+                yield delivery
+        for number, delivery in enumerate(waiting):
+            assert self._workers is not None, "they are waited for"
+            self._workers.predict(self._claimed(delivery), map(self._claimed, islice(waiting, number + 1, None)))
+            if not self.visit(delivery):
+                yield delivery
+
+    def _claimed(self, delivery: Delivery) -> Claimed:
+        def leave_out(scene: Scene, problem: BadFile) -> None:
+            if scene.id not in delivery.left_out():
+                delivery.leave_out(scene, problem)
+                self._progress.note(f"left out: {problem}")
+
+        return Claimed(
+            scenes=delivery.scenes,
+            claims=delivery.claims,
+            first=_WRITING + 1,
+            left_out=delivery.left_out(),
+            leave_out=leave_out,
+        )
 
     def visit(self, delivery: Delivery) -> bool:
         """Returns whether a delivery is finished; predicts what of it is missing and no other process is at."""
@@ -315,44 +356,35 @@ class _Process:
         if delivery.is_finished():  # asked after looking for blocks, which go only once this is so
             return True
         there = len(blocks.windows) - len(missing)
-        self._done[scene.id] = there
-        self._tell(scene.id)
+        self._count(scene.id, there)
         if not missing:
             return True
+        if self._workers is not None:  # what is missing is another process's, or was handed out and is damaged
+            return False
         if self._shuffle is not None:
             missing = [missing[place] for place in generator(self._shuffle, scene.id).permutation(len(missing))]
-        pieces = [Record(id=str(number), image=record.image, size=record.size) for number in missing]
-        channels = self._opened.channels
-        with open_scene(record) as raster:
 
-            def read(piece: Record) -> BlockPixels | None:
-                number = int(piece.id)
-                if not claims.take(first + number):
-                    return None
-                if blocks.path(number).is_file() or delivery.is_finished():
-                    claims.give_back(first + number)
-                    return None
-                return read_block(raster, blocks.grid, blocks.windows[number])
+        def take(number: int) -> bool:
+            if not claims.take(first + number):
+                return False
+            if blocks.path(number).is_file() or delivery.is_finished():
+                claims.give_back(first + number)
+                return False
+            return True
 
-            def ask(image: np.ndarray, frame: Frame | None = None) -> dict[str, np.ndarray]:
-                shown = with_channels(image, channels, record.image)
-                return {RESULT: self._opened.predictor(shown, frame=frame)[RESULT]}
+        def give_back(number: int) -> None:
+            claims.give_back(first + number)
+            self.num_predicted += 1
 
-            def predict(found: BlockPixels | None) -> dict[str, np.ndarray]:
-                return {} if found is None else {_MAPS: stored(predict_block(ask, found), found.is_valid)}
+        def advance(done: int, _: int) -> None:
+            self._count(scene.id, there + done)
 
-            def consume(piece: Record, maps: dict[str, np.ndarray]) -> None:
-                if maps:
-                    write_map(blocks.path(int(piece.id)), maps[_MAPS])
-                    claims.give_back(first + int(piece.id))
-                    self.num_predicted += 1
-
-            def advance(done: int, _: int) -> None:
-                self._done[scene.id] = there + done
-                self._tell(scene.id)
-
-            predict_records(predict, pieces, consume, read=read, on_progress=advance, read_ahead=1)
+        predict_blocks(self._opened, record, blocks, missing, take=take, on_stored=give_back, on_progress=advance)
         return all(blocks.path(number).is_file() for number in missing)
+
+    def _count(self, scene: str, there: int) -> None:
+        self._done[scene] = there
+        self._tell(scene)
 
     def _tell(self, detail: str) -> None:
         self._progress.advance(sum(self._done.values()), self._total, detail)

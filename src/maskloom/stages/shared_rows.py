@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,8 @@ _AT_WORK = 0
 Predict = Callable[[Sequence[Record], Path, Callable[[int, int], None]], list[Path]]
 """Predicts the records of a chunk, unless an earlier attempt did, and returns its files of rows below the folder; tells
 how many of them are done."""
+Together = Callable[[Mapping[int, tuple[Sequence[Record], Path]], Callable[[int, int], None]], dict[int, list[Path]]]
+"""The same of several chunks at once, by their numbers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,16 +51,21 @@ class SharedTable:
         write: Callable[[Sequence[Path]], set[str]],
         *,
         on_progress: Callable[[int, int], None],
+        together: Together | None = None,
     ) -> set[str]:
         """Returns the ids of the records in the table once it is there, whoever wrote it.
 
-        ``write`` makes it from the files of rows, in the records' order, and returns those ids.
+        ``write`` makes it from the files of rows, in the records' order, and returns those ids. Where ``together`` is
+        stated, this process takes all chunks that no other one is at, instead of one after the other.
         """
         chunks = [records[first : first + rows.CHUNK] for first in range(0, len(records), rows.CHUNK)]
         with Claims(self.state / "processes.claims") as processes, Claims(self._claims) as claims:
             self._tidy(processes)
             processes.share(_AT_WORK)
-            files = self._predicted(chunks, predict, claims, on_progress)
+            if together is None:
+                files = self._predicted(chunks, predict, claims, on_progress)
+            else:
+                files = self._predicted_together(chunks, together, claims, on_progress)
             while files is not None and not self._is_written():
                 if not claims.take(_WRITING):
                     time.sleep(PAUSE_SECONDS)
@@ -108,6 +115,31 @@ class SharedTable:
                 finally:
                     claims.give_back(_FIRST_CHUNK + number)
             if len(done) == before:
+                time.sleep(PAUSE_SECONDS)
+        return [file for number in range(len(chunks)) for file in done[number]]
+
+    def _predicted_together(
+        self,
+        chunks: Sequence[Sequence[Record]],
+        together: Together,
+        claims: Claims,
+        on_progress: Callable[[int, int], None],
+    ) -> list[Path] | None:
+        """Returns what ``_predicted`` does."""
+        done: dict[int, list[Path]] = {}
+        total = sum(map(len, chunks))
+        while len(done) < len(chunks):
+            mine = [n for n in range(len(chunks)) if n not in done and claims.take(_FIRST_CHUNK + n)]
+            before = sum(len(chunks[number]) for number in done)
+            try:
+                if mine and self._is_written():
+                    return None
+                asked = {number: (chunks[number], self.rows / f"{number:06d}") for number in mine}
+                done |= together(asked, lambda within, _, first=before: on_progress(first + within, total))  # type: ignore[misc]
+            finally:
+                for number in mine:
+                    claims.give_back(_FIRST_CHUNK + number)
+            if not mine:
                 time.sleep(PAUSE_SECONDS)
         return [file for number in range(len(chunks)) for file in done[number]]
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,7 @@ from maskloom.models.classic.traits import NO_ENCODER
 from maskloom.models.encoders import TIMM_PREFIX, NetworkSettings, encoder_normalisation, resolve
 from maskloom.models.pretrained import choose, installed_file
 from maskloom.models.segmenter import Normalisation, Segmenter, build_segmenter
+from maskloom.progress import Silent
 from maskloom.recipe import MemberSettings
 from maskloom.records import Record
 from maskloom.runtime import derive_seed
@@ -48,20 +51,49 @@ from maskloom.stages.pseudo_views import round_of
 from maskloom.stages.scoring import answer, decided, of_classes, reader_of_parts
 from maskloom.training.checkpoint import Position, read_position
 from maskloom.training.engine import TrainingJob, TrainingResult, train
+from maskloom.training.supervisor import train_together
+from maskloom.training.team import Team
 from maskloom.training.tracking import Log, TrainingProgress
 from maskloom.windows import Window
 
 
-def train_fold(context: Context, member: MemberSettings, fold: int, *, fingerprint: str) -> list[Path]:
+def train_fold(
+    context: Context, member: MemberSettings, fold: int, *, fingerprint: str, devices: Sequence[torch.device] = ()
+) -> list[Path]:
     """Returns the bundles and the log of one fold, those of its pretraining included; continues from its checkpoint.
 
-    Raises ``Damaged`` for a checkpoint that cannot be continued.
+    With two ``devices`` or more, a process on each of them learns its part of every batch; the context's own device is
+    then left alone. Raises ``Damaged`` for a checkpoint that cannot be continued.
     """
+    if member.network.index is not None:
+        training_ids, _ = context.fold_tables().of(member.name).split(fold)
+        return search_fold(context, member, fold, context.records(set(training_ids)))
+    ledger = context.run.ledger(f"train/{leaf_name(member.name, fold)}")
+    files: list[Path] = []
+    for number, job in enumerate(_jobs(context, member, fold, fingerprint)):
+        make_job = partial(job_of_rank, replace(context, progress=Silent()), member.name, fold, fingerprint, number)
+        _trained(context, job, ledger, partial(train_together, make_job=make_job, devices=devices))
+        left = [*job.kept(), job.log]
+        for file in left:
+            ledger.add(file)
+        files += left
+    return files
+
+
+def job_of_rank(context: Context, name: str, fold: int, fingerprint: str, number: int, team: Team) -> TrainingJob:
+    """Returns one rank's own of the jobs that a member's fold consists of; those before it have been done."""
+    workers = max(context.workers // team.size, 1) if context.workers else 0
+    own = replace(context, device=team.device, workers=workers)
+    return next(islice(_jobs(own, own.recipe.member(name), fold, fingerprint, team), number, None))
+
+
+def _jobs(
+    context: Context, member: MemberSettings, fold: int, fingerprint: str, team: Team | None = None
+) -> Iterator[TrainingJob]:
+    """Yields what a fold learns in one go, one after the other; each job must be done before the next is asked for."""
     tables = context.fold_tables()
     training_ids, validation_ids = tables.of(member.name).split(fold)
     seed = derive_seed(context.recipe.seed, member.name, fold)
-    if member.network.index is not None:
-        return search_fold(context, member, fold, context.records(set(training_ids)))
     validation = evenly_spread(context.records(set(validation_ids)), member.validation_images)
     labelled = context.records(set(training_ids))
     forbidden: dict[str, list[Window]] | None = None
@@ -69,12 +101,10 @@ def train_fold(context: Context, member: MemberSettings, fold: int, *, fingerpri
         labelled, forbidden = training_ground(context, tables.blocks, fold, member.input)
     seen = {record.id for record in labelled}
     segmenter = first_segmenter(context, member, fold, seed, seen)
-    ledger = context.run.ledger(f"train/{leaf_name(member.name, fold)}")
-    files: list[Path] = []
-    last: TrainingResult | None = None
+    job: TrainingJob | None = None
     for lesson in _lessons(context, member, fold, labelled):
-        if last is not None:
-            segmenter.network.load_state_dict(load_bundle(last.last).network.state_dict())
+        if job is not None:
+            segmenter.network.load_state_dict(load_bundle(job.last).network.state_dict())
         job = TrainingJob(
             segmenter=segmenter,
             dataset=training_samples(context, member, lesson.records, seed, forbidden=forbidden),
@@ -86,22 +116,19 @@ def train_fold(context: Context, member: MemberSettings, fold: int, *, fingerpri
             optimiser=member.optimiser,
             schedule=member.schedule,
             training=member.training,
-            validate=lambda network: validation_score(context, member, network, validation),
+            validate=lambda network: validation_score(context, member, network, validation, team),
             folder=lesson.folder,
             seed=seed,
             device=context.device,
             num_workers=context.workers,
             fingerprint=fingerprint,
         )
-        last = _trained(context, job, ledger)
-        left = [*job.kept(), job.log]
-        for file in left:
-            ledger.add(file)
-        files += left
-    return files
+        yield job
 
 
-def _trained(context: Context, job: TrainingJob, ledger: Ledger) -> TrainingResult:
+def _trained(
+    context: Context, job: TrainingJob, ledger: Ledger, learn: Callable[..., TrainingResult] = train
+) -> TrainingResult:
     """Returns what the training left; a log that is gone is written again from the checkpoint.
 
     Where the checkpoint, or a bundle that an earlier session wrote, is damaged, nothing is continued: raises
@@ -114,7 +141,7 @@ def _trained(context: Context, job: TrainingJob, ledger: Ledger) -> TrainingResu
             _check_written(job, ours, ledger)
         if ours is None or not ours.finished or not all(path.is_file() for path in job.kept()):
             ledger.forget([*job.kept(), job.log])  # what it will write is not what an earlier training left
-        result = train(job, on_progress=lambda progress: show(context, progress))
+        result = learn(job, on_progress=lambda progress: show(context, progress))
         position = None if job.log.is_file() else read_position(job.checkpoint)
     except BadFile as problem:
         if not problem.path.is_relative_to(job.folder):
@@ -293,10 +320,13 @@ def evenly_spread(records: list[Record], count: int | None) -> list[Record]:
     return [records[index] for index in np.linspace(0, len(records) - 1, count).round().astype(int)]
 
 
-def validation_score(context: Context, member: MemberSettings, segmenter: Segmenter, records: list[Record]) -> float:
+def validation_score(
+    context: Context, member: MemberSettings, segmenter: Segmenter, records: list[Record], team: Team | None = None
+) -> float:
     """Returns the recipe's metric of one network without test-time views, at probability 0.5.
 
     Tiles overlap as the member's own input policy says, so that how trained networks are asked changes no training.
+    Each rank of a ``team`` predicts its part of the records, and all get the score of them all.
     """
     leaf = leaf_name(member.name, 0)
     settings = InferenceSettings(views="none")
@@ -312,5 +342,8 @@ def validation_score(context: Context, member: MemberSettings, segmenter: Segmen
         counts[record.id] = from_labels(of_classes(prediction, part, task), of_classes(truth, part, task), part)
 
     read = reader_of_parts(member.image_channels, member.input, None, given_out_of_fold(context.run, member))
-    predict_records(answer(predictor, task, (RESULT,)), records, consume, read=read)
+    own = records if team is None else records[team.part.number :: team.part.of]
+    predict_records(answer(predictor, task, (RESULT,)), own, consume, read=read)
+    if team is not None:
+        counts = team.merged(counts)
     return score_records([counts[record.id] for record in records], context.recipe.metric)

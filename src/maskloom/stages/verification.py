@@ -19,9 +19,10 @@ from maskloom.progress import Progress
 from maskloom.run_directory import RunDirectory
 from maskloom.run_lock import holder
 
-State = Literal["sound", "damaged", "missing", "unverified"]
-STATES: tuple[State, ...] = ("sound", "damaged", "missing", "unverified")
-"""What a file can be; "unverified": it is there, and was made by a version that wrote no checksums."""
+State = Literal["sound", "damaged", "missing", "unverified", "unfinished"]
+STATES: tuple[State, ...] = ("sound", "damaged", "missing", "unverified", "unfinished")
+"""What a file can be; "unverified": it is there, and was made by a version that wrote no checksums (or its checksum is
+damaged); "unfinished": it is there, and gets its checksum when the run's ensemble is decided."""
 RUN = "run"
 """The name under which the files are listed that belong to no stage."""
 
@@ -79,6 +80,8 @@ class Verification:
             lines.append("start `fit` with this run again: it makes damaged and missing files anew")
         if self.counts()["unverified"]:
             lines.append("unverified: made by a version that wrote no checksums; only that they are there is known")
+        if self.counts()["unfinished"]:
+            lines.append("unfinished: gets its checksum with the ensemble, once `fit` has come so far")
         return "\n".join(lines)
 
 
@@ -124,7 +127,7 @@ def _of_run(run: RunDirectory) -> Iterator[tuple[Path, State]]:
     if run.decided.is_file() and _sealed_state(run.decided) == "sound":
         decided = read_sealed(run.decided)
     if "recipe" not in decided:
-        yield run.recipe, "unverified"
+        yield run.recipe, "unverified" if run.decided.is_file() else "unfinished"
     else:
         yield run.recipe, "sound" if checksum(run.recipe) == decided["recipe"] else "damaged"
 

@@ -20,7 +20,6 @@ from torch.amp.grad_scaler import GradScaler
 from maskloom.data.loader import Batch, batches, num_batches
 from maskloom.errors import UserError
 from maskloom.files import remove_partial
-from maskloom.models.bundle import save_bundle
 from maskloom.models.encoders import encoder_prefixes
 from maskloom.models.segmenter import Segmenter
 from maskloom.runtime import fast_precision, keep_freed_memory, return_freed_memory
@@ -34,6 +33,8 @@ from maskloom.training.phases import EpochPlan
 from maskloom.training.schedules import num_without_gain
 from maskloom.training.session import Session, samples
 from maskloom.training.soup import forget_epochs, make_soup, needed_epochs, scored_epochs
+from maskloom.training.team import Team
+from maskloom.training.team_gradients import team_gradients
 from maskloom.training.tracking import Log, OnProgress
 from maskloom.training.updates import MAX_STREAK, Updater
 
@@ -43,18 +44,22 @@ PROGRESS_SECONDS = 0.5
 """At least so much time lies between two reports of progress, each of which waits for the device."""
 
 
-def train(job: TrainingJob, *, on_progress: OnProgress | None = None) -> TrainingResult:
+def train(job: TrainingJob, *, on_progress: OnProgress | None = None, team: Team | None = None) -> TrainingResult:
     """Returns what the training left in ``job.folder``; continues from its checkpoint, at once when finished.
+
+    With a ``team`` its processes, each of which calls this with the same job on a device of its own, make every step
+    together; ``supervisor`` starts them.
 
     Raises ``UserError`` when losses stop being finite, when a single image does not fit into memory, when settings do
     not fit the network, and for what the data cannot be read. Ctrl-C saves the state and is raised again.
     """
+    result = finished_result(job)
+    if result is not None:
+        return result
     position = read_position(job.checkpoint)
-    ours = position is not None and position.fingerprint == job.fingerprint
-    if position and ours and position.finished and all(path.is_file() for path in job.kept()):
-        forget_epochs(job, position)
-        return _result(job, position)
-    session = _begin(job, position, on_progress)
+    if team is not None:
+        team.wait()  # all have read the position before it is written again
+    session = _begin(job, position, on_progress, team)
     try:
         while not session.position.finished:
             _train_epoch(session)
@@ -67,16 +72,29 @@ def train(job: TrainingJob, *, on_progress: OnProgress | None = None) -> Trainin
     return _result(job, session.position)
 
 
+def finished_result(job: TrainingJob) -> TrainingResult | None:
+    """Returns what the training left in ``job.folder``, or None where it is not finished or was another job's."""
+    position = read_position(job.checkpoint)
+    if position is None or position.fingerprint != job.fingerprint or not position.finished:
+        return None
+    if not all(path.is_file() for path in job.kept()):
+        return None
+    forget_epochs(job, position)
+    return _result(job, position)
+
+
 # Initialise or restore
 
 
-def _begin(job: TrainingJob, position: Position | None, on_progress: OnProgress | None) -> Session:
+def _begin(job: TrainingJob, position: Position | None, on_progress: OnProgress | None, team: Team | None) -> Session:
     """Returns the training at its start, or as its checkpoint left it."""
     settings, plans = job.training, job.plan()
-    remove_partial(job.folder)
+    writes = team is None or team.leads
+    if writes:
+        remove_partial(job.folder)
     if position and (position.fingerprint != job.fingerprint or position.finished):
         position = None
-    if position is None:
+    if position is None and writes:
         old = (job.best, job.last, job.soup, *job.epoch_bundles(), *job.snapshots_there())
         for leftover in (job.checkpoint, job.log, *old):
             leftover.unlink(missing_ok=True)
@@ -108,21 +126,35 @@ def _begin(job: TrainingJob, position: Position | None, on_progress: OnProgress 
             device=job.device,
         ),
         mining=HardNegatives(-(-count // settings.accumulation), every=settings.hard_negative_every, device=job.device),
-        log=Log(job.log, position.events, tensorboard=job.folder / "tensorboard" if settings.tensorboard else None),
+        log=Log(
+            job.log if writes else None,
+            position.events,
+            tensorboard=job.folder / "tensorboard" if settings.tensorboard and writes else None,
+        ),
         precision=precision,
         on_progress=on_progress,
+        team=team,
     )
     train_mode(network, session.plan.optimiser.frozen)
     if resumed:
         restore(job.checkpoint, session.updater, session.mining)
-    elif settings.batch_size == "auto":
+    tries = settings.batch_size == "auto" and not (resumed and _num_ranks(position) == session.num_ranks)
+    if tries:
         position.pieces = find_pieces(session)
     if settings.compile:
         network.compile()
     session.log.add("resume" if resumed else "start", **_facts(session))
-    if not resumed and settings.batch_size == "auto":
+    if team is not None:
+        team.wait()  # all have read the checkpoint before it is written again
+    if tries:
         session.save()  # what was found by trying must not be found differently after a restart
     return session
+
+
+def _num_ranks(position: Position) -> int:
+    """Returns how many processes made the latest session of a training."""
+    sessions = [event for event in position.events if event["event"] in ("start", "resume")]
+    return int(sessions[-1].get("processes", 1)) if sessions else 1
 
 
 def _optimiser(job: TrainingJob, settings: OptimiserSettings, learnable: frozenset[str]) -> torch.optim.Optimizer:
@@ -134,6 +166,11 @@ def _optimiser(job: TrainingJob, settings: OptimiserSettings, learnable: frozens
 
 def _check_phases(job: TrainingJob, plans: tuple[EpochPlan, ...], learnable: frozenset[str]) -> None:
     """Raises now for what the network or the images lack in a later phase, and for settings that exclude each other."""
+    if job.training.compile and job.training.sync_batch_norm:
+        raise UserError(
+            "training.compile: expected false with training.sync_batch_norm, whose processes meet inside the network, "
+            "found true; set one of them to false"
+        )
     if snapshot_epochs(plans) and job.training.early_stopping is not None:
         raise UserError(
             "training.early_stopping: expected none with schedule.kind=snapshots, whose cycles all run to their end, "
@@ -155,6 +192,7 @@ def _facts(session: Session) -> dict[str, Any]:
         "device": str(session.job.device),
         "precision": session.precision,
         "torch": torch.__version__,
+        **({} if session.team is None else {"processes": session.num_ranks}),
     }
 
 
@@ -169,7 +207,7 @@ def _train_epoch(session: Session) -> None:
     for group in _groups(session):
         with interrupt_waits():
             _step(session, group)
-        if time.monotonic() - session.saved >= session.job.training.checkpoint_seconds:
+        if session.writes and time.monotonic() - session.saved >= session.job.training.checkpoint_seconds:
             session.save()
         if time.monotonic() - session.reported >= PROGRESS_SECONDS:
             session.report(session.progress())
@@ -189,6 +227,7 @@ def _groups(session: Session) -> Iterator[list[Batch]]:
             num_workers=num_workers,
             images_per_epoch=settings.images_per_epoch,
             device=session.job.device,
+            part=None if session.team is None else session.team.part,
         )
 
     stream = read(mining.num_before(position.step_in_epoch), session.job.num_workers)
@@ -200,12 +239,13 @@ def _groups(session: Session) -> Iterator[list[Batch]]:
 def _step(session: Session, group: list[Batch]) -> None:
     """Moves the weights once, and counts."""
     position, updater = session.position, session.updater
-    loss = gradients(session, group)
+    team = session.team
+    loss = gradients(session, group) if team is None else team_gradients(session, team, group)
     updater.apply(loss, learning_rate_factor=session.factor(position.step), number=position.step + 1)
     session.mining.remember(position.step_in_epoch, loss)
     position.step += 1
     position.step_in_epoch += 1
-    session.pace.images += sum(len(batch.ids) for batch in group)
+    session.pace.images += sum(batch.num_whole for batch in group)
     if updater.is_due(position.step):
         _look(session)
 
@@ -240,14 +280,14 @@ def _finish_epoch(session: Session) -> None:
     extra = {**job.extra, "epoch": epoch, "score": score}
     scored = [*scored_epochs(position), (epoch, score)]
     if settings.keep_epochs or epoch in needed_epochs(job, scored):
-        save_bundle(job.epoch_bundle(epoch), segmenter, extra)
+        session.keep(job.epoch_bundle(epoch), segmenter, extra)
     ends = snapshot_epochs(session.plans)
     if epoch in ends:
-        save_bundle(job.snapshot(ends.index(epoch) + 1), segmenter, extra)
+        session.keep(job.snapshot(ends.index(epoch) + 1), segmenter, extra)
     if (score is not None and num_without_gain(scores) == 0) or (finished and job.validate is None):
-        save_bundle(job.best, segmenter, extra)
+        session.keep(job.best, segmenter, extra)
     if finished:
-        save_bundle(job.last, segmenter, extra)
+        session.keep(job.last, segmenter, extra)
     soup = _soup(session, segmenter, scored) if finished and settings.soup else None
     with interrupt_waits():
         session.clock()
@@ -272,7 +312,8 @@ def _finish_epoch(session: Session) -> None:
             # Now rather than with the first step, so that a checkpoint always holds the optimiser of its own epoch.
             updater.renew(_optimiser(job, session.plan.optimiser, session.learnable))
     session.save()
-    forget_epochs(job, position)  # only now that the checkpoint does not lead back to where they are needed
+    if session.writes:
+        forget_epochs(job, position)  # only now that the checkpoint does not lead back to where they are needed
     session.report(progress)
 
 
@@ -287,14 +328,17 @@ def _validated(session: Session, segmenter: Segmenter, epoch: int) -> float | No
     turn = epoch % settings.validate_every == 0 and epoch >= settings.validate_from * settings.epochs
     if job.validate is None or not (turn or epoch == settings.epochs):
         return None
-    if time.monotonic() - session.saved >= settings.checkpoint_seconds:
+    if session.writes and time.monotonic() - session.saved >= settings.checkpoint_seconds:
         session.save()
-    return _score(job, segmenter, f"after epoch {epoch}")
+    return _score(session, segmenter, f"after epoch {epoch}")
 
 
-def _score(job: TrainingJob, segmenter: Segmenter, when: str) -> float:
+def _score(session: Session, segmenter: Segmenter, when: str) -> float:
+    job, team = session.job, session.team
     assert job.validate is not None, "asked only where there is something to validate on"
     score = float(job.validate(segmenter.eval()))
+    if team is not None:
+        score = float(team.of_leader(score))
     if not math.isfinite(score):
         raise UserError(
             f"{job.folder}: expected a finite validation score, found {score} {when}; see that the "
@@ -306,7 +350,9 @@ def _score(job: TrainingJob, segmenter: Segmenter, when: str) -> float:
 def _soup(session: Session, segmenter: Segmenter, scored: list[tuple[int, float | None]]) -> dict[str, Any]:
     """Returns what there is to tell of the soup, which is made of the best of these epochs."""
     job = session.job
-    score = (lambda soup: _score(job, soup, "of the soup")) if job.validate is not None else None
+    score = (lambda soup: _score(session, soup, "of the soup")) if job.validate is not None else None
+    if session.team is not None:
+        session.team.wait()  # for the bundles of its epochs
     return make_soup(session, segmenter, needed_epochs(job, scored), score=score)
 
 

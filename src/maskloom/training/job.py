@@ -48,6 +48,9 @@ class TrainingSettings(Config):
     fp16 on a GPU. Weights and losses are float32 always."""
     channels_last: bool = True
     """Keep weights and inputs in channels-last order, which convolutions prefer."""
+    sync_batch_norm: bool = False
+    """Where several devices train one network, batch normalisation takes the statistics of the whole batch instead of
+    those of each device's part of it; not together with ``compile``."""
     compile: bool = False
     """Compile the network, which takes a minute at each start and pays on long trainings."""
     early_stopping: int | None = Field(default=None, ge=1)

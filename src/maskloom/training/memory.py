@@ -13,17 +13,20 @@ SHARE = 0.6
 """Of the CPU's free memory that a training step may take; the rest is for workers, file cache and others."""
 
 
-def fitting_pieces(batch_size: int, attempt: Callable[[int], None], *, device: torch.device, network: nn.Module) -> int:
+def fitting_pieces(
+    batch_size: int, attempt: Callable[[int], None], *, device: torch.device, network: nn.Module, sharers: int = 1
+) -> int:
     """Returns into how few pieces a batch must be cut to fit into memory: 1, 2, 4 … up to one image each.
 
     ``attempt(n)`` runs forward and backward on n images. On CUDA it is tried with fewer and fewer images until one
     attempt does not run out of memory; on a CPU, where too much memory would only show when the system kills the
-    process, one attempt with two images is measured (some networks cannot learn from one).
+    process, one attempt with two images is measured (some networks cannot learn from one), and so many ``sharers`` take
+    their part of its memory.
     """
     if device.type == "cuda":
         fits = _attempts_that_fit(attempt)
     else:
-        allowed = SHARE * free_memory() / max(saved_bytes(lambda: attempt(2), network) / 2, 1)
+        allowed = SHARE / sharers * free_memory() / max(saved_bytes(lambda: attempt(2), network) / 2, 1)
 
         def fits(count: int) -> bool:
             return count <= allowed

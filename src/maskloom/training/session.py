@@ -5,15 +5,20 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 from maskloom.data.dataset import SegmentationDataset
 from maskloom.data.input_policy import shrunk
+from maskloom.models.bundle import save_bundle
+from maskloom.models.segmenter import Segmenter
 from maskloom.runtime import Precision
 from maskloom.training.checkpoint import Position, save_checkpoint
 from maskloom.training.job import TrainingJob
 from maskloom.training.mining import HardNegatives
 from maskloom.training.phases import EpochPlan, StepTimes, seconds_left
 from maskloom.training.schedules import learning_rate_factor
+from maskloom.training.team import Team
 from maskloom.training.tracking import Log, OnProgress, Pace, TrainingProgress
 from maskloom.training.updates import Updater
 
@@ -38,6 +43,8 @@ class Session:
     log: Log
     precision: Precision
     on_progress: OnProgress | None
+    team: Team | None = None
+    """The processes that make this training together, all in the same place of it; None: this one alone."""
     pace: Pace = field(default_factory=Pace)
     saved: float = field(default_factory=time.monotonic)
     reported: float = -math.inf
@@ -82,13 +89,29 @@ class Session:
             losses=[event["loss"] for event in since if event["loss"] is not None],
         )
 
+    @property
+    def writes(self) -> bool:
+        """Whether this process is the one that writes files."""
+        return self.team is None or self.team.leads
+
+    @property
+    def num_ranks(self) -> int:
+        """How many processes make this training."""
+        return 1 if self.team is None else self.team.size
+
+    def keep(self, path: Path, segmenter: Segmenter, extra: dict[str, Any]) -> None:
+        """Writes a bundle."""
+        if self.writes:
+            save_bundle(path, segmenter, extra)
+
     def save(self) -> None:
         """Writes the checkpoint; a finished training keeps only where it stands."""
         self.clock()
         finished = self.position.finished
         if not finished:
             self.updater.check()
-        save_checkpoint(self.job.checkpoint, self.position, None if finished else self.updater, self.mining)
+        if self.writes:
+            save_checkpoint(self.job.checkpoint, self.position, None if finished else self.updater, self.mining)
         self.saved = time.monotonic()
 
     def clock(self) -> None:

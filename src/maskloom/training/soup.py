@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from maskloom.data.loader import batches
-from maskloom.models.bundle import save_bundle
 from maskloom.models.segmenter import Segmenter
 from maskloom.runtime import autocast
 from maskloom.training.checkpoint import Position
@@ -83,7 +82,7 @@ def make_soup(
     with autocast(job.device, session.precision):
         measure_statistics(soup, _images(session), frozen=session.plan.optimiser.frozen)
     facts = {"epochs": list(epochs), "score": None if score is None else score(soup)}
-    save_bundle(job.soup, soup, {**job.extra, **facts})
+    session.keep(job.soup, soup, {**job.extra, **facts})
     return facts
 
 

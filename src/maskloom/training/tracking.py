@@ -72,20 +72,22 @@ OnProgress = Callable[[TrainingProgress], None]
 class Log:
     """The lines of a training, in a JSON-lines file and, where asked for, as TensorBoard curves."""
 
-    def __init__(self, path: Path, events: list[dict[str, Any]], *, tensorboard: Path | None = None) -> None:
-        """Rewrites the file with ``events``, the list of lines that the log will extend."""
+    def __init__(self, path: Path | None, events: list[dict[str, Any]], *, tensorboard: Path | None = None) -> None:
+        """Rewrites the file with ``events``, the list of lines that the log will extend; None: there is no file."""
         self.events = events
         self._path = path
         self._curves = _open_tensorboard(tensorboard, events) if tensorboard else None
-        write_text(path, "".join(_line(event) for event in events))
+        if path is not None:
+            write_text(path, "".join(_line(event) for event in events))
 
     def add(self, event: str, **values: Any) -> None:
         """Appends one line; numbers must be finite."""
         entry = {"event": event, **values}
         line = _line(entry)
         self.events.append(entry)
-        with self._path.open("a", encoding="utf-8") as stream:
-            stream.write(line)
+        if self._path is not None:
+            with self._path.open("a", encoding="utf-8") as stream:
+                stream.write(line)
         if self._curves is not None and event == "epoch":
             for name in ("loss", "score", "learning_rate", "images_per_second"):
                 if values.get(name) is not None:

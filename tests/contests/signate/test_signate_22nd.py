@@ -14,6 +14,7 @@ import torch
 from streets import SIZE, coloured, fill, rows_by_pixel, score_by_pixels
 
 import maskloom
+from maskloom import registry
 from maskloom.contests.signate import open_signate, validate
 from maskloom.contests.signate.class_table import ALL, read_annotation
 from maskloom.contests.signate.colours import CATEGORIES, SCORED
@@ -25,6 +26,7 @@ from maskloom.contests.signate.twentysecond import FOLDS, mixed, signate_22nd
 from maskloom.data.image_io import image_size, read_image
 from maskloom.data.input_policy import place
 from maskloom.data.sources.base import DataSettings, DataSource
+from maskloom.encodings.probability_maps import read_map
 from maskloom.errors import UserError
 from maskloom.files import write_json
 from maskloom.losses.terms import build_loss
@@ -32,6 +34,8 @@ from maskloom.progress import Silent
 from maskloom.records import MaskFile, Record, Task
 from maskloom.run_directory import RunDirectory
 from maskloom.stages.context import Context
+from maskloom.stages.evaluation import evaluation
+from maskloom.stages.reporting import write_report
 from maskloom.stages.rows import rows_of
 from maskloom.training.schedules import learning_rate_factor
 
@@ -188,13 +192,28 @@ def test_a_category_that_was_merged_is_absent_and_said(tmp_path: Path) -> None:
     assert json.loads(path.read_text())["test_000.jpg"] == expected
 
 
+def out_of_fold_score(data: Path, run: Path) -> float:
+    """Returns the contest's score of a run's stored maps by its words: most probable classes against annotations."""
+    truth, found = {}, {}
+    for path in sorted((data / "seg_train_annotations").glob("*.png")):
+        labels = read_map(RunDirectory(run).oof_map("unet", path.stem)).argmax(axis=0)
+        for side, values in ((truth, read_annotation(path, CODING)), (found, labels)):
+            rows = rows_by_pixel(values, CATEGORIES)
+            side[path.stem] = {category: rows[category] for category in SCORED if category in rows}
+    return score_by_pixels(truth, found)
+
+
 def test_end_to_end(tmp_path: Path) -> None:
     """Fewer folds and epochs than the smoke scale has; the score is that of the words of the rule."""
     data, folder = tmp_path / "data", tmp_path / "run"
     write_stand_in(data, images=7, test_images=2, size=(96, 152), seed=5)
     few = ["folds.count=2", "members.0.training.epochs=1", "members.0.training.images_per_epoch=2"]
     run = maskloom.fit("signate_22nd", data, run=folder, settings=["scale=smoke", *few], device="cpu", workers=0)
-    assert set(run.evaluate()["oof"]["classes"]) == set(CATEGORIES)
+    evaluated = evaluation(run.folder, registry.scorers())
+    assert tuple(evaluated["oof"]["classes"]) == tuple(evaluated["pixels"]["classes"]) == CATEGORIES
+    assert evaluated["contest"]["score"] == pytest.approx(out_of_fold_score(data, folder), abs=1e-6)
+    shown = write_report(run.folder, registry.scorers()).read_text(encoding="utf-8")
+    assert "The contest&#39;s score" in shown and f"{evaluated['contest']['score']:.4f}" in shown
     photos = sorted((data / "seg_test_images").iterdir())
     validate(folder / "submission.json", {path.name: image_size(path) for path in photos})
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from streets import Rows, coloured, rows_by_pixel, score_by_pixels, write_png
 
+from maskloom.contests.signate.class_table import ALL, ClassTable
 from maskloom.contests.signate.colours import CATEGORIES, SCORED
 from maskloom.contests.signate.scoring import (
     image_score,
@@ -19,9 +20,11 @@ from maskloom.contests.signate.scoring import (
     main,
     score,
     score_files,
+    score_of_counts,
 )
 from maskloom.contests.signate.submission import label_segments
 from maskloom.errors import BadFile, UserError
+from maskloom.metrics import from_labels
 from maskloom.records import IGNORE, BadSize
 
 CAR, PEDESTRIAN, LANE, SIGNAL = (CATEGORIES.index(name) for name in SCORED)
@@ -113,6 +116,38 @@ def test_labels_segments_and_sets_of_pixels_agree(seed: int) -> None:
             score(by_labels.items())
         return
     assert score(by_labels.items()).mean == pytest.approx(score_by_pixels(truth, predicted), abs=1e-9)
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 2**32 - 1))
+def test_counts_give_the_score_of_the_masks(seed: int) -> None:
+    """What a run stores of its out-of-fold masks is enough; some pixels are ignored, some images hold no category."""
+    rng = np.random.default_rng(seed)
+    counts, by_labels = {}, {}
+    for image in range(3):
+        present = rng.permutation(len(CATEGORIES))[: rng.integers(1, 8)] if image else np.array([SKY])
+        true, found = (rng.choice(present, (7, 11)).astype(np.uint8) for _ in range(2))
+        true[rng.random((7, 11)) < 0.1] = IGNORE
+        counts[f"{image}"] = from_labels(found, true, ALL.task())
+        by_labels[f"{image}"] = iou_of_labels(true, found, CATEGORIES)
+    scored = score_of_counts(counts, ALL.task())
+    if not any(by_labels.values()):
+        assert scored is None
+        return
+    expected = score(by_labels.items())
+    assert scored is not None and scored.score == pytest.approx(expected.mean, abs=1e-12)
+    assert scored.classes == pytest.approx(expected.categories, abs=1e-12) and not scored.lacking
+    assert scored.num_images == len(expected.images)
+
+
+def test_counts_of_merged_classes_score_what_is_left() -> None:
+    task = ClassTable({"pedestrian": "person", "signal": None}).task()
+    true = np.array([[task.classes.index(name) for name in ("car", "car", "lane", "person")]], np.uint8)
+    found = np.array([[task.classes.index(name) for name in ("car", "lane", "lane", "person")]], np.uint8)
+    scored = score_of_counts({"a": from_labels(found, true, task)}, task)
+    assert scored is not None and scored.lacking == ["pedestrian", "signal"]
+    assert scored.classes == {"car": 0.5, "lane": 0.5} and scored.score == 0.5
+    assert scored.to_json()["lacking"] == ["pedestrian", "signal"]
 
 
 def test_perfection_is_1_and_inversion_0() -> None:

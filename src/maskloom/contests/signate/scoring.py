@@ -12,6 +12,7 @@ nothing about networks.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,8 +23,12 @@ from maskloom.contests.signate.class_table import ALL, BLACK, read_annotation
 from maskloom.contests.signate.colours import CATEGORIES, SCORED
 from maskloom.contests.signate.submission import ImageSegments, Segments, label_segments, read_submission
 from maskloom.errors import UserError, closest
-from maskloom.records import IGNORE, BadSize, Size
+from maskloom.metrics import Counts, of_pixels
+from maskloom.records import IGNORE, BadSize, Size, Task
+from maskloom.stages.contest_score import ContestScore
 
+CONTEST = "SIGNATE AI Edge"
+RULE = "the mean IoU of the scored categories that an image's truth holds, then the mean over the images that hold one"
 SUFFIX = ".jpg"
 """What the names of the contest's photos end with."""
 
@@ -145,6 +150,35 @@ def score(
         empty=tuple(empty),
         missing=tuple(missing),
         extra=tuple(extra),
+    )
+
+
+def score_of_counts(
+    counts: Mapping[str, Counts], task: Task, *, categories: Sequence[str] = SCORED
+) -> ContestScore | None:
+    """Returns the contest's score of a run's masks, from the counts of every image by its id.
+
+    A category that is no class of the data, because a table merged it or leaves it out, counts nowhere; None where no
+    image's truth holds one that is. Counts are of pixels whose truth is known, so nothing else is asked of the masks.
+    """
+    known = [category for category in categories if category in task.classes]
+
+    def of_image(image: Counts) -> dict[str, float]:
+        scores = of_pixels(image, "iou")
+        found = {category: float(scores[task.classes.index(category)]) for category in known}
+        return {category: value for category, value in found.items() if not math.isnan(value)}
+
+    images = [(name, of_image(image)) for name, image in counts.items()]
+    if not any(iou for _, iou in images):
+        return None
+    found = score(images)
+    return ContestScore(
+        contest=CONTEST,
+        rule=RULE,
+        score=found.mean,
+        num_images=len(found.images),
+        classes=found.categories,
+        lacking=[category for category in categories if category not in known],
     )
 
 

@@ -1,0 +1,316 @@
+"""What is done with a spoilt input, and what may come of it: success, or one line of refusal that leaves nothing half.
+
+Runs in the worker process of ``fuzz.py``. A case is a folder with ``case.json``, which says what is to be done with the
+other files in it. Knows nothing about how they were spoilt.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import sys
+import tempfile
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from maskloom.errors import UserError
+from maskloom.files import TEMPORARY_PREFIX
+
+CASE = "case.json"
+LONGEST = 2_000
+"""Characters of a message that are still a line."""
+OK, REFUSED = "ok", "refused"
+GOOD = (OK, REFUSED)
+
+
+@dataclass
+class Verdict:
+    """What came of a case."""
+
+    outcome: str
+    """"ok", "refused", "traceback", "partial", "wrong", "noise", "long"; from the driver "hang", "crash", "memory"."""
+    message: str = ""
+    peak: int = 0
+    """Bytes of memory beyond those held at the beginning."""
+    noise: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Bench:
+    """What a worker has at hand: a finished run, its networks once opened, and what it answers undamaged."""
+
+    folder: Path
+    _opened: Any = None
+
+    @property
+    def run(self) -> Path:
+        return self.folder / "run"
+
+    @property
+    def photos(self) -> Path:
+        return self.folder / "data" / "test"
+
+    def opened(self) -> Any:
+        if self._opened is None:
+            import maskloom
+
+            self._opened = maskloom.open_run(self.run, device="cpu")
+        return self._opened
+
+    def reference(self, name: str) -> Any:
+        return json.loads((self.folder / "reference.json").read_text())[name]
+
+
+# What is done --------------------------------------------------------------------------------------------------------
+
+
+def _command(case: dict[str, Any], bench: Bench) -> None:
+    """Runs the command line as it is; an exit code of 1 or 2 without one line of error is a defect."""
+    from maskloom.cli import main
+
+    sys.argv = ["maskloom", *case["arguments"]]
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            main()
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            return
+        lines = said.getvalue().splitlines()
+        if stop.code == 2 and lines and lines[-1].startswith("error: "):
+            raise UserError(lines[-1]) from None
+        raise RuntimeError(f"exit code {stop.code}: {said.getvalue()[-500:]}") from stop
+    finally:
+        left = [line for line in said.getvalue().splitlines() if not line.startswith(("error: ", "> ", "= ", "  "))]
+        if left:
+            print("\n".join(left), file=sys.stderr)
+
+
+def _plan(case: dict[str, Any], bench: Bench) -> None:
+    from maskloom.registry import plan
+
+    plan(case.get("recipe", "default"), case["data"], settings=case.get("settings", []), device="cpu")
+
+
+def _predict(case: dict[str, Any], bench: Bench) -> None:
+    bench.opened().predict(case["images"], out="out", to=case["to"], skip_bad=case["skip_bad"])
+
+
+def _foreign(case: dict[str, Any], bench: Bench) -> None:
+    from maskloom.models.foreign import read_foreign
+
+    read_foreign(Path(case["file"]))
+
+
+def _bundle(case: dict[str, Any], bench: Bench) -> None:
+    from maskloom.api import load_bundle
+
+    load_bundle(case["file"])
+
+
+def _damaged_run(case: dict[str, Any], bench: Bench) -> None:
+    """Asks a damaged run; an answer must be the undamaged one's, and ``verify`` must name what is damaged."""
+    import maskloom
+    from maskloom.api import status, verify
+
+    run, asks = Path("run"), case["asks"]
+    if asks == "verify":
+        found = verify(run)
+        missed = [
+            name for name in case["damaged"] if name not in found.bad and not _means_the_same(bench.run, run, name)
+        ]
+        if missed and not any(name.endswith(".sums") for name in found.bad):
+            raise Wrong(f"verify did not name {missed}, but {sorted(found.bad)}")
+        return
+    if asks == "status":
+        status(run).to_json()
+        return
+    opened = maskloom.open_run(run, device="cpu")
+    if asks == "evaluate":
+        found = opened.evaluate()
+    elif asks == "report":
+        opened.report()
+        return
+    elif asks == "compare":
+        found = without_places(maskloom.compare(bench.run, run).to_json())
+    else:
+        opened.predict(bench.photos, out="out", to=asks)
+        found = answer(Path("out"))
+    if json.loads(json.dumps(found)) != bench.reference(asks):
+        raise Wrong(f"{asks}: another result than the undamaged run's")
+
+
+def without_places(comparison: dict[str, Any]) -> dict[str, Any]:
+    """Returns a comparison without the folders of its runs."""
+    sides = {side: {k: v for k, v in comparison[side].items() if k != "runs"} for side in ("a", "b")}
+    return {key: value for key, value in comparison.items() if key != "notes"} | sides
+
+
+def answer(out: Path) -> dict[str, str]:
+    """Returns the checksums of what a prediction wrote, by name."""
+    from maskloom.files import checksum
+
+    return {path.name: checksum(path) for path in sorted(out.iterdir()) if not path.name.startswith(".")}
+
+
+def _means_the_same(before: Path, after: Path, name: str) -> bool:
+    """Whether a file is unchanged, or JSON that only looks different."""
+    from maskloom.files import read_json
+
+    if name.startswith(("status/", "data/source.json")) or Path(name).name in UNTRACKED:
+        return True
+    if (before / name).read_bytes() == ((after / name).read_bytes() if (after / name).is_file() else b""):
+        return True
+    try:
+        return bool(read_json(before / name) == read_json(after / name))
+    except UserError:
+        return False
+
+
+UNTRACKED = ("checkpoint.safetensors", "attempt.json", ".lock")
+"""Names of files of a run that no ledger knows."""
+ACTIONS: dict[str, Callable[[dict[str, Any], Bench], None]] = {
+    "command": _command,
+    "plan": _plan,
+    "predict": _predict,
+    "foreign": _foreign,
+    "bundle": _bundle,
+    "run": _damaged_run,
+}
+
+
+class Wrong(Exception):
+    """A damaged artefact was used, or not named."""
+
+
+# What may come of it -------------------------------------------------------------------------------------------------
+
+
+def judged(folder: Path, bench: Bench) -> Verdict:
+    """Returns what came of the case in ``folder``, which becomes the working directory meanwhile."""
+    case = json.loads((folder / CASE).read_text())
+    before = set(folder.rglob("*"))
+    here = Path.cwd()
+    os.chdir(folder)
+    held = _memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from now on
+    with _heard() as noise:
+        try:
+            ACTIONS[case["do"]](case, bench)
+            verdict = Verdict(OK)
+        except UserError as error:
+            verdict = Verdict(REFUSED if len(str(error)) <= LONGEST else "long", str(error)[:LONGEST])
+        except Wrong as error:
+            verdict = Verdict("wrong", str(error))
+        except OSError as error:  # what the command line says in a line
+            verdict = Verdict(REFUSED if error.filename else "traceback", _last_lines())
+        except BaseException:
+            verdict = Verdict("traceback", _last_lines())
+    os.chdir(here)
+    verdict.peak = max(_memory("VmHWM") - held, 0)
+    verdict.noise = noise
+    if verdict.outcome in GOOD and (half := list(_half_written(folder, before, verdict.outcome))):
+        verdict.outcome, verdict.message = "partial", f"{half}; {verdict.message}"
+    if verdict.outcome in GOOD and (outside := sorted(path.name for path in folder.parent.iterdir() if path != folder)):
+        verdict.outcome, verdict.message = "wrong", f"wrote outside its folder: {outside}"
+    if verdict.outcome in GOOD and noise:
+        verdict.outcome = "noise"
+    return verdict
+
+
+def _last_lines() -> str:
+    return "".join(traceback.format_exc().splitlines(keepends=True)[-14:])
+
+
+def _memory(name: str) -> int:
+    text = Path("/proc/self/status").read_text()
+    return int(next(line for line in text.splitlines() if line.startswith(name)).split()[1]) * 1024
+
+
+def _half_written(folder: Path, before: set[Path], outcome: str) -> Iterator[str]:
+    """Yields the new files that are temporary, cannot be read, or were left by a conversion to one file that failed."""
+    for path in sorted(set(folder.rglob("*")) - before):
+        name = path.relative_to(folder).as_posix()
+        if path.name.startswith(TEMPORARY_PREFIX):
+            yield name
+        elif path.is_file() and not name.startswith("run/"):
+            if outcome == REFUSED and path.name.startswith(("single.", "page.html")):
+                yield name
+            elif not _is_whole(path):
+                yield f"{name} (cannot be read)"
+
+
+def _is_whole(path: Path) -> bool:
+    import cv2
+
+    if path.suffix == ".png":
+        return cv2.imread(str(path), cv2.IMREAD_UNCHANGED) is not None
+    if path.suffix in (".json", ".geojson"):
+        try:
+            json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            return False
+    return True
+
+
+@contextlib.contextmanager
+def _heard() -> Iterator[list[str]]:
+    """Yields a list that then holds what was written to standard error by whomever, and warnings that are not ours."""
+    noise: list[str] = []
+    with tempfile.TemporaryFile() as said, warnings.catch_warnings():
+        warnings.simplefilter("always", RuntimeWarning)
+        warnings.showwarning = lambda message, kind, file, line, *_: (
+            None
+            if issubclass(kind, UserWarning) and "maskloom" in file
+            else noise.append(f"{kind.__name__}: {message}")
+        )
+        sys.stderr.flush()
+        kept, kept_out = os.dup(2), os.dup(1)
+        os.dup2(said.fileno(), 2)
+        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123
+            sys.stdout.flush()
+            os.dup2(nowhere.fileno(), 1)
+        try:
+            yield noise
+        finally:
+            sys.stderr.flush()
+            sys.stdout.flush()
+            os.dup2(kept, 2)
+            os.dup2(kept_out, 1)
+            os.close(kept)
+            os.close(kept_out)
+            said.seek(0)
+            lines = said.read().decode("utf-8", "replace").splitlines()
+            noise += [line for line in lines if not line.startswith("warning: ")][:10]
+
+
+# The bench -----------------------------------------------------------------------------------------------------------
+
+
+def make_bench(folder: Path) -> Bench:
+    """Returns the bench at ``folder``, made if need be: generated photos, a small run, and what it answers."""
+    import maskloom
+    from maskloom.data.studio import write_studio
+
+    bench = Bench(folder)
+    if (folder / "reference.json").is_file():
+        return bench
+    shutil.rmtree(folder, ignore_errors=True)
+    write_studio(folder / "data", objects=4, views=3, size=(96, 144), seed=1, test_objects=1)
+    small = ["scale=smoke", "members.0.network.weights=none", "members.0.training.epochs=1",
+             "members.0.training.images_per_epoch=8", "folds.count=2"]  # fmt: skip
+    opened = maskloom.fit("default", folder / "data", run=bench.run, settings=small, device="cpu", workers=0)
+    reference: dict[str, Any] = {"evaluate": opened.evaluate()}
+    reference["compare"] = without_places(maskloom.compare(bench.run, bench.run).to_json())
+    for to in ("png", "prob", "rle", "coco"):
+        opened.predict(bench.photos, out=folder / to, to=to)
+        reference[to] = answer(folder / to)
+    (folder / "reference.json").write_text(json.dumps(reference))
+    return bench

@@ -1,0 +1,270 @@
+"""Tasks for several workers: who gets which, what is repeated when one is lost, and how all are stopped.
+
+A crew starts workers and speaks with them; the pool decides. A thread hands tasks out, so that workers go on while the
+driver does other things; what tasks tell is given on in the thread that collects. Knows nothing about processes, Ray or
+what tasks compute.
+"""
+
+from __future__ import annotations
+
+import heapq
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any, Protocol
+
+from maskloom.errors import UserError
+from maskloom.executors.bench import Message, Order
+from maskloom.executors.tasks import Call, Shared, Ticket, Told
+from maskloom.progress import Progress
+
+MOST_ATTEMPTS = 3
+"""So often a task is given out; then whoever waits is told that workers are lost over it."""
+STOP_SECONDS = 25.0
+"""So long interrupted workers may take to save their state; then they are killed. Schedulers mostly allow 30."""
+
+_POLL_SECONDS = 0.5
+_SHARED = 4  # so many shared values are remembered by their objects
+
+
+class Crew(Protocol):
+    """Starts workers, brings them tasks and hears them; used from one thread but for ``wake``.
+
+    A worker that ends, however it does, is told as "lost", once, and replaced where that can be done; "broken" says
+    that no worker can be had.
+    """
+
+    @property
+    def size(self) -> int:
+        """How many workers there are, or soon will be."""
+
+    def send(self, worker: int, order: Order, shared: Shared) -> None:
+        """Gives a worker, which waits, a task; one that ended meanwhile is told as lost later."""
+
+    def poll(self, seconds: float) -> Iterable[tuple[int, Message]]:
+        """Returns what workers said, after so many seconds at most, and at once after ``wake``."""
+
+    def wake(self) -> None:
+        """Ends a ``poll`` that waits."""
+
+    def interrupt(self, worker: int) -> None:
+        """Asks a worker to save the state of its task and to say "interrupted"."""
+
+    def kill(self, worker: int) -> None:
+        """Ends a worker at once; it is then told as lost."""
+
+    def close(self) -> None:
+        """Ends all workers."""
+
+
+class Pool:
+    """An executor whose tasks run in the workers of a crew; use as a context manager.
+
+    Tasks begin in their order, as soon as a worker is free. An error of one of them is raised by the next ``collect``,
+    whatever that waits for.
+    """
+
+    is_parallel = True
+
+    def __init__(self, crew: Crew, listener: Progress) -> None:
+        """``listener`` hears notes of tasks that nobody collects yet, and of workers that are lost."""
+        self._crew, self._listener = crew, listener
+        self._changed = threading.Condition()
+        self._waiting: list[tuple[int, int, Ticket]] = []  # a heap
+        self._idle: deque[int] = deque()
+        self._at_work: dict[int, Ticket] = {}
+        self._events: deque[tuple[Ticket | None, Message]] = deque()
+        self._error: BaseException | None = None
+        self._is_broken = self._is_over = self._is_stopping = False
+        self._to_kill: list[int] = []
+        self._num_tickets = self._num_shared = 0
+        self._known: deque[Shared] = deque(maxlen=_SHARED)
+        self._thread = threading.Thread(target=self._keep_feeding, name="tasks", daemon=True)
+
+    def __enter__(self) -> Pool:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.drop()
+        finally:
+            with self._changed:
+                self._is_over = True
+            self._crew.wake()
+            self._thread.join()
+
+    @property
+    def num_workers(self) -> int:
+        """How many tasks run at once."""
+        return max(self._crew.size, 1)
+
+    def share(self, value: Any) -> Shared:
+        """Returns the value as tasks take it, the same one for the same object."""
+        for known in self._known:
+            if known.value is value:
+                return known
+        self._num_shared += 1
+        self._known.append(Shared(self._num_shared, value))
+        return self._known[-1]
+
+    def submit(self, task: Call, *, progress: Progress | None = None, on_told: Told | None = None) -> Ticket:
+        """Returns the ticket of a task, which begins when its turn comes and a worker is free."""
+        with self._changed:
+            self._num_tickets += 1
+            ticket = Ticket(task, self._num_tickets, progress, on_told)
+            heapq.heappush(self._waiting, (task.order, ticket.number, ticket))
+        self._crew.wake()
+        return ticket
+
+    def collect(self, ticket: Ticket, *, progress: Progress | None = None) -> Any:
+        """Returns what the task returned once it is done, and gives on what all tasks tell meanwhile."""
+        ticket.progress = progress or ticket.progress
+        while True:
+            with self._changed:
+                while not (self._events or self._error or ticket.is_done):
+                    self._changed.wait(1.0)
+                events = list(self._events)
+                self._events.clear()
+            for about, message in events:
+                self._give_on(about, message)
+            with self._changed:
+                if self._error is not None and not self._events:
+                    error = self._error
+                    if not self._is_broken:
+                        self._error = None
+                    raise error
+                if ticket.is_done and not self._events:
+                    return ticket.value
+
+    def drop(self) -> None:
+        """Interrupts what is under way, waits until it has saved its state, and forgets all tasks."""
+        with self._changed:
+            self._is_stopping = True
+            self._waiting.clear()
+        self._crew.wake()
+        ends = time.monotonic() + STOP_SECONDS
+        try:
+            with self._changed:
+                while self._at_work and self._thread.is_alive() and not self._is_broken and time.monotonic() < ends:
+                    self._changed.wait(0.2)
+        finally:  # a second Ctrl-C is not kept waiting
+            with self._changed:
+                self._at_work, left = {}, self._at_work
+                self._events.clear()
+                self._error = self._error if self._is_broken else None
+                self._is_stopping = False
+                self._to_kill = list(left)
+            self._crew.wake()
+
+    def _give_on(self, ticket: Ticket | None, message: Message) -> None:
+        """Gives on what a task said to whoever asked for it."""
+        if message.kind == "told" and ticket is not None:
+            if ticket.on_told is not None:
+                ticket.on_told(message.value)
+        elif message.kind == "advance" and ticket is not None:
+            if ticket.progress is not None:
+                done, total, detail, seconds_left = message.value
+                ticket.progress.advance(done, total, detail, seconds_left=seconds_left)
+        elif message.kind == "note":
+            if ticket is not None and ticket.progress is not None:
+                ticket.progress.note(message.value)
+            else:
+                self._listener.note(message.value if ticket is None else f"{ticket.call.title}: {message.value}")
+
+    # In the thread ---------------------------------------------------------------------------------------------------
+
+    def _keep_feeding(self) -> None:
+        try:
+            interrupted: set[int] = set()
+            while not self._is_over:
+                self._feed(interrupted)
+                for worker, message in self._crew.poll(_POLL_SECONDS):
+                    self._hear(worker, message)
+        except BaseException as error:
+            with self._changed:
+                self._error, self._is_broken = error, True
+                self._changed.notify_all()
+        finally:
+            self._crew.close()
+
+    def _feed(self, interrupted: set[int]) -> None:
+        """Hands out what waits; interrupts, or kills, who is to stop."""
+        with self._changed:
+            to_kill, self._to_kill = self._to_kill, []
+            to_interrupt = [worker for worker in self._at_work if self._is_stopping and worker not in interrupted]
+            interrupted &= self._at_work.keys() if self._is_stopping else set()
+            given: list[tuple[int, Ticket]] = []
+            while self._idle and self._waiting and not self._is_stopping:
+                worker, (_, _, ticket) = self._idle.popleft(), heapq.heappop(self._waiting)
+                ticket.attempts += 1
+                self._at_work[worker] = ticket
+                given.append((worker, ticket))
+        for worker in to_kill:
+            self._crew.kill(worker)
+        for worker in to_interrupt:
+            interrupted.add(worker)
+            self._crew.interrupt(worker)
+        for worker, ticket in given:
+            task = ticket.call
+            order = Order(
+                number=ticket.number,
+                name=task.name,
+                shard=task.shard,
+                function=task.function,
+                arguments=task.arguments,
+                shared=task.shared.number,
+            )
+            self._crew.send(worker, order, task.shared)
+
+    def _hear(self, worker: int, message: Message) -> None:
+        with self._changed:
+            ticket = self._at_work.get(worker)
+            if ticket is not None and message.number not in (-1, ticket.number):
+                return  # of a task that was dropped
+            if message.kind in ("done", "failed", "interrupted"):
+                self._at_work.pop(worker, None)
+                if worker not in self._idle:
+                    self._idle.append(worker)
+                if ticket is not None:
+                    self._end(ticket, message)
+            elif message.kind == "ready":
+                self._idle.append(worker)
+            elif message.kind == "lost":
+                self._lose(worker, str(message.value))
+            elif message.kind == "broken":
+                self._error, self._is_broken = UserError(message.value), True
+            elif message.kind == "note" or ticket is not None:
+                self._events.append((ticket, message))
+            self._changed.notify_all()
+
+    def _end(self, ticket: Ticket, message: Message) -> None:
+        if message.kind == "done":
+            ticket.value, ticket.seconds = message.value
+            ticket.is_done = True
+        elif message.kind == "failed":
+            self._error = self._error or message.value
+        elif not self._is_stopping:  # somebody else has interrupted it
+            self._repeat(ticket, "was interrupted")
+
+    def _lose(self, worker: int, how: str) -> None:
+        if worker in self._idle:
+            self._idle.remove(worker)
+        ticket = self._at_work.pop(worker, None)
+        if ticket is not None and not self._is_stopping:
+            self._repeat(ticket, how)
+
+    def _repeat(self, ticket: Ticket, how: str) -> None:
+        title = ticket.call.title
+        if ticket.attempts >= MOST_ATTEMPTS:
+            self._error = self._error or UserError(
+                f"{title}: expected a worker that finishes it, found {ticket.attempts} that did not; the last {how}; "
+                "mend what ends them (memory, mostly) and start the same command again, it continues"
+            )
+            return
+        self._events.append((None, Message("note", value=f"{title}: its worker {how}; it is done again")))
+        heapq.heappush(self._waiting, (ticket.call.order, ticket.number, ticket))

@@ -1,0 +1,91 @@
+"""A worker process of this host: reads tasks from the pipe that it was started with, and answers on it.
+
+Started by ``executors.processes`` as ``python -m maskloom.executors.worker FILE_DESCRIPTOR PLACE``. It ends at once
+when its driver is gone, as if it were killed.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import queue
+import signal
+import sys
+import threading
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from types import FrameType
+from typing import Any
+
+from maskloom.executors.bench import Bench, Message, Opening, Order
+
+
+def main(descriptor: int, place: str) -> None:
+    """Computes tasks until the pipe is closed."""
+    connection = Connection(descriptor)
+    path: list[str]
+    opening: Opening
+    path, opening = connection.recv()
+    sys.path[:] = path  # as the driver's, so that it finds the same modules
+    said: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+
+    def send(message: Message) -> None:
+        said.put(pickle.dumps(message))
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it for what they start in the background
+    signal.signal(signal.SIGTERM, _interrupt)
+    bench = Bench(opening, send, place=place)
+    bench.prepare()
+    values: dict[int, Any] = {}
+    orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(connection, orders, values), name="orders", daemon=True).start()
+    threading.Thread(target=_speak, args=(connection, said), name="answers", daemon=True).start()
+    send(Message("ready", value=f"process {os.getpid()}"))
+    while True:
+        order = None
+        try:
+            order = orders.get()
+            bench.compute(order, lambda number=order.shared: _unpickled(values, number))  # type: ignore[misc]
+        except KeyboardInterrupt:  # before the task began, or when it had just ended
+            if order is not None:
+                send(Message("interrupted", order.number))
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Does what Ctrl-C does, which may be held back until a moment at which the state can be saved."""
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def _unpickled(values: dict[int, Any], number: int) -> Any:
+    if isinstance(values[number], bytes):
+        values[number] = pickle.loads(values[number])
+    return values[number]
+
+
+def _speak(connection: Connection, said: queue.SimpleQueue[bytes]) -> None:
+    """Sends what is said; in a thread, where no interruption can leave half a message in the pipe."""
+    try:
+        while True:
+            connection.send_bytes(said.get())
+    except OSError:  # the driver is gone
+        os._exit(1)
+
+
+def _listen(connection: Connection, orders: queue.SimpleQueue[Order], values: dict[int, Any]) -> None:
+    """Takes what the driver sends: shared values, pickled, before the first task that needs them, and tasks."""
+    try:
+        while True:
+            found = connection.recv()
+            if isinstance(found, Order):
+                orders.put(found)
+            else:
+                number, content = found
+                values.clear()  # the latest only
+                values[number] = content
+    except BaseException:  # the driver is gone, or speaks another version's language
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    with suppress(EOFError):  # the driver ended before it said anything
+        main(int(sys.argv[1]), sys.argv[2])

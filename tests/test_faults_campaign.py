@@ -1,0 +1,153 @@
+"""The programs that disturb runs and spoil inputs: that a fault comes where it should, and what counts as a defect."""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+
+def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    return __import__(name)
+
+
+@pytest.fixture
+def campaign(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    return load("campaign", monkeypatch)
+
+
+@pytest.fixture
+def fuzz(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    return load("fuzz", monkeypatch)
+
+
+# Where a fault comes -------------------------------------------------------------------------------------------------
+
+
+def heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **spec: Any) -> Any:
+    faulty = load("faulty", monkeypatch)
+    return faulty.Faulty({"root": str(tmp_path), "log": str(tmp_path / "log"), **spec})
+
+
+def test_changes_of_the_folder_are_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = heard(tmp_path, monkeypatch)
+    for event, *arguments in [
+        ("open", str(tmp_path / ".partial-ab12.json"), "wb", 0),
+        ("os.rename", str(tmp_path / ".partial-ab12.json"), str(tmp_path / "a.json"), -1, -1),
+        ("open", str(tmp_path / "a.json"), "rb", 0),
+        ("open", str(tmp_path / "status" / "host-1.json"), "w", 0),
+        ("open", str(tmp_path.parent / "b.json"), "w", 0),
+        ("import", "os", None),
+    ]:
+        watch.hear(event, tuple(arguments))
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert [json.loads(line)["key"] for line in lines] == ["open .partial.json", "os.rename a.json"]
+
+
+@pytest.mark.parametrize(("do", "number"), [("full", errno.ENOSPC), ("readonly", errno.EROFS)])
+def test_a_disk_stays_full_from_its_moment_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, do: str, number: int
+) -> None:
+    order = {"open a": 0, "open b": 1, "open c": 2}
+    watch = heard(tmp_path, monkeypatch, do=do, order=order, at=1)
+    watch.hear("open", (str(tmp_path / "a"), "w", 0))
+    for name in ("c", "a"):  # b was written before, so the next one is where it begins
+        with pytest.raises(OSError) as refused:
+            watch.hear("open", (str(tmp_path / name), "w", 0))
+        assert refused.value.errno == number
+
+
+def test_moments_are_spread_over_stages_and_follow_from_the_seed(campaign: ModuleType) -> None:
+    work = campaign.Work(name="w", command=lambda out: [], results=(), stage_of=lambda name: name)
+    events = [campaign.Event(seconds=at, key=f"open {at}", stage=f"s{at // 10}") for at in range(40)]
+    events += [campaign.Event(seconds=10.0 * n, key="10.0", stage=f"> s{n}") for n in range(4)]
+    order = {f"open {at}": at for at in range(40)}
+    first, again = (campaign.draw(work, events, order, 24, np.random.default_rng(5)) for _ in range(2))
+    assert first == again and [moment.at for moment in first] == sorted(moment.at for moment in first)
+    assert Counter(moment.stage for moment in first) == {f"s{n}": 6 for n in range(4)}
+    assert sum(bool(moment.key) for moment in first) == 12
+    assert all(0 <= moment.delay < 10 for moment in first)
+
+
+def test_what_differs_is_a_failure_and_so_is_nothing(campaign: ModuleType) -> None:
+    assert campaign.differences({"x": "1"}, {"x": "1"}) == []
+    assert campaign.differences({"x": "1"}, {"x": "2", "y": "1"}) == ["differs: x", "differs: y"]
+    assert campaign.differences({}, {}) == ["no files were compared"]
+
+
+def test_files_belong_to_stages(campaign: ModuleType) -> None:
+    found = [campaign.stage_of_run(name) for name in ("stages/oof/unet.sums", "members/unet/fold0/last.safetensors")]
+    assert found == ["oof/unet", "train/unet/fold0"]
+    assert [campaign.stage_of_run(name) for name in ("stages/train/unet/.partial.json", "recipe.yaml")] == [
+        "train/unet",
+        "",
+    ]
+
+
+# Spoilt inputs -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["images", "rle", "wkt", "coco", "tables", "yaml"])
+def test_inputs_follow_from_seed_and_number(
+    fuzz: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    cases = load("fuzz_cases", monkeypatch)
+    bench: Any = type("Bench", (), {"run": tmp_path})()
+    (tmp_path / "recipe.yaml").write_text("{members: [{name: a}], seed: 0}")
+    made = []
+    for name in ("a", "b"):
+        for number in range(4):
+            (tmp_path / name / str(number)).mkdir(parents=True)
+            cases.written(kind, 3, number, tmp_path / name / str(number), bench)
+        found = (path for path in (tmp_path / name).rglob("*") if path.is_file())
+        made.append({path.relative_to(tmp_path / name).as_posix(): path.read_bytes() for path in found})
+    assert made[0] == made[1] and len({content for name, content in made[0].items() if "case" in name}) == 4
+
+
+def test_every_kind_has_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = load("fuzz_cases", monkeypatch)
+    turns = sum(weight for _, weight in cases.KINDS.values())
+    counts = Counter(cases.kind_of(number) for number in range(turns))
+    assert counts == {kind: weight for kind, (_, weight) in cases.KINDS.items()}
+
+
+def test_only_success_and_refusal_are_good(fuzz: ModuleType) -> None:
+    outcomes = ["ok", "refused", "traceback", "hang", "partial", "wrong", "noise"]
+    lines = [
+        {"number": n, "kind": "yaml", "outcome": each, "peak": n * 2**20, "seconds": 1.0, "message": "", "noise": []}
+        for n, each in enumerate(outcomes)
+    ]
+    report = fuzz.summary(lines, seed=0, first=0)
+    assert [line["outcome"] for line in report["defects"]] == sorted(outcomes[2:])
+    assert report["largest_mib"] == 6 and "yaml" in fuzz.text_of(report)
+
+
+def test_a_case_is_judged_by_what_the_command_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judge = load("fuzz_judge", monkeypatch)
+    monkeypatch.setattr(sys, "argv", ["test"])
+    outcomes = []
+    for name, text in (("good", "img,rle_mask\na,3 2\n"), ("bad", "img,rle_mask\na,3\n")):
+        folder = tmp_path / name / "case"
+        folder.mkdir(parents=True)
+        (folder / "table.csv").write_text(text)
+        arguments = ["convert", "table.csv", "single.json", "--size", "4x4"]
+        (folder / "case.json").write_text(json.dumps({"do": "command", "arguments": arguments}))
+        outcomes.append(judge.judged(folder, judge.Bench(tmp_path)).outcome)
+    assert outcomes == ["ok", "refused"]
+
+    def broken(case: dict[str, Any], bench: Any) -> None:
+        Path("single.json").write_text("{")
+        print("TIFFReadDirectory: unknown tag", file=sys.stderr)
+        if case["arguments"]:
+            raise KeyError("a defect")
+
+    monkeypatch.setitem(judge.ACTIONS, "command", broken)
+    assert judge.judged(tmp_path / "good" / "case", judge.Bench(tmp_path)).outcome == "traceback"
