@@ -1,9 +1,9 @@
 """The same run in one process and on Ray with 1, 2 and 4 workers: equal bytes, and what handing tasks out costs.
 
-A system of the Carvana challenge at smoke scale and a raster are computed in one process, then on Ray, which each command
-starts for itself on this host alone; submissions, masks and rasters must be identical. Overhead is the time of a task that does
-nothing; efficiency is that of tasks that wait instead of computing, so that a host with few cores can show it. Every
-process has one thread. Needs ``maskloom[cluster]``. Fails where bytes differ.
+A system of the Carvana challenge at smoke scale and a raster are computed in one process, then on Ray, which each
+command starts for itself on this host alone; submissions, masks and rasters must be identical. Overhead is the time of
+a task that does nothing; efficiency is that of tasks that wait instead of computing, so that a host with few cores can
+show it. Every process has one thread. Needs ``maskloom[cluster]``. Fails where bytes differ.
 """
 
 from __future__ import annotations

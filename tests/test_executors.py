@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -14,7 +15,8 @@ import executor_tasks
 from executor_tasks import call, pool
 from maskloom.errors import BadFile, UserError
 from maskloom.executors.bench import whereabouts
-from maskloom.executors.nodes import Look
+from maskloom.executors.cluster import _running_here
+from maskloom.executors.nodes import Look, takes_connections
 from maskloom.executors.processes import ended
 from maskloom.executors.sites import open_site, usual_loaders, usual_processes
 from maskloom.executors.tasks import InProcess, ShardProgress, shards
@@ -224,3 +226,14 @@ def test_a_node_that_does_not_see_the_run_is_told(tmp_path: Path) -> None:
     assert "node a: expected to see the run's folder" in str(look.missing("a", fine | {"probe": ""}))
     assert "node a: expected to see /data, found no such path" in str(look.missing("a", fine | {"missing": "/data"}))
     assert "torch 1 (here" in str(look.missing("a", fine | {"torch": "1"}))
+
+
+def test_a_head_that_is_gone_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    assert _running_here() is None
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        (tmp_path / "ray").mkdir()
+        (tmp_path / "ray" / "ray_current_cluster").write_text(address)
+        assert _running_here() == address and takes_connections(f"ray://{address}")
+    assert _running_here() is None and not takes_connections(address)

@@ -147,6 +147,15 @@ def test_a_killed_worker_changes_nothing(studio: Path, finished_run: Path, tmp_p
     assert computed(tmp_path / "run") == computed(finished_run)
 
 
+INTERRUPTIBLE = """
+import signal
+from maskloom.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+main()
+"""
+"""The command line, also where the tests run in the background of a shell, which lets that ignore Ctrl-C."""
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_run_goes_on_in_one_process(
     studio: Path, finished_run: Path, tmp_path: Path, number: signal.Signals
@@ -154,7 +163,9 @@ def test_a_stopped_run_goes_on_in_one_process(
     run = tmp_path / "run"
     command = ["fit", "default", "--data", studio, "--run", run, "--device", "cpu", "--workers", "0", "--on", "local"]
     command += ["--processes", "2", *(word for setting in SMALL for word in ("--set", setting))]
-    driver = subprocess.Popen([sys.executable, "-m", "maskloom", *map(str, command)], stderr=subprocess.PIPE, text=True)
+    driver = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTIBLE, *map(str, command)], stderr=subprocess.PIPE, text=True
+    )
     ends = time.monotonic() + 300
     workers: list[int] = []
     while not workers and time.monotonic() < ends and driver.poll() is None:

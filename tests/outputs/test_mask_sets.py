@@ -108,6 +108,7 @@ def disks(*, side: int, apart: int, colour: int = 1) -> np.ndarray:
         disks(side=256, apart=12, colour=7001),
         np.tile(np.arange(32), (32, 1)),
         np.repeat(np.arange(100), 4)[None, :],
+        np.tile(np.arange(100), (40, 1)),
         np.zeros((1, 1), int),
     ],
 )

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from maskloom.errors import UserError
 from maskloom.executors.bench import Opening
-from maskloom.executors.nodes import Head, Node, alive_nodes, shared_look
+from maskloom.executors.nodes import Head, Node, alive_nodes, shared_look, takes_connections
 from maskloom.executors.pool import Pool
 from maskloom.executors.sites import Work, stated_threads, usual_loaders, usual_processes
 from maskloom.progress import Progress
@@ -53,17 +53,33 @@ def connected(address: str | None, *, device: str | None, processes: int | None)
 def _connect(ray: Any, address: str | None, processes: int | None) -> None:
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     known = address or os.environ.get("RAY_ADDRESS")
+    here = known or _running_here()
+    if here is None:
+        ray.init(address="local", num_cpus=max(num_cores(), processes or 1), include_dashboard=False, **options)
+        return
     try:
-        ray.init(address=known or "auto", **options)
+        if not takes_connections(here):  # Ray would try for minutes
+            raise ConnectionError("it takes no connections")
+        ray.init(address=here, **options)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
-        if known is None and isinstance(error, ConnectionError):
-            ray.init(address="local", num_cpus=max(num_cores(), processes or 1), include_dashboard=False, **options)
-            return
         reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"--on ray: expected a Ray cluster at {known or 'this host'}, found none that answers ({reason}); start it "
-            "with `ray start --head`, or state its client port as ray://HOST:10001"
+            f"--on ray: expected a Ray cluster at {here}, found none that answers ({reason}); start it with "
+            "`ray start --head`, or state its client port as ray://HOST:10001"
         ) from error
+
+
+def _running_here() -> str | None:
+    """Returns the address of the cluster that this host is in, None where there is none.
+
+    Ray keeps it in a file, also after a head was killed; asked for such a one, it would wait without end.
+    """
+    path = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+    try:
+        found = path.read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
+    return found if found and takes_connections(found) else None
 
 
 def _cluster(head: Head, device: str | None, processes: int | None) -> Cluster:

@@ -111,6 +111,18 @@ def shared_look(run: Path, sees: Sequence[Path], folder: str) -> Iterator[Look]:
         path.unlink(missing_ok=True)
 
 
+def takes_connections(address: str) -> bool:
+    """Returns whether something answers at ``HOST:PORT`` or ``ray://HOST:PORT``; True for addresses of other forms."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return True
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=HEAD_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
 class Head:
     """The head of a cluster: whether it still answers. Ray itself waits for a minute, and may then end the process."""
 
@@ -129,14 +141,9 @@ class Head:
         self._looked = time.monotonic()
         if not self.address:
             return True
-        host, _, port = self.address.rpartition(":")
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=HEAD_SECONDS).close()
-        except OSError:
-            self._failed += 1
-            return False
-        self._failed = 0
-        return True
+        is_there = takes_connections(self.address)
+        self._failed = 0 if is_there else self._failed + 1
+        return is_there
 
     @property
     def is_lost(self) -> bool:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 
 from maskloom.executors.bench import Message, Opening, Order
 from maskloom.executors.tasks import Shared
@@ -132,14 +133,16 @@ class Processes:
 
     def _start(self, place: Place, starts: int) -> None:
         ours, theirs = socket.socketpair()
-        command = [sys.executable, "-m", "maskloom.executors.worker", str(theirs.fileno()), place.name]
+        command = [sys.executable, "-P", "-m", "maskloom.executors.worker", str(theirs.fileno()), place.name]
+        # Where this process finds its modules, they find theirs; nothing of the working folder comes before that.
+        places = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)
         with theirs:
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=sys.__stderr__ if _is_a_file(sys.__stderr__) else None,
                 pass_fds=(theirs.fileno(),),
-                env=os.environ | place.environment,
+                env=os.environ | place.environment | {"PYTHONPATH": places},
                 start_new_session=True,
             )
         connection = Connection(ours.detach())

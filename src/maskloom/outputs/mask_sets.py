@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from maskloom.data.image_io import IMAGE_SUFFIXES, MAX_PIXELS, image_size, read_mask_values
+from maskloom.data.image_io import IMAGE_SUFFIXES, image_size, read_mask_values
 from maskloom.encodings.polygons import rasterize_coco
 from maskloom.encodings.rle import Base, Order, coco_runs, fill_runs
 from maskloom.encodings.table_files import open_table
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 NAME_COLUMNS = ("img", "id", "image", "name", "imageid", "image_id", "filename", "file_name")
 MASK_COLUMNS = ("rle_mask", "rle", "mask", "runs", "encodedpixels", "encoded_pixels", "segmentation")
 CLASS_COLUMNS = ("class", "class_name", "classid", "class_id", "label", "category")
+MAX_DRAWN = 1_000_000_000
+"""The budget for a mask that polygons or run lengths are drawn into: 31,600×31,600 pixels, a byte each."""
 _FEW_VALUES = 32  # so many different values may lie anyhow
 _LOOKED_AT = 64  # rows and columns in which values are counted first
 
@@ -347,11 +349,11 @@ def _from_results(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def check_drawable(name: str, size: Size) -> None:
-    """Raises ``UserError`` for a mask H×W of more pixels than may be decoded of an image, whatever states its size."""
-    if size[0] * size[1] > MAX_PIXELS:
+    """Raises ``UserError`` for a mask H×W of more pixels than may be drawn, whatever states its size."""
+    if size[0] * size[1] > MAX_DRAWN:
         raise UserError(
             f"{name}: a mask of {size[1]}×{size[0]} (width×height) = {size[0] * size[1]:,} pixels is over the budget "
-            f"of {MAX_PIXELS:,} for drawing a whole one; see that its size is right, or cut it into tiles"
+            f"of {MAX_DRAWN:,} for drawing a whole one; see that its size is right, or cut it into tiles"
         )
 
 
@@ -366,16 +368,16 @@ def check_areas(stored: np.ndarray, origin: Path) -> None:
     """Raises ``UserError`` for stored values H×W that make no areas, as those of a photo; ``origin`` is their file.
 
     A mask has few values, or most of its pixels (the most frequent value aside) have a neighbour of their own value on
-    the right; instance ids do, however many.
+    the right, or below; instance ids do, however many.
     """
     steps = [max(side // _LOOKED_AT, 1) for side in stored.shape]
     values, counts = np.unique(stored[:: steps[0], :: steps[1]], return_counts=True)
     if len(values) <= _FEW_VALUES:
         return
-    left, right = stored[:, :-1], stored[:, 1:]
-    objects = left != values[counts.argmax()]
-    if 2 * np.count_nonzero(objects & (left == right)) >= np.count_nonzero(objects):
-        return
+    for first, second in ((stored[:, :-1], stored[:, 1:]), (stored[:-1], stored[1:])):
+        objects = first != values[counts.argmax()]
+        if 2 * np.count_nonzero(objects & (first == second)) >= np.count_nonzero(objects):
+            return
     what = "colours" if stored.max() > 0xFFFF else "values"
     raise UserError(
         f"{origin}: expected a mask, which has an area of one value for each class or object; found "

@@ -32,6 +32,7 @@ def main() -> None:
     assert isinstance(order, Order)
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let what runs in the background ignore it
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to all processes of a job: the one that started this stops it
     code = 1
     try:
         _train(order, said)

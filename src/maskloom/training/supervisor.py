@@ -32,7 +32,7 @@ from maskloom.training.memory import release
 from maskloom.training.team import PATIENCE, Lost, Team
 from maskloom.training.tracking import OnProgress
 
-STOP_SECONDS = 60.0
+STOP_SECONDS = 25.0
 """So long rank 0 may take to save the state after Ctrl-C."""
 GRACE_SECONDS = 3.0
 """A rank that lost another one is often heard before the other's end is seen; so long the cause is waited for."""
