@@ -1,16 +1,21 @@
 """Dstl's eight SWIR bands: networks, an index classifier and both together against boosted trees on smoothed bands.
 
-    python benchmarks/swir.py --data DIR [--out runs/swir] [--smoke] [--set KEY=VALUE ...] [--classes NAME ...]
+    python benchmarks/swir.py --data DIR [--apart images|scenes] [--out DIR] [--smoke] [--set KEY=VALUE ...]
+                              [--classes NAME ...]
 
 DIR is in the contest's layout (``sixteen_band/<id>_A.tif``, polygons, grid sizes). The recipe ``dstl_swir`` is fitted
-in OUT/run, which continues where it stopped. scikit-learn's HistGradientBoostingClassifier, one per class and fold, is
-fitted on the same folds, hence on the same scenes: every pixel is a sample, its features are the eight bands as they
-are and smoothed by Gaussians of several widths, its settings are the library's own. Its maps are kept in OUT/boosting.
+in OUT/run, which continues where it stopped. The trees of ``swir_baseline`` are fitted on the same folds, hence on the
+same images, one classifier per class and fold; their maps are kept in OUT/boosting.
 
-Judged is the Jaccard index of pixels summed over all images, each predicted by what never saw its scene, at the
-sensor's resolution and with the polygons as they lie. ``water`` is both kinds together: the sum of the two maps of a
-recipe, a class of its own to the trees. For every system thresholds (and of "both" the weights of the members) are
-fitted on the maps of the other folds. Differences are paired by scene; intervals are of the bootstrap over scenes.
+What folds keep apart makes the task. ``images`` (the usual): an image is judged by what never saw it, but may have seen
+others of its scene, the 5×5 images that were taken together; so the contest asked, whose unknown images are mostly of
+scenes that it gives others of. ``scenes``: by what saw nothing of the scene, its soil, season and haze, either.
+
+Judged is the Jaccard index of pixels summed over all images, each predicted out of fold, at the sensor's resolution and
+with the polygons as they lie. ``water`` is both kinds together: the sum of the two maps of a recipe, a class of its own
+to the trees. For every system thresholds (and of "both" the weights of the members) are fitted on the maps of the other
+folds. Differences are paired: by image in the tables, by scene in the intervals, those of the bootstrap over scenes.
+Seconds are those of fitting and predicting out of fold, whatever else the machine was doing.
 """
 
 from __future__ import annotations
@@ -21,11 +26,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import cv2
 import numpy as np
 from common import ended
+from swir_baseline import BOOSTING, SHARE, SIGMAS, TREES, boosted, classifier, stored
 
 from maskloom import api
 from maskloom.config import load_yaml, parse
@@ -35,15 +40,14 @@ from maskloom.contests.dstl.swir import dstl_swir
 from maskloom.data.record_images import read_record_image
 from maskloom.data.sources.base import DataSettings, DataSource
 from maskloom.data.truth import read_truth
-from maskloom.encodings.probability_maps import read_map, write_map
 from maskloom.ensembling.bootstrap import compare_tallies, tally
 from maskloom.ensembling.crossfit import crossfit
 from maskloom.ensembling.thresholds import decide, fit_thresholds, histograms
 from maskloom.errors import UserError
-from maskloom.files import checksum, fingerprint, read_json, write_json, write_text
+from maskloom.files import checksum, read_json, write_json, write_text
 from maskloom.inference.merging import RESULT, Merge
-from maskloom.metrics import Counts, from_labels, iou, per_class, total
-from maskloom.progress import Progress, Silent
+from maskloom.metrics import Counts, from_labels, iou, per_class
+from maskloom.progress import Silent
 from maskloom.recipe import Recipe
 from maskloom.records import Record, Task
 from maskloom.run_directory import RunDirectory
@@ -55,9 +59,11 @@ from maskloom.stages.fold_tables import FoldTables
 LARGE = ("buildings", "trees", "crops", "water")
 PARTS = {"water": ("fast_water", "slow_water")}
 """Classes that are judged together."""
-SIGMAS = (0.0, 1.0, 2.0, 4.0)
-"""Of the Gaussians, in pixels; 0 is the band as it is."""
-BOOSTING, INDEX, NETWORK, BOTH = "boosting", "index", "network", "both"
+Apart = Literal["images", "scenes"]
+GROUPS: dict[Apart, str | None] = {"images": "(.+)", "scenes": None}
+"""What is one group of the data, as ``data.group`` has it; None: as the layout has it."""
+INDEX, NETWORK, BOTH = "index", "network", "both"
+SYSTEMS = (BOOSTING, INDEX, NETWORK, BOTH)
 PAIRS = ((NETWORK, BOOSTING), (BOTH, BOOSTING), (NETWORK, INDEX), (BOTH, NETWORK))
 """The first is compared with the second."""
 
@@ -67,14 +73,15 @@ Maps = Callable[[Record], np.ndarray]
 
 def main(words: Sequence[str] | None = None) -> None:
     arguments = parsed(words)
-    settings = DataSettings(images="sixteen_band")
+    out = arguments.out or Path("runs") / f"swir_{arguments.apart}"
+    settings = DataSettings(images="sixteen_band", group=GROUPS[arguments.apart])
     source = open_dstl(arguments.data, settings)
     device = choose_device(arguments.device)
     recipe = dstl_swir(source, device=device.type, scale="smoke" if arguments.smoke else "full")
     recipe = recipe.model_copy(update={"data": settings})
     classifier()  # what is missing is said now, not after the networks
     with Terminal() as progress:
-        run = arguments.out / "run"
+        run = out / "run"
         api.fit(
             recipe, arguments.data, run=run, settings=arguments.set, device=arguments.device, workers=arguments.workers,
             progress=progress,
@@ -83,21 +90,30 @@ def main(words: Sequence[str] | None = None) -> None:
         complete = parse(Recipe, load_yaml(folder.recipe), origin=str(folder.recipe))
         context = Context(run=folder, recipe=complete, source=source, device=device, progress=Silent(), workers=0)
         judged = Judged(context, tuple(arguments.classes))
-        boosted(judged, arguments.out / BOOSTING, progress)
+        seconds = judged.seconds()
+        seconds[BOOSTING] = boosted(
+            out / BOOSTING,
+            {record.id: read_record_image(record) for record in source.records},
+            judged.truths,
+            judged.folds(),
+            progress,
+            origin=f"{source.root.resolve()} {checksum(folder.folds)} {judged.classes}",
+        )
     result: dict[str, Any] = {
         "benchmark": "swir",
+        "apart": arguments.apart,
         "images": len(source.records),
-        "scenes": sorted({record.group for record in source.records}),
+        "scenes": sorted({scene_of(record) for record in source.records}),
         "folds": judged.folds(),
         "members": complete.names,
-        "sigmas": SIGMAS,
-        **judged.found(arguments.out / BOOSTING),
-        "seconds": round(sum(float(read_json(path)["seconds"]) for path in (run / "stages").rglob("*.json"))),
+        "trees": {"sigmas": SIGMAS, "share": SHARE, **TREES},
+        **judged.found(out / BOOSTING),
+        "seconds": {name: round(value) for name, value in seconds.items()},
         "hardware": hardware(device),
     }
     table = markdown(result)
-    write_text(arguments.out / "swir.md", table)
-    write_json(arguments.out / "swir.json", result)
+    write_text(out / "swir.md", table)
+    write_json(out / "swir.json", result)
     print(table)
     print(json.dumps(result, ensure_ascii=False))
 
@@ -105,7 +121,8 @@ def main(words: Sequence[str] | None = None) -> None:
 def parsed(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="a folder in the contest's layout")
-    parser.add_argument("--out", type=Path, default=Path("runs/swir"), help="the run, the trees' maps and the results")
+    parser.add_argument("--apart", choices=list(GROUPS), default="images", help="what folds keep apart")
+    parser.add_argument("--out", type=Path, help="the run, the trees' maps and the results; runs/swir_<apart>")
     parser.add_argument("--smoke", action="store_true", help="the recipe at smoke scale, to see that all runs")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a change to the recipe")
     parser.add_argument("--classes", nargs="+", default=list(LARGE), metavar="NAME", help="the classes that are judged")
@@ -182,8 +199,6 @@ class Judged:
 
     def systems(self, boosting: Path) -> dict[str, Callable[[list[Record]], Maps]]:
         """Returns the systems: given the records of the other folds, each says how maps are made."""
-        indices = [member.name for member in self.recipe.members if member.network.index is not None]
-        networks = [member.name for member in self.recipe.members if member.network.index is None]
         fitting = Fitting(self.context, self.source.records, self.fold_of)
 
         def both(outside: list[Record]) -> Maps:
@@ -191,11 +206,31 @@ class Judged:
             return self._of_tree(ensemble_tree(self.context, self.tables, weights))
 
         return {
-            BOOSTING: lambda _: lambda record: read_map(boosting / f"{record.id}.map"),
-            INDEX: lambda _: self._of_members(indices),
-            NETWORK: lambda _: self._of_members(networks),
+            BOOSTING: lambda _: lambda record: stored(boosting, record.id),
+            INDEX: lambda _: self._of_members(self._members(index=True)),
+            NETWORK: lambda _: self._of_members(self._members(index=False)),
             BOTH: both,
         }
+
+    def _members(self, *, index: bool) -> list[str]:
+        """Returns the members that are index classifiers, or those that are not."""
+        return [member.name for member in self.recipe.members if (member.network.index is not None) == index]
+
+    def seconds(self) -> dict[str, float]:
+        """Returns the seconds that the run spent on index classifiers, on networks, and on all of its stages."""
+
+        def spent(*names: str) -> float:
+            return sum(
+                float(read_json(path)["seconds"])
+                for name in names
+                for path in (self.context.run.root / "stages").glob(name)
+            )
+
+        kinds = {INDEX: self._members(index=True), NETWORK: self._members(index=False)}
+        return {
+            kind: spent(*(f"train/{name}/*.json" for name in names), *(f"oof/{name}.json" for name in names))
+            for kind, names in kinds.items()
+        } | {BOTH: spent("**/*.json")}
 
     def _of_members(self, names: list[str]) -> Maps:
         return self._of_tree(self.tables.expanded(Merge(children=tuple(names)), self.recipe.names))
@@ -232,7 +267,8 @@ class Judged:
         return {
             "jaccard": self._jaccard(counts),
             "differences": {f"{after} - {before}": self._differences(counts, before, after) for after, before in PAIRS},
-            "by_scene": self._by_scene(counts),
+            "by_image": self._by_image(counts),
+            "true_pixels": self._true_pixels(),
             "ensemble_weights": read_json(self.context.run.ensemble)["weights"],
         }
 
@@ -248,95 +284,43 @@ class Judged:
     ) -> dict[str, dict[str, float | int]]:
         records = self.source.records
         first, second = (tally([counts[system][record.id] for record in records]) for system in (before, after))
-        groups = [record.group for record in records]
+        groups = [scene_of(record) for record in records]
         return {
             name: compare_tallies(first[..., [number]], [second[..., [number]]], groups, "iou")[0].to_json()
             for number, name in enumerate(self.classes)
         }
 
-    def _by_scene(self, counts: Mapping[str, Mapping[str, Counts]]) -> dict[str, dict[str, dict[str, float]]]:
-        """Returns, by class and scene that holds it, the Jaccard index of every system."""
-        scenes: dict[str, list[str]] = {}
-        for record in self.source.records:
-            scenes.setdefault(record.group, []).append(record.id)
-        sums = {
-            scene: {system: total([found[name] for name in names]) for system, found in counts.items()}
-            for scene, names in scenes.items()
+    def _by_image(self, counts: Mapping[str, Mapping[str, Counts]]) -> dict[str, dict[str, dict[str, float]]]:
+        """Returns, by class and image that holds it, the Jaccard index of every system."""
+        scores = {
+            record.id: {system: iou(found[record.id]) for system, found in counts.items()}
+            for record in self.source.records
         }
+        pixels = self._true_pixels()
         return {
             name: {
-                scene: {system: round(float(iou(each)[number]), 4) for system, each in found.items()}
-                for scene, found in sums.items()
-                if (found[BOTH].tp + found[BOTH].fn)[number] > 0
+                image: {system: round(float(each[number]), 4) for system, each in found.items()}
+                for image, found in scores.items()
+                if image in pixels[name]
             }
             for number, name in enumerate(self.classes)
         }
 
+    def _true_pixels(self) -> dict[str, dict[str, int]]:
+        """Returns, by class and image that holds it, how many pixels are truly of the class; most first."""
+        found: dict[str, dict[str, int]] = {}
+        for number, name in enumerate(self.classes):
+            sums = {image: int((truth[number] == 1).sum()) for image, truth in self.truths.items()}
+            found[name] = {image: sums[image] for image in sorted(sums, key=lambda one: -sums[one]) if sums[image]}
+        return found
+
+
+def scene_of(record: Record) -> str:
+    return record.id.partition("_")[0]
+
 
 def rounded(score: float) -> float | None:
     return None if np.isnan(score) else round(float(score), 4)
-
-
-# Boosted trees -------------------------------------------------------------------------------------------------------
-
-
-def classifier() -> Any:
-    """Returns a fresh classifier with the library's settings; raises ``UserError`` where the library is missing."""
-    try:
-        from sklearn.ensemble import HistGradientBoostingClassifier
-    except ImportError:
-        raise UserError(
-            "expected scikit-learn, which the comparison is with, found none; install it: pip install maskloom[bench]"
-        ) from None
-    return HistGradientBoostingClassifier(random_state=0)
-
-
-def boosted(judged: Judged, folder: Path, progress: Progress) -> None:
-    """Writes the out-of-fold maps of the trees, uint8 C×H×W by record; what is there already is kept."""
-    mark = fingerprint(1, judged.classes, SIGMAS, checksum(judged.context.run.folds), str(judged.source.root.resolve()))
-    marker, folds = folder / "marker.json", judged.folds()
-    done = read_json(marker) if marker.is_file() else {}
-    done = done if done.get("fingerprint") == mark else {"fingerprint": mark, "folds": []}
-    progress.stage(BOOSTING, cached=len(done["folds"]) == len(folds))
-    if len(done["folds"]) == len(folds):
-        return
-    seen = {record.id: features(read_record_image(record)) for record in judged.source.records}
-    for number, (fold, inside) in enumerate(folds.items()):
-        if fold in done["folds"]:
-            continue
-        outside = [name for name in seen if name not in inside]
-        samples = np.concatenate([seen[name].reshape(-1, seen[name].shape[2]) for name in outside])
-        maps: dict[str, list[np.ndarray]] = {name: [] for name in inside}
-        for place in range(len(judged.classes)):
-            progress.advance(number * len(judged.classes) + place, len(folds) * len(judged.classes), f"fold {fold}")
-            truth = np.concatenate([judged.truths[name][place].ravel() for name in outside])
-            model = classifier().fit(samples, truth) if truth.any() else None
-            for name in inside:
-                maps[name].append(probabilities(model, seen[name]))
-        for name in inside:
-            write_map(folder / f"{name}.map", np.stack(maps[name]))
-        done["folds"].append(fold)
-        write_json(marker, done)
-
-
-def features(image: np.ndarray) -> np.ndarray:
-    """Returns float32 H×W×(bands · widths): the bands H×W×C, smoothed."""
-    bands = [np.ascontiguousarray(band) for band in image.astype(np.float32).transpose(2, 0, 1)]
-    planes = [smoothed(band, sigma) for sigma in SIGMAS for band in bands]
-    return np.stack(planes, axis=2)
-
-
-def smoothed(band: np.ndarray, sigma: float) -> np.ndarray:
-    return band if sigma == 0 else np.asarray(cv2.GaussianBlur(band, (0, 0), sigma))
-
-
-def probabilities(model: Any, image: np.ndarray) -> np.ndarray:
-    """Returns a class's map as it is stored, uint8 H×W; 0 where there was nothing to learn from."""
-    height, width, channels = image.shape
-    if model is None:
-        return np.zeros((height, width), np.uint8)
-    found = model.predict_proba(image.reshape(-1, channels))[:, 1]
-    return np.round(255 * found).astype(np.uint8).reshape(height, width)
 
 
 # The table -----------------------------------------------------------------------------------------------------------
@@ -344,33 +328,61 @@ def probabilities(model: Any, image: np.ndarray) -> np.ndarray:
 
 def markdown(result: Mapping[str, Any]) -> str:
     """Returns the tables, and what one must know to read them."""
-    systems = (BOOSTING, INDEX, NETWORK, BOTH)
-    lines = [f"| class | {' | '.join(systems)} |", "|---" * (len(systems) + 1) + "|"]
-    for name, scores in result["jaccard"].items():
-        cells = ["absent" if scores[system] is None else f"{scores[system]:.3f}" for system in systems]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    lines += ["", "| class | difference | mean | 95 % interval | P(> 0) | scenes better |", "|---|---|---|---|---|---|"]
-    for name in result["jaccard"]:
-        for pair, gains in result["differences"].items():
-            gain = gains[name]
-            after, before = pair.split(" - ")
-            found = result["by_scene"][name].values()
-            better = sum(scores[after] > scores[before] for scores in found)
-            lines.append(
-                f"| {name} | {pair} | {gain['mean']:+.3f} | {gain['low']:+.3f} … {gain['high']:+.3f} | "
-                f"{gain['probability']:.3f} | {better} of {len(found)} |"
-            )
     weights = ", ".join(f"{name} {weight:.2f}" for name, weight in result["ensemble_weights"].items())
+    seconds = ", ".join(f"{name} {value} s" for name, value in result["seconds"].items())
     return "\n".join(
         [
-            *lines,
+            *_of_classes(result["jaccard"]),
+            "",
+            *_of_differences(result),
+            "",
+            *_of_images(result),
             "",
             f"Jaccard index of pixels summed over {result['images']} images of {len(result['scenes'])} scenes, out of "
-            f"fold in {len(result['folds'])} folds; thresholds fitted on the other folds. Weights of the members in "
-            f"the final ensemble: {weights}. The recipe took {result['seconds']} s.",
+            f"fold in {len(result['folds'])} folds that keep {result['apart']} apart; thresholds fitted on the other "
+            f"folds, intervals over scenes. Weights of the members in the final ensemble: {weights}. Time: {seconds} "
+            f"({BOTH}: all stages of the run).",
             "",
         ]
     )
+
+
+def _of_classes(jaccard: Mapping[str, Mapping[str, float | None]]) -> list[str]:
+    rows = [f"| class | {' | '.join(SYSTEMS)} |", "|---" * (len(SYSTEMS) + 1) + "|"]
+    for name, scores in jaccard.items():
+        cells = ["absent" if (score := scores[system]) is None else f"{score:.3f}" for system in SYSTEMS]
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    return rows
+
+
+def _of_differences(result: Mapping[str, Any]) -> list[str]:
+    rows = [
+        "| class | difference | mean | 95 % interval | P(> 0) | images better, worse |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in result["jaccard"]:
+        found = result["by_image"][name].values()
+        for pair, gains in result["differences"].items():
+            gain = gains[name]
+            after, before = pair.split(" - ")
+            better = sum(scores[after] > scores[before] for scores in found)
+            worse = sum(scores[after] < scores[before] for scores in found)
+            rows.append(
+                f"| {name} | {pair} | {gain['mean']:+.3f} | {gain['low']:+.3f} … {gain['high']:+.3f} | "
+                f"{gain['probability']:.3f} | {better}, {worse} of {len(found)} |"
+            )
+    return rows
+
+
+def _of_images(result: Mapping[str, Any]) -> list[str]:
+    """Returns the scores on each image that holds a class, those with most of it first."""
+    rows = [f"| class | image | true pixels | {' | '.join(SYSTEMS)} |", "|---" * (len(SYSTEMS) + 3) + "|"]
+    for name, pixels in result["true_pixels"].items():
+        for image, count in pixels.items():
+            scores = result["by_image"][name][image]
+            cells = " | ".join(f"{scores[system]:.3f}" for system in SYSTEMS)
+            rows.append(f"| {name} | {image} | {count} | {cells} |")
+    return rows
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ def test_every_member_takes_the_bands_as_they_are_stored() -> None:
     assert {member.classes for member in recipe.members} == {None}
     kinds = {member.network.architecture for member in recipe.members}
     assert "index" in kinds and len(kinds) > 1
+    assert {member.network.channels for member in recipe.members} == {8, 16}  # one has logarithms beside the bands
     assert all(member.in_ensemble for member in recipe.members)
     assert parse(Recipe, recipe.model_dump(mode="json")) == recipe
 
@@ -71,7 +72,7 @@ def test_end_to_end(tmp_path: Path) -> None:
     source = open_dstl(data, SWIR)
     assert not source.records[0].bands and len({record.group for record in source.records}) == 2
     recipe = dstl_swir(source, device="cpu", scale="smoke")
-    recipe = recipe.model_copy(update={"data": SWIR, "members": recipe.members[:2]})  # the pretrained one takes long
+    recipe = recipe.model_copy(update={"data": SWIR, "members": recipe.members[::2]})  # one of the networks
     run = maskloom.fit(recipe, data, run=folder, device="cpu", workers=0, settings=["inference.views=none"])
     scores = run.evaluate()
     assert set(scores["members"]) == {member.name for member in recipe.members}
