@@ -5,13 +5,12 @@ post-processing, submission and report; then masks, tables and tiles of rasters 
 changes of the run's folder (just before a file is opened, renamed or removed), half are times. The moments follow from
 ``--seed``. With ``--fault`` something else happens there: SIGTERM (which must end it within 30 s), a disk that is full,
 or one that can no longer be written (each must be told in one line). Runs on the CPU. Fails where something differs
-from an undisturbed run, is left behind, or did not happen.
+from an undisturbed run or is left behind, and where faults did not happen: in a stage, or more than a few of them.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import signal
@@ -21,17 +20,21 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from common import studio_with_test
+from common import differences, digests, left_behind, studio_with_test
 
 HERE = Path(__file__).parent
 FAULTS = ("kill", "term", "full", "readonly")
 TERM_SECONDS = 30.0
 """Schedulers kill what has not ended so long after SIGTERM."""
 STUCK_SECONDS = 600.0
+TRIES = 4
+"""Times that a time is aimed at, all but the first from the beginning and half as late each; a change is twice."""
+MISSED_SHARE = 0.05
+"""Of the moments: of a full disk, say, the last ones have nothing behind them that is written."""
 OUTCOME = {"kill": -signal.SIGKILL, "term": 143, "full": 2, "readonly": 2}
 WORDS = {"full": "the disk is full", "readonly": "cannot be written"}
 
@@ -51,9 +54,7 @@ class Work:
 
     def digests(self, out: Path) -> dict[str, str]:
         """Returns the checksums of what must be identical."""
-        paths = {path for pattern in self.results for path in out.glob(pattern) if path.is_file()}
-        found = (path for path in sorted(paths) if path.name not in ("checkpoint.safetensors", "attempt.json"))
-        return {path.relative_to(out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
+        return digests(out, self.results)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -316,16 +317,10 @@ def disturbed(work: Work, out: Path, folder: Path, moment: Moment, order: dict[s
         landing.wrong = f"exit code {code}: {error[:300]}"
     elif fault == "term" and landing.seconds > TERM_SECONDS:
         landing.wrong = f"ended {landing.seconds} s after SIGTERM"
-    left = sorted(path.name for path in out.rglob(".partial-*"))
+    left = left_behind(out)
     if fault in ("term", "full") and left and not landing.wrong:
         landing.wrong = f"left behind: {left}"
     return landing
-
-
-def differences(whole: dict[str, str], resumed: dict[str, str]) -> list[str]:
-    """Returns in words what differs; that nothing was compared is a difference, too."""
-    found = [f"differs: {key}" for key in sorted(whole.keys() | resumed.keys()) if whole.get(key) != resumed.get(key)]
-    return found + ["no files were compared"] * (not whole)
 
 
 def chain(
@@ -337,21 +332,35 @@ def chain(
     order: dict[str, int],
     fault: str,
 ) -> tuple[list[Landing], list[str]]:
-    """Disturbs one work at all the moments, one after the other, finishes it, and says what is wrong."""
-    landings = []
+    """Disturbs one work at all the moments, one after the other, finishes it, and says what is wrong.
+
+    What is taken up again has less to do, and may end before its moment: then it is compared, and begun anew for it.
+    """
+    landings, wrong = [], []
     for moment in moments:
-        landings.append(disturbed(work, out, folder, moment, order, fault))
-        print(f"  {landings[-1].where}: {landings[-1].wrong or landings[-1].code}", file=sys.stderr, flush=True)
+        for number in range(2 if moment.key else TRIES):
+            landing = disturbed(work, out, folder, replace(moment, delay=moment.delay / 2**number), order, fault)
+            print(f"  {landing.where}: {landing.wrong or landing.code}", file=sys.stderr, flush=True)
+            if landing.landed or landing.wrong:
+                break
+            wrong += compared(work, out, whole)
+            remove(out)
+        landings.append(landing)
     process = Process(work, out, folder, {"do": "kill", "order": {}, "at": 10**9})
     if code := process.end():
-        return landings, [f"{work.name}: could not be finished ({code}): {process.error()[:500]}"]
+        return landings, [*wrong, f"{work.name}: could not be finished ({code}): {process.error()[:500]}"]
+    return landings, wrong + compared(work, out, whole)
+
+
+def compared(work: Work, out: Path, whole: dict[str, str]) -> list[str]:
+    """Returns what is wrong with a finished work."""
     wrong = [f"{work.name}: {line}" for line in differences(whole, work.digests(out))]
-    wrong += [f"{work.name}: left behind {path.name}" for path in out.rglob(".partial-*")]
+    wrong += [f"{work.name}: left behind {name}" for name in left_behind(out)]
     if work.name == "fit":
         from maskloom.api import verify
 
         wrong += [f"fit: {name} is {state}" for name, state in verify(out).bad.items()]
-    return landings, wrong
+    return wrong
 
 
 def main() -> int:
@@ -396,10 +405,21 @@ def main() -> int:
             wrong += bad + [f"{work.name}: {landing.where}: {landing.wrong}" for landing in found if landing.wrong]
             if not bad:
                 remove(out)
-    report = summary(landings, wrong, options.seed, options.fault)
+    report = summary(landings, [*wrong, *missing(landings)], options.seed, options.fault)
     (folder / f"report-{options.fault}.json").write_text(json.dumps(report, indent=1))
     print(json.dumps({key: value for key, value in report.items() if key != "moments"}, indent=1))
-    return int(bool(wrong) or not landings)
+    return int(bool(report["wrong"]))
+
+
+def missing(landings: Sequence[Landing]) -> list[str]:
+    """Returns in words what was not shown: stages in which nothing happened, and too many moments that were missed."""
+    landed = {(landing.moment.work, landing.moment.stage) for landing in landings if landing.landed}
+    aimed = dict.fromkeys((landing.moment.work, landing.moment.stage) for landing in landings)
+    found = [f"{work}: nothing happened in stage {stage}" for work, stage in aimed if (work, stage) not in landed]
+    num_missed = sum(not landing.landed for landing in landings)
+    if num_missed > max(MISSED_SHARE * len(landings), 1):
+        found.append(f"only {len(landings) - num_missed} of {len(landings)} faults happened")
+    return found or ["there were no moments"] * (not landings)
 
 
 def remove(folder: Path) -> None:

@@ -1,11 +1,12 @@
-"""What the benchmarks share: generated data, briefly trained networks, and the peer's way of building a network."""
+"""What the benchmarks share: generated data, networks as a peer's user has them, comparing runs that were disturbed."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 
 from maskloom.data.studio import write_studio
 from maskloom.errors import UserError
+from maskloom.files import TEMPORARY_PREFIX
 from maskloom.models.decoders import build_network
 from maskloom.models.encoders import NetworkSettings
 from maskloom.runtime import num_cores
@@ -34,6 +36,24 @@ def studio_with_test(folder: Path, *, size: tuple[int, int]) -> Path:
     """Returns a small folder of generated photos with test photos and a sample submission."""
     write_studio(folder, objects=4, views=8, size=size, seed=7, test_objects=1)
     return folder
+
+
+def digests(folder: Path, patterns: Iterable[str]) -> dict[str, str]:
+    """Returns the checksums of the results below a folder: of all files of these patterns that say no time."""
+    paths = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    found = (path for path in sorted(paths) if path.name not in ("checkpoint.safetensors", "attempt.json"))
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
+
+
+def differences(whole: Mapping[str, str], resumed: Mapping[str, str]) -> list[str]:
+    """Returns in words what differs of two runs' checksums; that nothing was compared is a difference, too."""
+    found = [f"differs: {key}" for key in sorted(whole.keys() | resumed.keys()) if whole.get(key) != resumed.get(key)]
+    return found + ["no files were compared"] * (not whole)
+
+
+def left_behind(folder: Path) -> list[str]:
+    """Returns the temporary files below a folder."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob(f"{TEMPORARY_PREFIX}*"))
 
 
 def peer_network() -> torch.nn.Module:

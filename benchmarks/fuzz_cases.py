@@ -5,6 +5,7 @@ Seeds are generated, small, and of every format that is read; how they are spoil
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
@@ -295,6 +296,11 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{name}: &{name} [{','.join(['*' + before] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
 )
 """A few lines that are 9⁹ words."""
+MERGES = "a: &a {x: 1}\n" + "".join(
+    f"{name}: &{name} {{<<: [{','.join(['*' + before] * 9)}]}}\n"
+    for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+"""A few lines that merge 9⁸ mappings into one."""
 
 
 def yaml_files(rng: Generator, folder: Path, bench: Bench) -> dict[str, Any]:
@@ -321,7 +327,8 @@ SETTINGS = (
     "data.classes", "data.group", "data.limit", "members.0.network.encoder", "members", "members.99.x", "name",
 )  # fmt: skip
 STRANGE_YAML = (
-    BOMB, "x: " + "[" * 5000, "a: &a [*a]\n", "x: 2001-99-99\n", "x: !!python/object/apply:os.system [id]\n",
+    BOMB, MERGES, "x: 1" + ":1" * 100_000 + "\n", "x: !!int 1" + ":1" * 100_000 + "\n", "x: 0x" + "f" * 6000 + "\n",
+    "x: " + "[" * 5000, "a: &a [*a]\n", "x: 2001-99-99\n", "x: !!python/object/apply:os.system [id]\n",
     "x: !!int abc\n", "x: !!float z\n", "? [a]\n: b\n", "x: 0b\n", "x: " + "9" * 6000 + "\n", "<<: 3\n",
     "x: !!binary é\n", "x: !!timestamp no\n", "seed: 1\nseed: 2\n", "---\n---\n", "x: !!set {a, b}\n",
 )  # fmt: skip
@@ -454,6 +461,38 @@ def _damage(rng: Generator, path: Path) -> None:
         os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
 
 
+OBJECTS = (
+    "../x", "a/../../x", "/etc/passwd", "a//b", "a/./b", "..", "images/a.png/x", "images", "known.json", "mirror.json",
+    "mirrored/x.csv", ".lock", ".partial-x", ".maskloom-holder.json", "stages/x.json", "x.csv/", "con.csv", "a\\b.csv",
+)  # fmt: skip
+"""Names of objects that would be files elsewhere, files and folders at once, or a mirror's own."""
+
+
+def stored_objects(rng: Generator, folder: Path, bench: Bench) -> dict[str, Any]:
+    """A store of data or of a run whose names or objects are spoilt, or its mirror's own notes."""
+    way = rng.random()
+    asks = "data" if way < 0.6 else str(pick(rng, ("status", "work")))
+    if asks == "data":
+        objects = {"classes.yaml": b"classes: [car]\n", "table.csv": b"id,image\na,images/a.png\n"}
+        objects |= {f"images/{name}.png": images()["grey.png"] for name in "ab"}
+    else:
+        files = (path for path in sorted(bench.run.rglob("*")) if path.is_file() and path.stat().st_size < 20_000)
+        objects = {path.relative_to(bench.run).as_posix(): path.read_bytes() for path in files}
+        objects = {name: data for name, data in objects.items() if not name.startswith(("status/", ".lock"))}
+        objects[".maskloom-holder.json"] = b'{"key": "a", "sign": "b", "holder": {"pid": 1, "host": "x", "since": ""}}'
+    spoils = []
+    if way < 0.3:
+        objects |= {str(pick(rng, (*OBJECTS, *WORDS))): b"evil" for _ in range(int(rng.integers(1, 4)))}
+    elif asks == "data":
+        spoils = [int(rng.integers(2**31)) for _ in range(int(rng.integers(1, 3)))]
+    else:
+        for _ in range(int(rng.integers(1, 3))):
+            name = str(pick(rng, (".maskloom-holder.json", *sorted(objects))))
+            objects[name] = of_bytes(rng, objects[name])
+    texts = {name: base64.b64encode(data).decode() for name, data in objects.items()}
+    return {"do": "storage", "asks": asks, "objects": texts, "spoils": spoils}
+
+
 KINDS: dict[str, tuple[Make, int]] = {
     "images": (image_files, 6),
     "prediction": (predicted_images, 3),
@@ -465,6 +504,7 @@ KINDS: dict[str, tuple[Make, int]] = {
     "yaml": (yaml_files, 2),
     "checkpoints": (checkpoints, 2),
     "runs": (run_folders, 2),
+    "storage": (stored_objects, 1),
 }
 """What is made, and how often in comparison."""
 

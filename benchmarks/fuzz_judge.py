@@ -1,11 +1,14 @@
 """What is done with a spoilt input, and what may come of it: success, or one line of refusal that leaves nothing half.
 
 Runs in the worker process of ``fuzz.py``. A case is a folder with ``case.json``, which says what is to be done with the
-other files in it. Knows nothing about how they were spoilt.
+other files in it. Success is held against the right answer for damaged runs alone: these have checksums. What a spoilt
+image, table or COCO file says that can still be read is the answer, since nobody knows what it said before. Knows
+nothing about how inputs were spoilt.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import io
 import json
@@ -15,10 +18,13 @@ import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from fuzz_mutations import of_bytes
 
 from maskloom.errors import UserError
 from maskloom.files import TEMPORARY_PREFIX
@@ -123,10 +129,7 @@ def _damaged_run(case: dict[str, Any], bench: Bench) -> None:
     run, asks = Path("run"), case["asks"]
     if asks == "verify":
         found = verify(run)
-        missed = [
-            name for name in case["damaged"] if name not in found.bad and not _means_the_same(bench.run, run, name)
-        ]
-        if missed and not any(name.endswith(".sums") for name in found.bad):
+        if missed := [name for name in unnamed(run, case["damaged"], found.bad) if not same(bench.run, run, name)]:
             raise Wrong(f"verify did not name {missed}, but {sorted(found.bad)}")
         return
     if asks == "status":
@@ -147,6 +150,59 @@ def _damaged_run(case: dict[str, Any], bench: Bench) -> None:
         raise Wrong(f"{asks}: another result than the undamaged run's")
 
 
+def _storage(case: dict[str, Any], bench: Bench) -> None:
+    """Opens a store in memory, again after the mirror's notes were spoilt; what is read must be what lies there."""
+    from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
+
+    from maskloom.run_directory import RunDirectory
+    from maskloom.run_status import read_status
+    from maskloom.storage import mirror, remote, remote_lock
+    from maskloom.storage.placeholders import at_hand, forget_roots
+    from maskloom.storage.places import local_data, readable_run, working_run
+
+    objects = {name: base64.b64decode(text) for name, text in case["objects"].items()}
+    url, asks = f"memory://bucket/{case['asks']}", case["asks"]
+    MemoryFileSystem.store.clear()  # as an instance would not take such names
+    for name, data in objects.items():
+        path = f"/bucket/{asks}/{name}"
+        MemoryFileSystem.store[path] = MemoryFile(MemoryFileSystem(), path, data)
+    os.environ |= {"MASKLOOM_CACHE": str(Path("cache").absolute()), "MASKLOOM_STORAGE_WAIT": "0"}
+    remote_lock._SETTLE_SECONDS = 0.0
+    if asks == "status":
+        read_status(RunDirectory.existing(readable_run(url))).to_json()
+        return
+    if asks == "work":
+        remote_lock.GONE_SECONDS = -1.0
+        with working_run(url) as root:
+            RunDirectory.existing(root).decision()
+        return
+    for seed in (None, *case["spoils"]):
+        if seed is not None:
+            notes = sorted(Path("cache").glob("*/*.json"))
+            note = notes[seed % len(notes)]
+            note.write_bytes(of_bytes(np.random.default_rng(seed), note.read_bytes()))
+            mirror._mirrors.clear()  # as in another process
+            remote._stores.clear()
+            forget_roots()
+        root = local_data(url)
+        for file in (file for file in sorted(root.rglob("*")) if file.is_file()):
+            if at_hand(file).read_bytes() != objects.get(file.relative_to(root).as_posix()):
+                raise Wrong(f"{file}: another content than its object's")
+
+
+def unnamed(run: Path, damaged: Iterable[str], bad: Collection[str]) -> list[str]:
+    """Returns the damaged files that are not among the ``bad`` ones, nor of a stage whose ledger is one."""
+    from maskloom.run_directory import RunDirectory
+
+    folder = RunDirectory(run)
+
+    def is_named(name: str) -> bool:
+        stage = folder.stage_of(run / name)
+        return name in bad or (stage is not None and folder.sums(stage).relative_to(run).as_posix() in bad)
+
+    return [name for name in damaged if not is_named(name)]
+
+
 def without_places(comparison: dict[str, Any]) -> dict[str, Any]:
     """Returns a comparison without the folders of its runs."""
     sides = {side: {k: v for k, v in comparison[side].items() if k != "runs"} for side in ("a", "b")}
@@ -160,8 +216,8 @@ def answer(out: Path) -> dict[str, str]:
     return {path.name: checksum(path) for path in sorted(out.iterdir()) if not path.name.startswith(".")}
 
 
-def _means_the_same(before: Path, after: Path, name: str) -> bool:
-    """Whether a file is unchanged, or JSON that only looks different."""
+def same(before: Path, after: Path, name: str) -> bool:
+    """Returns whether a file is unchanged, JSON that only looks different, or one of which no ledger knows."""
     from maskloom.files import read_json
 
     if name.startswith(("status/", "data/source.json")) or Path(name).name in UNTRACKED:
@@ -183,6 +239,7 @@ ACTIONS: dict[str, Callable[[dict[str, Any], Bench], None]] = {
     "foreign": _foreign,
     "bundle": _bundle,
     "run": _damaged_run,
+    "storage": _storage,
 }
 
 
@@ -240,7 +297,7 @@ def _half_written(folder: Path, before: set[Path], outcome: str) -> Iterator[str
         name = path.relative_to(folder).as_posix()
         if path.name.startswith(TEMPORARY_PREFIX):
             yield name
-        elif path.is_file() and not name.startswith("run/"):
+        elif path.is_file() and not name.startswith(("run/", "cache/")):
             if outcome == REFUSED and path.name.startswith(("single.", "page.html")):
                 yield name
             elif not _is_whole(path):

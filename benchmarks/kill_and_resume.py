@@ -8,7 +8,6 @@ came too late or not at all, where nothing was compared, and where anything diff
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import signal
 import subprocess
@@ -19,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import studio_with_test
+from common import differences, digests, left_behind, studio_with_test
 
 MOMENTS = (
     ("survey", 0.0),
@@ -34,6 +33,9 @@ MOMENTS = (
     ("report", 0.0),
 )
 """Stage and seconds after its beginning."""
+RESULTS = ("members/**/last.safetensors", "members/**/best.safetensors", "oof/**/*.map", "submission.csv.gz",
+           "ensemble/*", "predictions/masks/*.png")  # fmt: skip
+"""Patterns of the files that must be identical."""
 EPOCH = '"event": "epoch"'
 """What the log of a training says once for each epoch."""
 
@@ -91,17 +93,7 @@ def failures(
 ) -> list[str]:
     """Returns what is wrong, in words; nothing where every kill landed and both runs gave the same files."""
     found = [f"no kill: {kill.moment}" for kill in kills if not kill.landed]
-    found += ["no files were compared"] * (not whole)
-    found += [f"differs: {key}" for key in sorted(whole.keys() | resumed.keys()) if whole.get(key) != resumed.get(key)]
-    return found + [f"left behind: {path}" for path in left]
-
-
-def digests(run: Path) -> dict[str, str]:
-    """Returns the checksums of what must be identical."""
-    patterns = ("members/**/last.safetensors", "members/**/best.safetensors", "oof/**/*.map", "submission.csv.gz",
-                "ensemble/*", "predictions/masks/*.png")  # fmt: skip
-    paths = sorted(path for pattern in patterns for path in run.glob(pattern))
-    return {path.relative_to(run).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    return found + differences(whole, resumed) + [f"left behind: {path}" for path in left]
 
 
 def main() -> None:
@@ -113,8 +105,7 @@ def main() -> None:
         run = folder / "killed"
         kills = [killed(command(data, run), run, stage, seconds) for stage, seconds in MOMENTS]
         finish(data, run)
-        whole, resumed = digests(folder / "whole"), digests(run)
-        left = sorted(str(path) for path in run.rglob(".partial-*"))
+        whole, resumed, left = digests(folder / "whole", RESULTS), digests(run, RESULTS), left_behind(run)
     wrong = failures(kills, whole, resumed, left)
     print(json.dumps({"benchmark": "kill_and_resume", "moments": [kill.moment for kill in kills],
                       "files_compared": len(whole), "wrong": wrong}, indent=1))  # fmt: skip

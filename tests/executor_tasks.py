@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from maskloom.errors import BadFile
@@ -13,7 +14,17 @@ from maskloom.executors.bench import Opening
 from maskloom.executors.pool import Pool
 from maskloom.executors.processes import Place, Processes
 from maskloom.executors.tasks import Call, Executor, Here, Shared
+from maskloom.files import write_text
 from maskloom.progress import Silent
+
+
+def eventually(is_so: Callable[[], object], seconds: float = 60.0) -> bool:
+    ends = time.monotonic() + seconds
+    while not is_so():
+        if time.monotonic() > ends:
+            return False
+        time.sleep(0.02)
+    return True
 
 
 def call(executor: Executor, function: object, *arguments: object, shared: object = None, order: int = 0) -> Call:
@@ -36,6 +47,27 @@ def speak(here: Here, shared: None) -> str:
         here.progress.advance(done + 1, 3)
         here.tell(done)
     return "said"
+
+
+class Bound:
+    """A value that can be had only in the process that made it."""
+
+    def __reduce__(self) -> tuple[Callable[[int], Bound], tuple[int]]:
+        return _bound, (os.getpid(),)
+
+
+def _bound(process: int) -> Bound:
+    if process != os.getpid():
+        raise LookupError(f"it belongs to process {process}")
+    return Bound()
+
+
+def take(here: Here, shared: None, value: Bound) -> None:
+    raise AssertionError("it cannot be had here")
+
+
+def give(here: Here, shared: None) -> Bound:
+    return Bound()
 
 
 def build_once(here: Here, shared: None, key: str) -> float:
@@ -66,8 +98,8 @@ def append(here: Here, shared: None, path: Path, text: str, seconds: float) -> N
 
 
 def wait(here: Here, shared: None, begun: Path, saved: Path) -> None:
-    begun.write_text(str(os.getpid()))
     try:
+        write_text(begun, str(os.getpid()))  # from here on it may be interrupted
         for _ in range(600):
             time.sleep(0.1)
             here.progress.advance(1, 2)

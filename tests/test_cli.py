@@ -333,7 +333,7 @@ def test_a_run_on_a_table_remembers_the_folder_its_paths_are_in(
 
     table = data / "table.csv"
     table.write_text("image,mask\n" + "".join(f"images/{name}.png,masks/{name}.png\n" for name in "abcd"))
-    monkeypatch.setattr("maskloom.pipeline.run_pipeline", lambda *_: None)
+    monkeypatch.setattr("maskloom.fitting.run_pipeline", lambda *_: None)
     with pytest.raises(UserError, match="without an ensemble"):
         maskloom.fit("default", table, run=tmp_path / "run", settings=["scale=smoke"], device="cpu")
     assert json.loads((tmp_path / "run" / "run.json").read_text())["data"] == str(data.resolve())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from maskloom import api, console
+from maskloom import api, console, termination
 from maskloom.heartbeat import Heartbeat
 from maskloom.outputs.status_rows import RunStatus
 from test_cli import run
@@ -94,6 +95,15 @@ def test_watching_ends_with_ctrl_c(folder: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(console.time, "sleep", interrupted)
     assert run("status", folder, "--watch", monkeypatch=monkeypatch) == 0
+
+
+def test_watching_ends_with_sigterm_and_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def terminated(_: float) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("it goes on")
+
+    monkeypatch.setattr(console.time, "sleep", terminated)
+    assert run("status", folder, "--watch", monkeypatch=monkeypatch) == termination.TERMINATED
 
 
 def test_a_look_loads_no_network_library(folder: Path) -> None:

@@ -109,7 +109,7 @@ def test_a_run_without_a_name_gets_a_dated_one(
     studio: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("maskloom.pipeline.run_pipeline", lambda *_: None)
+    monkeypatch.setattr("maskloom.fitting.run_pipeline", lambda *_: None)
     command = ["fit", "default", "--data", studio, "--device", "cpu", *settings_of("scale=smoke")]
     assert run(*command, monkeypatch=monkeypatch) == 2  # since nothing was done
     (folder,) = (tmp_path / "runs").iterdir()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import socket
+import pickle
 import subprocess
 import sys
 import time
@@ -12,12 +12,11 @@ from pathlib import Path
 import pytest
 
 import executor_tasks
-from executor_tasks import call, pool
+from executor_tasks import call, eventually, pool
 from maskloom.errors import BadFile, UserError
-from maskloom.executors.bench import whereabouts
-from maskloom.executors.cluster import _running_here
-from maskloom.executors.nodes import Look, takes_connections
-from maskloom.executors.processes import ended
+from maskloom.executors.bench import Bench, Message, Opening, Order
+from maskloom.executors.children import ended, portable
+from maskloom.executors.processes import Place, Processes
 from maskloom.executors.sites import open_site, usual_loaders, usual_processes
 from maskloom.executors.tasks import InProcess, ShardProgress, shards
 from maskloom.heartbeat import process_mark
@@ -42,15 +41,6 @@ class Two(InProcess):
     """Says that it has two workers."""
 
     is_parallel, num_workers = True, 2
-
-
-def eventually(is_so: object, seconds: float = 60.0) -> bool:
-    ends = time.monotonic() + seconds
-    while not is_so():  # type: ignore[operator]
-        if time.monotonic() > ends:
-            return False
-        time.sleep(0.05)
-    return True
 
 
 # --- without workers -------------------------------------------------------------------------------------------------
@@ -148,7 +138,7 @@ def test_errors_arrive_as_they_were(tmp_path: Path) -> None:
         assert str(user.value) == "photo.png: is cut off" and user.value.path == Path("photo.png")
         with pytest.raises(ZeroDivisionError) as ours:
             executor.collect(executor.submit(call(executor, executor_tasks.fail, "ours")))
-        assert "In a worker:" in ours.value.__notes__[0] and "executor_tasks.py" in ours.value.__notes__[0]
+        assert "In another process:" in ours.value.__notes__[0] and "executor_tasks.py" in ours.value.__notes__[0]
 
 
 def test_stopping_lets_workers_save_and_ends_them(tmp_path: Path) -> None:
@@ -187,6 +177,81 @@ def test_a_worker_that_cannot_start_is_told(tmp_path: Path, monkeypatch: pytest.
         executor.collect(executor.submit(call(executor, executor_tasks.add, 1, shared=1)))
 
 
+def test_workers_take_no_module_of_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a data set that was unpacked there may have."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in ("queue", "pickle", "maskloom"):
+        (folder / f"{name}.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')")
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    with pool(tmp_path, 1) as executor:
+        assert executor.collect(executor.submit(call(executor, executor_tasks.add, 1, shared=1)))[0] == 2
+    assert not (tmp_path / "executed").exists()
+
+
+def test_what_cannot_be_had_on_the_other_side_is_told_once(tmp_path: Path) -> None:
+    with pool(tmp_path, 1) as executor:
+        for task in (
+            call(executor, executor_tasks.take, executor_tasks.Bound()),
+            call(executor, executor_tasks.add, 1, shared=executor_tasks.Bound()),
+            call(executor, executor_tasks.give),
+        ):
+            ticket = executor.submit(task)
+            with pytest.raises(LookupError, match="it belongs to process"):
+                executor.collect(ticket)
+            assert ticket.attempts == 1
+        assert executor.collect(executor.submit(call(executor, executor_tasks.add, 1, shared=1)))[0] == 2
+
+
+def test_workers_that_end_while_they_wait_are_not_replaced_for_ever(tmp_path: Path) -> None:
+    crew = Processes([Place("worker 1", {})], Opening(run=tmp_path, command="fit"))
+    heard: list[Message] = []
+
+    def is_over() -> bool:
+        for worker, message in crew.poll(0.1):
+            heard.append(message)
+            if message.kind == "ready":
+                crew.kill(worker)
+        return heard[-1:] != [] and heard[-1].kind == "broken"
+
+    try:
+        assert eventually(is_over)
+        assert [message.kind for message in heard] == ["ready", "lost"] * 3 + ["broken"]
+    finally:
+        crew.close()
+
+
+def test_a_task_that_is_stopped_as_it_begins_says_so(tmp_path: Path) -> None:
+    begun, saved = tmp_path / "begun", tmp_path / "saved"
+    with pool(tmp_path, 1) as executor:
+        assert executor.collect(executor.submit(call(executor, executor_tasks.add, 1, shared=1)))[0] == 2
+        for wait in (0.0, 0.001, 0.005, 0.02, 0.1):
+            executor.submit(call(executor, executor_tasks.wait, begun, saved))
+            time.sleep(wait)
+            began = time.monotonic()
+            executor.drop()
+            assert time.monotonic() - began < 10, "it was waited for, and killed"
+
+
+def test_an_interruption_belongs_to_its_task(tmp_path: Path) -> None:
+    said: list[Message] = []
+    bench = Bench(Opening(run=tmp_path, command="fit"), said.append, place="worker 1")
+
+    def ends(number: int) -> str:
+        order = Order(
+            number=number, name="stage", shard="", function=executor_tasks.speak, arguments=(), shared=1
+        )  # fmt: skip
+        bench.compute(order, lambda: None)
+        return said[-1].kind
+
+    bench.interrupt(1)  # which has not arrived yet
+    assert ends(1) == "interrupted" and [message.kind for message in said] == ["interrupted"]
+    assert ends(2) == "done"
+    bench.interrupt(2)  # which has just ended
+    assert ends(3) == "done"
+
+
 # --- what is asked for -----------------------------------------------------------------------------------------------
 
 
@@ -216,24 +281,22 @@ def test_workers_share_the_cores() -> None:
 
 
 def test_how_a_process_ended() -> None:
-    assert ended(2) == "ended (exit code 2)" and "SIGSEGV" in ended(-11) and "memory" in ended(-9)
+    assert ended(2) == "ended (exit code 2)"
+    assert ended(-9) == "was killed (exit code -9: SIGKILL, mostly for want of memory)"
+    assert ended(-11) == "was killed (exit code -11: SIGSEGV)"
+    assert ended(-35) == "was killed (exit code -35: signal 35)", "a real-time signal has no name"
 
 
-def test_a_node_that_does_not_see_the_run_is_told(tmp_path: Path) -> None:
-    look = Look(path=tmp_path / "probe", text="x", sees=(), folder="")
-    fine = whereabouts() | {"probe": "x", "missing": ""}
-    assert look.missing("a", fine) is None
-    assert "node a: expected to see the run's folder" in str(look.missing("a", fine | {"probe": ""}))
-    assert "node a: expected to see /data, found no such path" in str(look.missing("a", fine | {"missing": "/data"}))
-    assert "torch 1 (here" in str(look.missing("a", fine | {"torch": "1"}))
+def test_errors_travel() -> None:
+    assert str(portable(BadFile("a.png", "is damaged"))) == "a.png: is damaged"
+    assert isinstance(portable(BadFile("a.png", "is damaged")), BadFile)
+    defect = portable(ZeroDivisionError("ours"))
+    assert isinstance(defect, ZeroDivisionError) and "ZeroDivisionError: ours" in defect.__notes__[0]
+    assert type(portable(SystemExit(3))) is RuntimeError, "nobody else is to end by it"
 
+    class Odd(UserError):
+        def __init__(self, one: str, two: str) -> None:
+            super().__init__(one + two)
 
-def test_a_head_that_is_gone_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    assert _running_here() is None
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
-        (tmp_path / "ray").mkdir()
-        (tmp_path / "ray" / "ray_current_cluster").write_text(address)
-        assert _running_here() == address and takes_connections(f"ray://{address}")
-    assert _running_here() is None and not takes_connections(address)
+    copy = pickle.loads(pickle.dumps(portable(Odd("a", "b"))))
+    assert type(copy) is UserError and str(copy) == "ab"

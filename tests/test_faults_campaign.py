@@ -83,6 +83,87 @@ def test_what_differs_is_a_failure_and_so_is_nothing(campaign: ModuleType) -> No
     assert campaign.differences({}, {}) == ["no files were compared"]
 
 
+def landing(campaign: ModuleType, stage: str, landed: bool = True) -> Any:
+    moment = campaign.Moment(work="fit", stage=stage, at=0.0)
+    return campaign.Landing(moment=moment, landed=landed, where=stage)
+
+
+def test_faults_that_did_not_happen_are_a_failure(campaign: ModuleType) -> None:
+    here, missed = landing(campaign, "oof/unet"), landing(campaign, "oof/unet", landed=False)
+    assert campaign.missing([here] * 99 + [missed]) == []
+    assert campaign.missing([here] * 95 + [missed] * 5) == []
+    assert campaign.missing([here] * 94 + [missed] * 6) == ["only 94 of 100 faults happened"]
+    assert campaign.missing([here] * 8 + [landing(campaign, "report", landed=False)]) == [
+        "fit: nothing happened in stage report"
+    ]
+    assert campaign.missing([missed] * 3) == ["fit: nothing happened in stage oof/unet", "only 0 of 3 faults happened"]
+    assert campaign.missing([]) == ["there were no moments"]
+
+
+def test_a_campaign_whose_faults_never_happen_ends_with_1(
+    campaign: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where a process is not killed, but ends by itself and well."""
+    work = campaign.Work(name="fit", command=lambda out: [], results=("x",), stage_of=lambda name: "oof/unet")
+    events = [campaign.Event(seconds=1.0, key="open x", stage="oof/unet")]
+    is_there = True
+    monkeypatch.setattr(sys, "argv", ["campaign", "--moments", "4", "--out", str(tmp_path)])
+    monkeypatch.setattr(campaign, "works", lambda folder: [work])
+    monkeypatch.setattr(campaign, "undisturbed", lambda *_: (events, {"open x": 0}))
+    monkeypatch.setattr(
+        campaign,
+        "chain",
+        lambda work, moments, *_: ([landing(campaign, each.stage, is_there) for each in moments], []),
+    )
+    assert campaign.main() == 0
+    is_there = False
+    assert campaign.main() == 1
+    report = json.loads((tmp_path / "report-kill.json").read_text())
+    assert (report["landed"], report["missed"]) == (0, 4) and "only 0 of 4 faults happened" in report["wrong"]
+    capsys.readouterr()
+
+
+def test_a_work_that_ended_before_its_moment_is_compared_and_begun_anew(
+    campaign: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second moment comes too late twice, and the first of these ends with another result."""
+    out, tries = tmp_path / "out", []
+    codes = iter([-9, 0, 0, -9])
+
+    def disturbed(work: Any, out: Path, folder: Path, moment: Any, order: Any, fault: str) -> Any:
+        tries.append((moment.delay, out.exists()))
+        out.mkdir(exist_ok=True)
+        code = next(codes)
+        (out / "x").write_text("other" if len(tries) == 2 else "same")
+        return campaign.Landing(moment=moment, landed=code == -9, where="s", code=code)
+
+    class Ended:
+        def __init__(self, *_: Any) -> None: ...
+
+        def end(self) -> int:
+            return 0
+
+    monkeypatch.setattr(campaign, "disturbed", disturbed)
+    monkeypatch.setattr(campaign, "Process", Ended)
+    work = campaign.Work(name="png", command=lambda out: [], results=("x",), stage_of=lambda name: "s")
+    moments = [campaign.Moment(work="png", stage="s", at=at, delay=at) for at in (2.0, 8.0)]
+    out.mkdir()
+    (out / "x").write_text("same")
+    whole = work.digests(out)
+    landings, wrong = campaign.chain(work, moments, out, tmp_path, whole, {}, "kill")
+    assert tries == [(2.0, True), (8.0, True), (4.0, False), (2.0, False)]
+    assert [landing.landed for landing in landings] == [True, True]
+    assert wrong == ["png: differs: x"]
+
+
+def test_what_is_compared_and_what_is_left_behind(campaign: ModuleType, tmp_path: Path) -> None:
+    for name in ("oof/a.map", "oof/checkpoint.safetensors", "oof/.partial-1", "log.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    assert list(campaign.digests(tmp_path, ("oof/[!.]*", "folds.csv"))) == ["oof/a.map"]
+    assert campaign.left_behind(tmp_path) == ["oof/.partial-1"]
+
+
 def test_files_belong_to_stages(campaign: ModuleType) -> None:
     found = [campaign.stage_of_run(name) for name in ("stages/oof/unet.sums", "members/unet/fold0/last.safetensors")]
     assert found == ["oof/unet", "train/unet/fold0"]
@@ -151,3 +232,12 @@ def test_a_case_is_judged_by_what_the_command_does(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setitem(judge.ACTIONS, "command", broken)
     assert judge.judged(tmp_path / "good" / "case", judge.Bench(tmp_path)).outcome == "traceback"
+
+
+def test_a_damaged_ledger_excuses_its_own_stage_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judge = load("fuzz_judge", monkeypatch)
+    mine, other, whole = "members/unet/fold0/last.safetensors", "oof/unet/maps/a.map", "recipe.yaml"
+    damaged = [mine, other, whole, "stages/oof/unet.sums"]
+    bad = {"stages/train/unet/fold0.sums": "damaged"}
+    assert judge.unnamed(tmp_path, damaged, bad) == [other, whole, "stages/oof/unet.sums"]
+    assert judge.unnamed(tmp_path, damaged, {*bad, *damaged}) == []

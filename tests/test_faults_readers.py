@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from maskloom import config
 from maskloom.api import convert, score
 from maskloom.config import MAX_YAML_BYTES, load_yaml, override
 from maskloom.data.sources.base import DataSettings
@@ -24,6 +25,10 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{name}: &{name} [{','.join(['*' + before] * 10)}]\n" for before, name in pairwise(LETTERS)
 )
 """Ten lines that stand for 10¹⁰ words."""
+MERGES = "a: &a {x: 1}\n" + "".join(
+    f"{name}: &{name} {{<<: [{','.join(['*' + before] * 10)}]}}\n" for before, name in pairwise(LETTERS[:7])
+)
+"""Seven lines that merge 10⁶ mappings into one, of a single value."""
 NO_YAML = {
     "no timestamp": "x: !!timestamp no",
     "a month that is none": "x: 2001-99-99",
@@ -32,7 +37,11 @@ NO_YAML = {
     "nested too deep": "x: " + "[" * 500,
     "a list in itself": "x: &a [*a]",
     "aliases of aliases": BOMB,
+    "merges of merges": MERGES,
     "too many digits": "x: " + "9" * 6000,
+    "too many digits to the base of 16": "x: 0x" + "f" * 6000,
+    "a number to the base of 60": "x: !!int 1:30",
+    "a fraction to the base of 60": "x: !!float 1:30.5",
     "a class": "x: !!python/object/apply:os.system [id]",
 }
 
@@ -55,8 +64,32 @@ def test_a_setting_that_the_parser_chokes_on_is_refused(text: str) -> None:
 def test_a_file_of_settings_has_a_budget(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text("#" * (MAX_YAML_BYTES + 1))
-    with pytest.raises(UserError, match="at most 4 MiB"):
+    with pytest.raises(UserError, match="at most 1 MiB"):
         load_yaml(path)
+    for setting in ("group=" + "#" * (MAX_YAML_BYTES + 1), "group=" + "{a: " * 500, "x" * 5000):
+        with pytest.raises(UserError, match=r"the value is not YAML|expected key=value") as refused:
+            override(DataSettings(), [setting])
+        assert len(str(refused.value)) < 200
+
+
+def test_a_file_of_too_many_values_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "MAX_YAML_VALUES", 100)
+    path = tmp_path / "recipe.yaml"
+    path.write_text("x: [" + "1," * 97 + "]")
+    assert load_yaml(path) == {"x": [1] * 97}
+    path.write_text("x: [" + "1," * 98 + "]")
+    with pytest.raises(UserError, match="more than 100 values, those behind an alias counted each time"):
+        load_yaml(path)
+    path.write_text("x: &a {y: *a}")
+    with pytest.raises(UserError, match="holds itself"):
+        load_yaml(path)
+
+
+def test_digits_to_the_base_of_60_are_text(tmp_path: Path) -> None:
+    """As numbers, a file of them would take hours."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text("x: 1" + ":1" * 20_000 + "\ny: 1:30\nz: 1:30.5\nw: 0x1F\nv: -1_000\nu: 1.5e+3\n")
+    assert load_yaml(path) == {"x": "1" + ":1" * 20_000, "y": "1:30", "z": "1:30.5", "w": 31, "v": -1000, "u": 1500.0}
 
 
 def test_aliases_as_people_use_them_are_read(tmp_path: Path) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import pytest
 
-from maskloom import cli
+from maskloom import cli, termination
 from maskloom.training.checkpoint import interrupt_waits
 from test_cli import run
 
@@ -34,7 +36,7 @@ def test_a_command_ends_with_143_and_says_how_to_go_on(
         raise AssertionError("it goes on")
 
     monkeypatch.setattr("maskloom.api.recipes", ask)
-    assert run("recipes", monkeypatch=monkeypatch) == cli.TERMINATED == 128 + signal.SIGTERM
+    assert run("recipes", monkeypatch=monkeypatch) == termination.TERMINATED == 128 + signal.SIGTERM
     assert capsys.readouterr().err.splitlines()[-1] == "stopped; start the same command again to continue"
     assert signal.getsignal(signal.SIGTERM) is before
 
@@ -54,27 +56,86 @@ def test_it_waits_as_ctrl_c_does_wherever_the_command_was_started(interrupt: sig
     """Shells have Ctrl-C ignored by what they start in the background."""
     signal.signal(signal.SIGINT, interrupt)
     is_done = False
-    with cli._terminable() as terminated, pytest.raises(KeyboardInterrupt), interrupt_waits():
+    with termination.terminable() as terminated, pytest.raises(KeyboardInterrupt), interrupt_waits():
         os.kill(os.getpid(), signal.SIGTERM)
         is_done = True
     assert is_done and terminated == [signal.SIGTERM]
 
 
-def test_said_twice_it_does_not_disturb_what_is_saved() -> None:
-    saved = False
-    with cli._terminable(), pytest.raises(KeyboardInterrupt):
+def asked() -> None:
+    """Has SIGTERM sent to this process, and waits for what follows."""
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(5)
+
+
+@pytest.mark.parametrize("seconds", [termination.REPEAT_SECONDS, 0.0], ids=["at once", "later"])
+def test_said_twice_it_does_not_disturb_what_is_saved(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(termination, "REPEAT_SECONDS", seconds)
+    saved = []
+
+    @contextmanager
+    def at_the_end() -> Iterator[None]:
         try:
+            yield
+        finally:
             os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(5)
+            saved.append("the end")
+
+    with termination.terminable(), pytest.raises(KeyboardInterrupt), at_the_end():
+        try:
+            asked()
         except KeyboardInterrupt:
             os.kill(os.getpid(), signal.SIGTERM)
-            saved = True
+            saved.append("the state")
+            try:
+                raise OSError
+            except OSError:
+                os.kill(os.getpid(), signal.SIGTERM)
+                saved.append("what an error left")
             raise
-    assert saved
+    assert saved == ["the state", "what an error left", "the end"]
+
+
+def test_an_interrupt_that_a_library_swallows_is_repeated_by_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    with termination.terminable() as terminated, pytest.raises(KeyboardInterrupt):
+        with suppress(KeyboardInterrupt):
+            asked()
+        os.kill(os.getpid(), signal.SIGTERM)  # part of the first one, as where a scheduler tells all of a group, too
+        assert len(terminated) == 1
+        monkeypatch.setattr(termination, "REPEAT_SECONDS", 0.0)
+        asked()
+    assert len(terminated) == 2
+
+
+def test_an_interrupt_that_python_cannot_raise_comes_again() -> None:
+    class Dying:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+
+    before, began = sys.unraisablehook, time.monotonic()
+    with termination.terminable() as terminated, pytest.raises(KeyboardInterrupt):
+        Dying()
+        time.sleep(5)
+    assert len(terminated) == 2 and time.monotonic() - began < 4
+    assert sys.unraisablehook is before
+
+
+def test_what_else_python_cannot_raise_is_reported_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    reported: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: reported.append(unraisable.exc_type))
+
+    class Dying:
+        def __del__(self) -> None:
+            raise ZeroDivisionError
+
+    with termination.terminable() as terminated:
+        Dying()
+    assert reported == [ZeroDivisionError] and not terminated
 
 
 def test_a_forked_child_ends_at_once() -> None:
-    with cli._terminable() as terminated:
+    with termination.terminable() as terminated:
         child = os.fork()
         if child == 0:
             try:
@@ -82,4 +143,4 @@ def test_a_forked_child_ends_at_once() -> None:
             finally:
                 os._exit(0)
         _, status = os.waitpid(child, 0)
-        assert os.waitstatus_to_exitcode(status) == cli.TERMINATED and not terminated
+        assert os.waitstatus_to_exitcode(status) == termination.TERMINATED and not terminated

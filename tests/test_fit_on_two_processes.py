@@ -23,7 +23,9 @@ from maskloom.stages.train import evenly_spread, train_fold, validation_score
 CPU = torch.device("cpu")
 
 
-def test_a_fold_is_trained_by_two_processes(finished_run: Path, studio: Path, tmp_path: Path) -> None:
+def test_a_fold_is_trained_by_two_processes(
+    finished_run: Path, studio: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = RunDirectory(tmp_path / "run")
     shutil.copytree(finished_run, run.root)
     recipe = parse(Recipe, load_yaml(run.recipe))
@@ -32,7 +34,14 @@ def test_a_fold_is_trained_by_two_processes(finished_run: Path, studio: Path, tm
         run=run, recipe=recipe, source=open_source(studio, recipe.data), device=CPU, progress=Silent(), workers=0
     )
     shutil.rmtree(run.fold(member.name, 0))
-    files = train_fold(context, member, 0, fingerprint="by two", devices=(CPU, CPU))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the processes do that themselves")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("maskloom.stages.train.build_segmenter", refuse)
+        patch.setattr("maskloom.stages.train.count_classes", refuse)
+        files = train_fold(context, member, 0, fingerprint="by two", devices=(CPU, CPU))
     assert {file.name for file in files} >= {"best.safetensors", "last.safetensors", "log.jsonl"}
     assert all(file.is_file() for file in files)
     begin, *epochs = map(json.loads, (run.fold(member.name, 0) / "log.jsonl").read_text().splitlines())

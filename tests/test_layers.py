@@ -18,6 +18,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "files",
         "runtime",
         "progress",
+        "termination",
         "heartbeat",
         "integrity",
         "run_lock",
@@ -33,7 +34,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("recipe", "recipes", "run_directory", "run_status", "stages", "pipeline"),
     ("contests",),
     ("registry",),
-    ("api", "runs", "console", "cli", "__init__", "__main__"),
+    ("api", "fitting", "runs", "console", "cli", "__init__", "__main__"),
 )
 ROOMS_THAT_IGNORE_EACH_OTHER = ({"models", "losses", "metrics"}, {"ensembling", "outputs"})
 WITHOUT_TORCH = (

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,7 +33,8 @@ def cluster() -> Iterator[None]:
     """A cluster of two workers, which find the modules of the tests."""
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), before]))
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    options: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "configure_logging": False}
+    ray.init(address="local", num_cpus=2, **options)  # whatever this host belongs to
     yield
     ray.shutdown()
     if before is None:
@@ -81,9 +85,16 @@ def test_tasks_on_actors(tmp_path: Path) -> None:
         assert executor.collect(spoken) == "said" and told == [0, 1, 2]
         with pytest.raises(UserError, match=r"^photo.png: is cut off$"):
             executor.collect(executor.submit(call(executor, executor_tasks.fail, "user")))
-        dying = executor.submit(call(executor, executor_tasks.die_once, tmp_path / "mark"))
-        assert executor.collect(dying) == "done" and dying.attempts == 2
-        assert any("was lost" in note for note in heard.notes)
+        # Its node says that it has ended, so that even a training is begun again at once.
+        dying = replace(call(executor, executor_tasks.die_once, tmp_path / "mark"), is_exclusive=True)
+        ticket = executor.submit(dying)
+        assert executor.collect(ticket) == "done" and ticket.attempts == 2
+        (note,) = (note for note in heard.notes if "was lost" in note)
+        assert "(ActorDiedError: " in note and note.endswith("it is done again")
+        unheard = executor.submit(call(executor, executor_tasks.take, executor_tasks.Bound()))
+        with pytest.raises(ray.exceptions.RaySystemError, match="it belongs to process"):
+            executor.collect(unheard)
+        assert unheard.attempts == 1
         begun, saved = tmp_path / "begun", tmp_path / "saved"
         executor.submit(call(executor, executor_tasks.wait, begun, saved))
         while not begun.is_file():
@@ -92,6 +103,33 @@ def test_tasks_on_actors(tmp_path: Path) -> None:
         assert saved.is_file()
         os.kill(int(begun.read_text()), signal.SIGKILL)  # while it waits
         assert executor.collect(executor.submit(call(executor, executor_tasks.add, 1, shared=1)))[0] == 2
+
+
+def test_workers_without_room_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from maskloom.executors import actors, nodes
+
+    monkeypatch.setattr(actors, "ROOM_SECONDS", 0.5)
+    monkeypatch.setattr(nodes, "HEAD_SECONDS", 0.2)
+
+    class Other:
+        def ready(self) -> bool:
+            return True
+
+    other = ray.remote(Other).options(num_cpus=2).remote()
+    assert ray.get(other.ready.remote())
+    heard = Heard()
+    work = Work(run=tmp_path, command="predict", writes=(tmp_path / "out",))
+    with open_site("ray", device="cpu", processes=1) as site, site.workers(work, heard) as executor:
+        ticket = executor.submit(call(executor, executor_tasks.speak))
+        ends = time.monotonic() + 60
+        while not any("1 of 1 worker(s) have not started" in note for note in heard.notes):
+            executor._give_all_on()
+            assert time.monotonic() < ends
+            time.sleep(0.05)
+        assert any("each asks for" in note and "`ray status`" in note for note in heard.notes)
+        ray.kill(other)
+        assert executor.collect(ticket) == "said"
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_that_nodes_do_not_see_is_told(tmp_path: Path) -> None:
@@ -103,3 +141,16 @@ def test_a_folder_that_nodes_do_not_see_is_told(tmp_path: Path) -> None:
     ):
         pass
     assert not list(tmp_path.iterdir())
+
+
+def test_a_lost_head_is_a_line(tmp_path: Path) -> None:
+    from maskloom.executors.actors import Actors, ClientError
+    from maskloom.executors.bench import Opening
+    from maskloom.executors.nodes import Head
+
+    for error in (ConnectionError("refused"), ray.exceptions.RpcError("unavailable"), ClientError()):
+        site: Any = SimpleNamespace(head=Head("192.0.2.1:1"))
+        crew = Actors(site, Opening(run=tmp_path, command="fit"), Any)
+        with pytest.raises(UserError, match=r"the head of the cluster at 192\.0\.2\.1:1 does not"), crew._losses_told():
+            raise error
+        assert site.head.is_lost

@@ -8,11 +8,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from maskloom import pipeline
-from maskloom.executors.tasks import InProcess
-from maskloom.files import read_json, write_json, write_text
+from maskloom.errors import UserError
+from maskloom.executors.tasks import Here, InProcess
+from maskloom.files import checksum, read_json, write_json, write_text
 from maskloom.integrity import Damaged, write_sealed
+from maskloom.models.encoders import NetworkSettings
 from maskloom.run_directory import RunDirectory
 from maskloom.stages import data as data_stages
 from maskloom.stages.stage import run_stage
@@ -188,3 +191,20 @@ def test_files_of_the_run_as_a_whole_are_named(steps: Steps, monkeypatch: pytest
     flip(run.recipe, quietly=True)  # perhaps the user did it: it stays until all is checked
     assert steps.fit(monkeypatch)[1] == ["not the recipe that the run was decided with: recipe.yaml"]
     assert run.recipe.is_file() and not run.decided.exists()
+
+
+def test_a_training_checks_its_first_weights_where_it_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = tmp_path / "weights.safetensors"
+    weights.write_bytes(b"of this node")
+    member = SimpleNamespace(network=NetworkSettings(weights=str(weights)))
+    context: Any = SimpleNamespace(
+        recipe=SimpleNamespace(member=lambda name: member), device=torch.device("cpu"), devices_per_network=1
+    )
+    context.at = lambda here: context
+    trained: list[int] = []
+    monkeypatch.setattr(pipeline, "train_fold", lambda *arguments, **_: trained.append(arguments[2]))
+    pipeline._train_fold(Here(), context, "m", 3, "mark", checksum(weights))
+    assert trained == [3]
+    with pytest.raises(UserError, match="expected the first weights that were found at the start"):
+        pipeline._train_fold(Here(), context, "m", 3, "mark", "of the driver")
+    assert trained == [3]

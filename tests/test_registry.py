@@ -13,7 +13,7 @@ from maskloom.data.sources.base import DataSettings
 
 
 def test_the_door_has_the_names_that_it_had() -> None:
-    for name in ("builders", "open_source", "plan", "recipes", "submitters"):
+    for name in ("builders", "open_source", "plan", "recipes"):
         assert getattr(api, name) is getattr(registry, name)
     assert set(registry.recipes()) == set(registry.builders()) >= {"default", "dstl_3rd", "carvana_1st"}
     assert set(registry.submitters()) >= {"carvana", "dstl"}

@@ -199,6 +199,20 @@ def test_two_processes_share_what_waits(made: Made) -> None:
     )  # fmt: skip
 
 
+def test_who_only_hands_out_takes_no_part_of_what_waits(made: Made) -> None:
+    """With ``--on``: a driver, which says the same stage as its two workers."""
+    stages = (*STAGES[:4], "train/unet/fold2", "train/unet/fold3", *STAGES[5:])
+    made.say("train/unet/fold0", done=60, total=100, seconds_left=400.0, stages=stages)
+    for number in range(2):
+        made.say(
+            f"train/unet/fold{number}", pid=8 + number, shard=f"worker {number + 1} of 2", stages=(), done=60,
+            total=100, seconds_left=400.0,
+        )  # fmt: skip
+    found = made.read()
+    assert lefts(found)["train/unet/fold2"] == 1000
+    assert found.left == 400 + 2 * 1000 / 2
+
+
 def test_nothing_is_expected_where_nothing_tells(made: Made) -> None:
     made.say("survey")
     found = made.read()

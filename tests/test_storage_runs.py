@@ -8,8 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,9 +16,9 @@ import pytest
 from buckets import BUCKET, ENVIRONMENT, Line, Requests, client, emptied, serving
 from maskloom.errors import UserError
 from maskloom.files import write_bytes, write_json, write_text
-from maskloom.integrity import Damaged, write_sealed
+from maskloom.integrity import Damaged
 from maskloom.progress import Silent
-from maskloom.run_directory import FORMAT, RunDirectory
+from maskloom.run_directory import RunDirectory
 from maskloom.stages.verification import verify_run
 from maskloom.storage import publishing, remote, remote_lock
 from maskloom.storage.mirror import Mirror
@@ -28,63 +27,34 @@ from maskloom.storage.places import local_data, readable_run, working_run
 from maskloom.storage.publishing import rank
 from maskloom.storage.remote import Store, store_at
 from maskloom.storage.remote_lock import LOCK_NAME, TakenOver
+from runs_at_urls import (
+    BUNDLE,
+    CHECKPOINT,
+    MAP,
+    begun,
+    elsewhere,
+    finish,
+    in_memory,
+    listed,
+    predict_out_of_fold,
+    recorded,
+    train,
+)
 
 pytest.importorskip("fsspec")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
-MAP, BUNDLE, CHECKPOINT = "oof/net/maps/a.map", "members/net/fold0/last.safetensors", "checkpoint.safetensors"
-
 
 @pytest.fixture
 def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A folder of fsspec's own store in memory, with an empty cache."""
-    monkeypatch.setenv("MASKLOOM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(remote_lock, "_SETTLE_SECONDS", 0.0)
-    name = tmp_path.name
-    yield f"memory://{name}/run"
-    import fsspec
-
-    store = fsspec.filesystem("memory")
-    if store.exists(name):
-        store.rm(name, recursive=True)
-
-
-@contextmanager
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str = "other") -> Iterator[None]:
-    """Another machine: an empty cache."""
-    with monkeypatch.context() as there:
-        there.setenv("MASKLOOM_CACHE", str(tmp_path / name))
-        yield
-
-
-def begun(root: Path) -> RunDirectory:
-    run = RunDirectory(root)
-    write_sealed(run.facts, {"format": FORMAT, "data": "data"})
-    return run
-
-
-def finish(run: RunDirectory, stage: str, **files: bytes) -> None:
-    paths = [run.root / name for name in files]
-    for path, content in zip(paths, files.values(), strict=True):
-        write_bytes(path, content)
-    run.finish(stage, "mark", paths, 1.0)
-
-
-def train(run: RunDirectory, content: bytes = b"weights") -> None:
-    finish(run, "train/net/fold0", **{BUNDLE: content, "members/net/fold0/log.jsonl": b"{}\n"})
-
-
-def predict_out_of_fold(run: RunDirectory, content: bytes = b"map") -> None:
-    finish(run, "oof/net", **{MAP: content, "oof/net/scores.json": b"{}"})
-
-
-def listed(url: str) -> set[str]:
-    return set(store_at(url).listing())
+    with in_memory(tmp_path, monkeypatch) as place:
+        yield place
 
 
 def test_ranks() -> None:
-    order = [BUNDLE, "members/net/fold0/checkpoint.safetensors", "stages/oof/net.sums", "stages/oof/net.json"]
-    assert [rank(name) for name in [*order, "ensemble/decided.json"]] == [0, 1, 2, 3, 4]
+    order = [BUNDLE, "members/net/fold0/checkpoint.safetensors", "stages/oof/net.sums", "oof/net/attempt.json"]
+    ranks = [rank(name) for name in [*order, "stages/oof/net.json", "ensemble/decided.json"]]
+    assert ranks == sorted(set(ranks))
 
 
 def test_a_run_continues_on_another_machine(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,27 +78,6 @@ def test_a_run_continues_on_another_machine(url: str, tmp_path: Path, monkeypatc
     assert is_placeholder(root / MAP)  # the first machine sees what the second one did
     assert RunDirectory(root).checked(root / MAP).read_bytes() == b"another map"
     assert (root / BUNDLE).read_bytes() == b"weights" and not is_placeholder(root / BUNDLE)
-
-
-@contextmanager
-def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Yields the names that are written, and those that are removed as ``-name``, in their order."""
-    done: list[str] = []
-    upload, remove = Store.upload, Store.remove
-
-    def uploaded(self: Store, file: Path, name: str) -> None:
-        done.append(name)
-        upload(self, file, name)
-
-    def removed(self: Store, names: Iterable[str]) -> None:
-        names = list(names)
-        done.extend(f"-{name}" for name in names)
-        remove(self, names)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Store, "upload", uploaded)
-        patch.setattr(Store, "remove", removed)
-        yield done
 
 
 def test_what_is_published_is_not_sent_again(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,7 +182,7 @@ def test_a_killed_process_goes_on_with_what_it_had(url: str, tmp_path: Path, mon
     mirror = Mirror.of(url, "run")
     with working_run(url) as root:
         train(begun(root))
-    remote_lock.RemoteLock(store_at(url), mirror.id).take()  # it holds the lock, and is gone
+    remote_lock.RemoteLock(store_at(url), mirror.folder).take()  # it holds the lock, and is gone
     write_bytes(mirror.root / MAP, b"not yet published")
     store_at(url).write("members/net/fold0/log.jsonl", b"{}\n")  # a publication was cut off here
     with working_run(url) as root:
@@ -258,7 +207,7 @@ def test_what_another_machine_did_counts(url: str, tmp_path: Path, monkeypatch: 
 def test_a_checkpoint_is_published_while_training_goes_on(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publishing, "SIGN_SECONDS", 0.05)
+    monkeypatch.setattr(remote_lock, "SIGN_SECONDS", 0.05)
     monkeypatch.setattr(publishing, "PUBLISH_SECONDS", 0.1)
     name = f"members/net/fold0/{CHECKPOINT}"
     with pytest.raises(TakenOver), working_run(url) as root:
@@ -274,7 +223,7 @@ def test_a_checkpoint_is_published_while_training_goes_on(
             root = Mirror.of(url, "run").root
             with pytest.raises(TakenOver), working_run(url) as theirs:
                 assert theirs == root and (theirs / name).read_bytes() == b"epoch 3"  # fetched without being asked
-                remote_lock.RemoteLock(store_at(url), "somebody else").take()
+                remote_lock.RemoteLock(store_at(url), tmp_path).take()
 
 
 def test_an_error_publishes_what_there_is(url: str) -> None:
@@ -315,11 +264,19 @@ def test_the_order_of_writing(server: tuple[str, Requests]) -> None:
     assert written[two - 1] == "stages/oof/net.sums"
 
 
+def test_a_run_in_a_bucket_that_is_not_there_is_one_line(server: tuple[str, Requests]) -> None:
+    with (
+        pytest.raises(UserError, match="s3://no-such-bucket/run: expected a bucket"),
+        working_run("s3://no-such-bucket/run"),
+    ):
+        pass
+
+
 KILLED = """
 import os, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from test_storage_runs import begun, train, predict_out_of_fold
+from runs_at_urls import begun, train, predict_out_of_fold
 from maskloom.run_directory import RunDirectory
 from maskloom.storage.places import working_run
 from maskloom.storage.remote import Store

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import threading
 import time
@@ -19,15 +20,17 @@ from buckets import BUCKET, ENVIRONMENT, Line, Requests, client, emptied, servin
 from maskloom.data.image_io import image_size, read_image
 from maskloom.errors import BadFile, UserError
 from maskloom.files import checksum
+from maskloom.heartbeat import Heartbeat
+from maskloom.integrity import write_sealed
 from maskloom.rasters.reading import open_raster
-from maskloom.storage import mirror as mirrors
 from maskloom.storage import remote
-from maskloom.storage.mirror import Mirror, keep_within_budget
-from maskloom.storage.placeholders import at_hand, is_placeholder
-from maskloom.storage.places import local_data, origin_of
+from maskloom.storage.placeholders import is_placeholder
+from maskloom.storage.places import local_data, origin_of, working_run
 from maskloom.storage.ranges import BLOCK, SMALL, Parts, RangedFile
 from maskloom.storage.remote import Changed, Store
+from maskloom.storage.remote_lock import LOCK_NAME
 from maskloom.windows import Window
+from runs_at_urls import begun, train
 
 pytest.importorskip("s3fs")
 pytest.importorskip("moto.server")
@@ -147,23 +150,6 @@ def test_an_object_that_changes_after_the_listing_is_told(requests: Requests) ->
     with pytest.raises(Changed, match=r"a\.png: changed"):
         read_image(root / "a.png")
     assert is_placeholder(root / "a.png")
-
-
-def test_what_was_used_longest_ago_makes_room(requests: Requests, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MASKLOOM_CACHE_SIZE", "25K")
-    monkeypatch.setattr(mirrors, "RECENT_SECONDS", -1.0)
-    for name in "abc":
-        put(f"data/{name}.png", name.encode() * 10_000)
-    root = local_data(f"s3://{BUCKET}/data")
-    for number, name in enumerate("bca"):
-        at_hand(root / f"{name}.png")
-        if (root / f"{name}.png").stat().st_mode & 0o400:
-            facts = (root / f"{name}.png").stat()
-            os.utime(root / f"{name}.png", ns=(number * 10**9, facts.st_mtime_ns))
-    keep_within_budget()
-    kept = sorted(file.name for file in root.iterdir() if not is_placeholder(file))
-    assert kept == ["a.png", "c.png"] or kept == ["a.png"]
-    assert at_hand(root / "b.png").read_bytes() == b"b" * 10_000
 
 
 def test_one_image_is_mirrored_without_its_neighbours(requests: Requests) -> None:
@@ -316,10 +302,48 @@ def test_a_refusal_names_the_credentials_but_not_their_value(
     assert ENVIRONMENT["AWS_ACCESS_KEY_ID"] not in str(problem.value) and "abc" not in str(problem.value)
 
 
-def test_nothing_in_the_cache_holds_a_credential(requests: Requests, tmp_path: Path) -> None:
+def test_no_credential_is_written_anywhere(
+    requests: Requests, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "session/token")
+    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+    secrets = [os.environ[name].encode() for name in names]
+    looked_at: list[str] = []
+
+    def check(name: str, content: bytes) -> None:
+        looked_at.append(name)
+        for secret in secrets:
+            assert secret not in content, name
+
+    caplog.set_level(logging.DEBUG, logger="maskloom")
     put("data/a.png", picture(1))
-    read_image(local_data(f"s3://{BUCKET}/data") / "a.png")
+    store = Store(f"s3://{BUCKET}/run")
+    with working_run(f"s3://{BUCKET}/run") as root:
+        data = local_data(f"s3://{BUCKET}/data")
+        read_image(data / "a.png")
+        run = begun(root)
+        write_sealed(run.facts, {"format": 1, "data": origin_of(data)})
+        heartbeat = Heartbeat(root, command="fit", target=f"s3://{BUCKET}/run", device="cpu", unit="images")
+        with heartbeat:
+            deadline = time.monotonic() + 10
+            while not list(root.glob("status/*.json")) and time.monotonic() < deadline:
+                time.sleep(0.02)
+            train(run)
+            while_it_works = set(store.listing())
+            for name in while_it_works:
+                check(name, store.read_all(name) or b"")
+        refused = Store(f"s3://{BUCKET}/run")
+        monkeypatch.setattr(refused._fs, "cat_file", _refuse)
+        with pytest.raises(UserError) as problem:
+            refused.read_all("run.json")
+        check("message", str(problem.value).encode())
     for file in (tmp_path / "cache").rglob("*"):
-        if file.is_file():
-            assert ENVIRONMENT["AWS_SECRET_ACCESS_KEY"].encode() not in file.read_bytes()
-    assert Mirror.at(local_data(f"s3://{BUCKET}/data")).url == f"s3://{BUCKET}/data"
+        if file.is_file() and not is_placeholder(file):
+            check(file.name, file.read_bytes())
+    check("log", caplog.text.encode())
+    assert {LOCK_NAME, "run.json"} <= while_it_works and any(name.startswith("status/") for name in while_it_works)
+    assert {"known.json", "mirror.json", "signs.json", "run.json", "a.png", LOCK_NAME} <= set(looked_at)
+
+
+def _refuse(*args: Any, **kwargs: Any) -> Any:
+    raise PermissionError(f"no access for {[os.environ[name] for name in ENVIRONMENT]}")

@@ -5,32 +5,23 @@ A finished run is in ``maskloom.runs``. Heavy rooms are imported by the function
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from datetime import datetime
-from importlib.metadata import version
-from itertools import count
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maskloom.errors import BadFile, UserError, closest
-from maskloom.files import TEMPORARY_PREFIX, checksum
-from maskloom.heartbeat import Heartbeat
-from maskloom.integrity import Damaged, read_sealed, write_sealed
-from maskloom.progress import Progress, Several, Silent
+from maskloom.files import checksum
+from maskloom.progress import Progress, Silent
 from maskloom.registry import builders as builders
-from maskloom.registry import open_source, plan, scorers, submitters
+from maskloom.registry import open_source, plan
 from maskloom.registry import recipes as recipes
-from maskloom.run_directory import FORMAT, RunDirectory
-from maskloom.run_lock import LOCK, held
+from maskloom.run_directory import RunDirectory
 from maskloom.runs import Run as Run
 from maskloom.runs import open_run as open_run
-from maskloom.storage.places import local_data, origin_of, readable_run, working_run
+from maskloom.storage.places import local_data, readable_run, working_run
 from maskloom.storage.urls import url_of
 
 if TYPE_CHECKING:
-    from maskloom.data.sources.base import DataSource
-    from maskloom.executors.sites import Site
     from maskloom.models.segmenter import Segmenter
     from maskloom.outputs.comparison import Comparison
     from maskloom.outputs.convert import Conversion
@@ -75,137 +66,36 @@ def fit(
         UserError: For every mistake in options, recipe or data.
     """
     from maskloom.executors.sites import open_site
-    from maskloom.runtime import rank_devices
+    from maskloom.fitting import Fitting, dated_folder
+    from maskloom.runtime import keep_freed_memory, rank_devices
 
     if devices_per_network > 1 and on is not None:
         raise UserError(
             f"--devices-per-network {devices_per_network}: expected no --on beside it, found --on {on}, which gives "
             "every network one device; leave one of them out"
         )
+    listener = progress or Silent()
     with open_site(on, device=device, processes=processes) as site:
         rank_devices(site.device, devices_per_network)  # raises now where there are not so many
-        return _fit(site, recipe, data, run, settings, skip_bad, workers, devices_per_network, progress or Silent())
-
-
-def _fit(
-    site: Site,
-    recipe: str | Path | Recipe,
-    data: Path | str,
-    run: Path | str | None,
-    settings: Sequence[str],
-    skip_bad: bool,
-    workers: int | None,
-    devices_per_network: int,
-    listener: Progress,
-) -> Run:
-    """Returns what ``fit`` does, with tasks computed at a site."""
-    from maskloom.runtime import keep_freed_memory
-
-    if site.device.type == "cpu":
-        keep_freed_memory()
-    complete, source = plan(recipe, local_data(data), settings=settings, device=site.kind, skip_bad=skip_bad)
-    place = run if run is not None else _dated_folder(complete.name)
-    listener.note(f"run folder: {url_of(place) or place}")
-    for note in source.notes:
-        listener.note(note)
-    with working_run(place) as root:
-        _run_stages(site, root, complete, source, workers, devices_per_network, listener)
-    return open_run(root, device=site.device.type)
-
-
-def _run_stages(
-    site: Site,
-    root: Path,
-    complete: Recipe,
-    source: DataSource,
-    workers: int | None,
-    devices_per_network: int,
-    listener: Progress,
-) -> None:
-    """Runs every stage of a complete recipe in a run's folder."""
-    from maskloom.executors.sites import Work, usual_loaders
-    from maskloom.pipeline import run_pipeline
-    from maskloom.run_status import planned_stages
-    from maskloom.runtime import hardware, make_deterministic, num_cores
-    from maskloom.stages.context import Context
-
-    chosen, folder = site.device, RunDirectory(root)
-    _check_empty_or_run(folder, listener.note)
-    _check_same_data(folder, source)
-    with held(root):
-        write_sealed(
-            folder.facts,
-            {
-                "format": FORMAT,
-                "version": version("maskloom"),
-                "data": origin_of(source.root),
-                "hardware": hardware(chosen),
-            },
+        if site.device.type == "cpu":
+            keep_freed_memory()
+        folder = local_data(data) if on is None else local_data(data).absolute()  # workers may be elsewhere
+        complete, source = plan(recipe, folder, settings=settings, device=site.kind, skip_bad=skip_bad)
+        place = run if run is not None else dated_folder(complete.name)
+        listener.note(f"run folder: {url_of(place) or place}")
+        for note in source.notes:
+            listener.note(note)
+        fitting = Fitting(
+            recipe=complete,
+            source=source,
+            site=site,
+            workers=workers,
+            devices_per_network=devices_per_network,
+            progress=listener,
         )
-        make_deterministic()
-        stages = planned_stages(
-            complete.model_dump(mode="json"), unlabelled=bool(source.unlabelled), submission=bool(source.submission)
-        )
-        work = Work(run=root, command="fit", loaders=workers, is_deterministic=True, sees=(source.root,))
-        heartbeat = Heartbeat(root, command="fit", device=str(chosen), stages=stages)
-        with heartbeat, site.workers(work, listener) as executor:
-            context = Context(
-                run=folder,
-                recipe=complete,
-                source=source,
-                device=chosen,
-                progress=Several((listener, heartbeat)),
-                workers=usual_loaders(num_cores()) if workers is None else workers,
-                executor=executor,
-                devices_per_network=devices_per_network,
-            )
-            run_pipeline(context, submitters().get(source.submission), scorers())
-
-
-def _dated_folder(name: str) -> Path:
-    """Returns a new folder, made so that none of several runs of one second, or of a clock set back, shares it."""
-    stem = f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
-    for number in count(1):
-        folder = Path("runs") / (stem if number == 1 else f"{stem}-{number}")
-        with suppress(FileExistsError):
-            folder.mkdir(parents=True)
-            return folder
-    raise AssertionError("counting does not end")
-
-
-def _check_empty_or_run(folder: RunDirectory, note: Callable[[str], None]) -> None:
-    """Raises ``UserError`` for a folder of anything else, before a file is put into it."""
-    if folder.facts.is_file():
-        try:
-            RunDirectory.existing(folder.root)
-        except Damaged:
-            note(f"damaged, and made anew: {folder.facts.name}")
-    elif folder.root.is_dir() and any(
-        entry.name != LOCK and not entry.name.startswith(TEMPORARY_PREFIX) for entry in folder.root.iterdir()
-    ):
-        raise UserError(
-            f"{folder.root}: expected a run folder or an empty one, found other files; choose another folder"
-        )
-
-
-def _check_same_data(folder: RunDirectory, source: DataSource) -> None:
-    """Raises ``UserError`` where a run of other images would be undone, most likely by a mistaken folder.
-
-    Data that was moved, and data that changed in its place, are the run's own.
-    """
-    try:
-        facts, before = read_sealed(folder.facts), read_sealed(folder.source)
-    except UserError:  # nothing there, or damaged: made anew
-        return
-    place, now = origin_of(source.root), source.to_json()
-    if facts.get("data") in (None, place):
-        return
-    known, found = ([record["id"] for record in each.get("records", ())] for each in (before, now))
-    if before.get("task") != now["task"] or known != found:
-        raise UserError(
-            f"{folder.root}: made from the images in {facts['data']}, found other ones in {place}; choose another "
-            f"folder for this run, or remove {folder.source} if these are to replace them"
-        )
+        with working_run(place) as root:
+            fitting.run(root if on is None else root.absolute())
+        return open_run(root, device=site.device.type)
 
 
 def verify(run: Path | str, *, progress: Progress | None = None) -> Verification:
@@ -284,8 +174,9 @@ def import_weights(file: Path | str, *, name: str, out: Path | str) -> Path:
     from maskloom.models.bundle import save_bundle
     from maskloom.models.foreign import read_foreign
     from maskloom.models.published import PUBLISHED, load_published
+    from maskloom.outputs.convert_target import on_this_machine
 
-    source, target = Path(file), Path(out)
+    source, target = on_this_machine(file), on_this_machine(out)
     if name not in PUBLISHED:
         hint = closest(name, PUBLISHED)
         known = "" if hint.startswith("known") else f" known: {', '.join(sorted(PUBLISHED))}"
@@ -443,13 +334,14 @@ def inspect(
 def demo(out: Path | str, *, device: str | None = None, progress: Progress | None = None) -> Run:
     """Returns the run of the default recipe on generated photos below ``out``; started again it continues."""
     from maskloom.data.studio import write_studio
+    from maskloom.outputs.convert_target import on_this_machine
     from maskloom.runtime import num_cores
 
-    listener = progress or Silent()
-    data = Path(out) / "data"
+    listener, folder = progress or Silent(), on_this_machine(out)
+    data = folder / "data"
     listener.stage("studio", cached=False)
     write_studio(data, **DEMO_STUDIO, workers=num_cores(), on_photo=listener.advance)
-    return fit("default", data, run=Path(out) / "run", device=device, settings=DEMO_SETTINGS, progress=listener)
+    return fit("default", data, run=folder / "run", device=device, settings=DEMO_SETTINGS, progress=listener)
 
 
 DEMO_STUDIO: dict[str, Any] = {"objects": 14, "test_objects": 2, "views": 16, "size": (256, 384), "seed": 0}

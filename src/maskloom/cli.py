@@ -5,16 +5,12 @@ Heavy imports happen inside the commands, so that ``maskloom --help`` answers at
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
-import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from enum import StrEnum
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -22,14 +18,13 @@ from typer.core import TyperCommand, TyperGroup
 
 from maskloom.errors import UserError
 from maskloom.files import FULL_DISK
+from maskloom.termination import TERMINATED, terminable
 
 if TYPE_CHECKING:
     from maskloom.console import Terminal
 
 INTERRUPTED = 130
 """The exit code after Ctrl-C."""
-TERMINATED = 143
-"""The exit code after SIGTERM, by which a scheduler asks a job to end."""
 
 _UsageError: Any = typer.BadParameter.mro()[1]  # of typer's own copy of click, or of click
 
@@ -203,6 +198,7 @@ def evaluate(run: Run, json: Json = False) -> None:
 
 @app.command()
 def status(
+    ctx: typer.Context,
     run: Run,
     html: Annotated[Path | None, typer.Option("--html", help="Write it as a page, too; it refreshes itself.")] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Look again and again, until the run is finished.")] = False,
@@ -217,6 +213,8 @@ def status(
     from maskloom.console import show_status
 
     show_status(lambda: api.status(run, page=html), watch=watch)
+    if ctx.obj:  # SIGTERM, not Ctrl-C, ended the watching
+        raise typer.Exit(TERMINATED)
 
 
 @app.command()
@@ -415,43 +413,12 @@ def _json(value: object) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False)
 
 
-@contextmanager
-def _terminable() -> Iterator[list[int]]:
-    """Lets SIGTERM end the block as Ctrl-C does, and yields a list that is no longer empty once it came.
-
-    Where Ctrl-C is held back until a step is done, so is SIGTERM; a second one does not disturb what is then saved.
-    Outside the main thread, where Python delivers no signals, this does nothing.
-    """
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    process = os.getpid()
-
-    def end(number: int, frame: FrameType | None) -> None:
-        if os.getpid() != process:  # a child that was forked, which has nothing to save
-            os._exit(TERMINATED)
-        if received:
-            return
-        received.append(number)
-        interrupt = signal.getsignal(signal.SIGINT)
-        if not callable(interrupt):  # ignored, as shells do for what they start in the background
-            raise KeyboardInterrupt
-        interrupt(signal.SIGINT, frame)
-
-    previous = signal.signal(signal.SIGTERM, end)
-    try:
-        yield received
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
 def main() -> None:
     """Runs the command line; a ``UserError`` becomes one line and exit code 2, Ctrl-C exit code 130, SIGTERM 143."""
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
-    with _terminable() as terminated:
+    with terminable() as terminated:
         try:
-            app()
+            app(obj=terminated)
         except UserError as error:
             from maskloom.console import print_error
 

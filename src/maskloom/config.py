@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from maskloom.errors import UserError, closest
+from maskloom.storage.placeholders import at_hand
 
 
 class Config(BaseModel):
@@ -72,58 +73,115 @@ def _models(annotation: Any) -> set[Any]:
     return set()
 
 
-MAX_YAML_BYTES = 4 * 2**20
+MAX_YAML_BYTES = 2**20
 """The largest file of settings that is read; the largest recipes have some 100 kB."""
-MAX_YAML_VALUES = 1_000_000
+MAX_YAML_VALUES = 100_000
 """Values in it, those behind an alias counted each time: a few lines of aliases can stand for billions."""
+
+_MOST_BITS = 1024  # of a whole number: 308 digits, as a float can hold
+_TOO_MANY = "it holds more than {:,} values, those behind an alias counted each time"
+_INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
 
 
 def load_yaml(path: Path) -> Any:
     """Returns the parsed YAML file; raises ``UserError`` when it is missing, unreadable, malformed or monstrous."""
     try:
-        if path.stat().st_size > MAX_YAML_BYTES:
-            raise UserError(
-                f"{path}: expected a YAML file of at most {MAX_YAML_BYTES // 2**20} MiB, found a larger one"
-            )
-        return _parsed(path.read_text(encoding="utf-8"))
+        with at_hand(path).open("rb") as stream:
+            content = stream.read(MAX_YAML_BYTES + 1)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except OSError as error:
         raise UserError(f"{path}: expected a YAML file, it cannot be read ({error.strerror})") from error
-    except UserError:
-        raise
+    if len(content) > MAX_YAML_BYTES:
+        raise UserError(f"{path}: expected a YAML file of at most {MAX_YAML_BYTES // 2**20} MiB, found a larger one")
+    try:
+        return _parsed(content.decode())
     except ValueError as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: expected YAML, found something else ({reason:.500})") from error
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 without numbers to the base of 60: ``1:30`` is text, and thousands of such digits would take hours."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._num_nodes = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Returns the next node; raises ``ValueError`` once there are too many, before the rest is read."""
+        self._num_nodes += 1
+        if self._num_nodes > MAX_YAML_VALUES:
+            raise ValueError(_TOO_MANY.format(MAX_YAML_VALUES))
+        return super().compose_node(parent, index)
+
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+        """Returns the tag of a node that states none."""
+        tag = super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
+        return self.DEFAULT_SCALAR_TAG if tag in (_INT, _FLOAT) and ":" in value else tag
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """Returns a whole number; raises ``ValueError`` for one of too many digits."""
+        _check_base(node)
+        number = super().construct_yaml_int(node)
+        if number.bit_length() > _MOST_BITS:
+            raise ValueError("a number in it has too many digits")
+        return number
+
+    def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
+        """Returns a number."""
+        _check_base(node)
+        return super().construct_yaml_float(node)
+
+
+_Loader.add_constructor(_INT, _Loader.construct_yaml_int)
+_Loader.add_constructor(_FLOAT, _Loader.construct_yaml_float)
+
+
+def _check_base(node: yaml.ScalarNode) -> None:
+    """Raises ``ValueError`` for a number to the base of 60, which an explicit tag may ask for."""
+    if ":" in node.value:
+        raise ValueError(f"expected a number, found {node.value!r:.40}")
+
+
 def _parsed(text: str) -> Any:
     """Returns the value of YAML text; raises ``ValueError`` for anything else, however its parser fails."""
+    if len(text) > MAX_YAML_BYTES:
+        raise ValueError(f"it has {len(text):,} characters, of {MAX_YAML_BYTES:,} at most")
     try:
-        value = yaml.safe_load(text)
-        _check_extent(value)
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            _check_extent(node)
+            return None if node is None else loader.construct_document(node)
+        finally:
+            loader.dispose()
     except RecursionError:
         raise ValueError("it is nested too deep") from None
     except (yaml.YAMLError, TypeError, AttributeError, LookupError, OverflowError) as error:  # of !!timestamp no, say
         raise ValueError(str(error)) from error
-    return value
 
 
-def _check_extent(value: Any) -> None:
-    """Raises ``ValueError`` for more values than ``MAX_YAML_VALUES``, and for one that holds itself."""
+def _check_extent(root: Any) -> None:
+    """Raises ``ValueError`` for more values than ``MAX_YAML_VALUES``, and for one that holds itself.
+
+    Nodes are counted before values are made of them: a merge (``<<``) copies all that it names.
+    """
     counts: dict[int, int] = {}
 
-    def count(each: Any) -> int:
-        if not isinstance(each, list | dict | set | tuple):
+    def count(node: Any) -> int:
+        if not isinstance(node, yaml.CollectionNode):
             return 1
-        if id(each) not in counts:
-            counts[id(each)] = MAX_YAML_VALUES  # while it is open: one that holds itself is endless
-            parts = [*each, *each.values()] if isinstance(each, dict) else each
-            counts[id(each)] = 1 + sum(map(count, parts))
-        return counts[id(each)]
+        if id(node) not in counts:
+            counts[id(node)] = 0  # while it is open
+            parts = [part for pair in node.value for part in (pair if isinstance(pair, tuple) else (pair,))]
+            counts[id(node)] = min(1 + sum(map(count, parts)), MAX_YAML_VALUES + 1)
+        elif not counts[id(node)]:
+            raise ValueError("a part of it holds itself")
+        return counts[id(node)]
 
-    if count(value) >= MAX_YAML_VALUES:
-        raise ValueError("aliases in it stand for too many values")
+    if count(root) > MAX_YAML_VALUES:
+        raise ValueError(_TOO_MANY.format(MAX_YAML_VALUES))
 
 
 def override(config: AnyConfig, assignments: Iterable[str]) -> AnyConfig:
@@ -136,12 +194,12 @@ def override(config: AnyConfig, assignments: Iterable[str]) -> AnyConfig:
     for assignment in assignments:
         key, separator, text = assignment.partition("=")
         if not separator or not key:
-            raise UserError(f"--set {assignment!r}: expected key=value, for instance seed=1")
+            raise UserError(f"--set {assignment!r:.80}: expected key=value, for instance seed=1")
         try:
             value = _parsed(text)
         except ValueError:
-            raise UserError(f"--set {assignment!r}: the value is not YAML; put quotes around it") from None
-        _assign(values, key.split("."), value, key)
+            raise UserError(f"--set {assignment!r:.80}: the value is not YAML; put quotes around it") from None
+        _assign(values, key.split("."), value, f"{key:.80}")
     return parse(type(config), values, origin="--set")
 
 
@@ -158,7 +216,7 @@ def _assign(values: Any, path: list[str], value: Any, key: str) -> None:
                 values[index] = value
     elif isinstance(values, dict):
         if rest and name not in values:
-            raise UserError(f"--set {key}: unknown key {name!r}, {closest(name, values)}")
+            raise UserError(f"--set {key}: unknown key {name!r:.80}, {closest(name, values)}")
         if rest and values[name] is None:
             values[name] = {}
         if rest:
@@ -166,7 +224,7 @@ def _assign(values: Any, path: list[str], value: Any, key: str) -> None:
         else:
             values[name] = value
     else:
-        raise UserError(f"--set {key}: {name!r} lies below a plain value")
+        raise UserError(f"--set {key}: {name!r:.80} lies below a plain value")
 
 
 def to_yaml(config: Config) -> str:

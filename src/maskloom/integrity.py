@@ -85,9 +85,9 @@ class Ledger:
     def __getitem__(self, file: Path) -> Seal:
         return self._seals[self._name(file)]
 
-    def add(self, file: Path) -> None:
-        """Remembers a finished file as it is now."""
-        self._append(self._name(file), Seal.of(file))
+    def add(self, file: Path, seal: Seal | None = None) -> None:
+        """Remembers a finished file as it is now, or, without reading it, as it was sealed by whoever wrote it."""
+        self._append(self._name(file), seal or Seal.of(file))
 
     def is_sound(self, file: Path, *, thorough: bool = False) -> bool:
         """Returns whether a file is there and what it was; one that the ledger does not know is not.

@@ -39,7 +39,7 @@ from maskloom.stages.registration import register_bands, registration_fingerprin
 from maskloom.stages.reporting import write_report
 from maskloom.stages.rows import chunks_in
 from maskloom.stages.stage import Left, forget, look_for, make_room, run_stage
-from maskloom.stages.train import train_fold, weights_mark
+from maskloom.stages.train import check_weights, train_fold, weights_mark
 
 RESULT_FORMAT = 2
 """Raise it when a stage computes something else from the same inputs: runs then repeat what depends on it."""
@@ -315,8 +315,9 @@ class _Members:
             name=_training(member, fold),
             function=_train_fold,
             shared=self._context.executor.share(self._context),
-            arguments=(member.name, fold, mark),
+            arguments=(member.name, fold, mark, self._weights[member.name]),
             order=self._context.turn(member.name),
+            is_exclusive=True,
         )
 
     def _start(self, member: MemberSettings, fold: int) -> list[str]:
@@ -340,11 +341,13 @@ def _training(member: MemberSettings, fold: int) -> str:
     return f"train/{member.name}/fold{fold}"
 
 
-def _train_fold(here: Here, shared: Context, member: str, fold: int, mark: str) -> list[Path]:
-    """Returns the files that a training left, wherever it is done."""
+def _train_fold(here: Here, shared: Context, name: str, fold: int, mark: str, weights: str) -> list[Path]:
+    """Returns the files that a training left, wherever it is done; ``weights`` is the mark of the first weights."""
     context = shared.at(here)
+    member = context.recipe.member(name)
+    check_weights(member.network, weights)
     devices = rank_devices(context.device, context.devices_per_network)
-    return train_fold(context, context.recipe.member(member), fold, fingerprint=mark, devices=devices)
+    return train_fold(context, member, fold, fingerprint=mark, devices=devices)
 
 
 def _training_part(member: MemberSettings) -> dict[str, Any]:

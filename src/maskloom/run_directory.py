@@ -287,19 +287,21 @@ class RunDirectory:
     def check(self, paths: Iterable[Path]) -> None:
         """Raises ``Damaged`` for the first file whose bytes are not those that its stage left; reads all of them.
 
-        Files of a stage that an earlier version made, without checksums, pass.
+        Files of a stage that an earlier version made, without checksums, pass. Of a run at a URL all are then there.
         """
         by_stage: dict[str, list[Path]] = {}
         for path in paths:
             if (stage := self.stage_of(path)) is not None:
                 by_stage.setdefault(stage, []).append(path)
+            else:
+                at_hand(path)
         for stage, files in by_stage.items():
             ledger = self.ledger(stage)
-            known = [file for file in files if file in ledger]
-            passing = [at_hand(file) for file in files if file not in ledger and self._is_passing(file)]
-            lacking = [file for file in files if file not in ledger and file not in passing]
-            if lacking and self._has_checksums(stage):
+            known, others = [file for file in files if file in ledger], [file for file in files if file not in ledger]
+            if not all(map(self._is_passing, others)) and self._has_checksums(stage):
                 raise Damaged(self.sums(stage), "is damaged (it lacks checksums)")
+            for file in others:
+                at_hand(file)
             for file, is_sound in zip(known, ledger.are_sound(known, thorough=True), strict=True):
                 if not is_sound:
                     raise Damaged(file, "is damaged (its checksum differs)" if file.exists() else "is gone")

@@ -86,7 +86,7 @@ def read_status(run: RunDirectory, *, now: float | None = None) -> RunStatus:
         stages=tuple(stages),
         workers=workers,
         finished=run.marker(names[-1]).stat().st_mtime if is_finished else None,
-        left=_left(unfinished, max(working, 1)),
+        left=_left(unfinished, _num_learning(fits)),
         unknown=tuple(stage.name for stage in unfinished if stage.left is None),
         problems=tuple(problems),
     )
@@ -257,6 +257,12 @@ def _last_seconds(log: Path) -> float:
     except _UNREADABLE:
         return 0.0
     return seconds if 0 <= seconds < MOST else 0.0
+
+
+def _num_learning(fits: Sequence[Worker]) -> int:
+    """Returns how many processes share what waits: the workers, where there are any beside who hands tasks out."""
+    working = [worker.beat for worker in fits if worker.state == "working"]
+    return max(sum(bool(beat.shard) for beat in working) or len(working), 1)
 
 
 def _left(unfinished: Sequence[StageStatus], num_processes: int) -> float | None:

@@ -92,6 +92,7 @@ class Run:
         are given shards of the images or blocks; this process writes tables, rasters and polygons.
         """
         from maskloom.executors.sites import Work, open_site
+        from maskloom.outputs.convert_target import on_this_machine
         from maskloom.runtime import keep_freed_memory
         from maskloom.stages.image_files import FORMATS
         from maskloom.stages.images import open_decisions, predict_images
@@ -100,6 +101,7 @@ class Run:
 
         if to not in (*FORMATS, *SCENE_FORMATS):
             raise UserError(f"to={to!r}: expected one of {', '.join((*FORMATS, *SCENE_FORMATS))}")
+        out, grid = on_this_machine(out), None if grid is None else on_this_machine(grid)
         shapes: dict[str, Any] = {
             "simplify": simplify,
             "min_area": min_area,
@@ -107,7 +109,9 @@ class Run:
             "buffer": buffer,
             "units": units,
         }
-        of_scenes, images = to in SCENE_FORMATS, local_data(images)
+        of_scenes, images, folder = to in SCENE_FORMATS, local_data(images), self.folder
+        if on is not None:  # workers may be in another folder
+            images, out, folder = images.absolute(), out.absolute(), RunDirectory(folder.root.absolute())
         if not of_scenes and (
             probabilities or uncertainty or grid is not None or any(value is not None for value in shapes.values())
         ):
@@ -119,37 +123,38 @@ class Run:
             if site.device.type == "cpu":
                 keep_freed_memory()
             heartbeat = Heartbeat(
-                self.folder.root,
+                folder.root,
                 command="predict",
                 target=str(out),
                 device=str(site.device),
                 unit="blocks" if of_scenes else "images",
             )
             work = Work(
-                run=self.folder.root,
+                run=folder.root,
                 command="predict",
                 target=str(out),
                 unit="blocks" if of_scenes else "images",
-                sees=(Path(images),) if on is not None and Path(images).exists() else (),
+                sees=(images,),
+                writes=(out,),
             )
-            with heartbeat, site.workers(work, progress or Silent()) as executor:
+            with heartbeat:
                 common: dict[str, Any] = {
-                    "out": Path(out),
+                    "out": out,
                     "to": to,
-                    "opened": lambda: open_decisions(self.folder) if executor.is_parallel else self._opened,
+                    "opened": lambda: self._opened if on is None else open_decisions(folder),
                     "skip_bad": skip_bad,
                     "progress": Several((progress or Silent(), heartbeat)),
-                    "executor": executor,
+                    "workers": lambda: site.workers(work, progress or Silent()),
                 }
                 if not of_scenes:
-                    return predict_images(self.folder, Path(images), **common)
+                    return predict_images(folder, images, **common)
                 return predict_scenes(
-                    self.folder,
-                    Path(images),
+                    folder,
+                    images,
                     probabilities=probabilities,
                     uncertainty=uncertainty,
                     **shapes,
-                    grid=None if grid is None else Path(grid),
+                    grid=grid,
                     layout=open_scenes,
                     **common,
                 )

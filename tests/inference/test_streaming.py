@@ -42,17 +42,7 @@ def test_every_record_is_consumed_once_with_its_own_prediction(read_ahead: int, 
     assert heard == [(done, 20) for done in range(1, 21)]
 
 
-def test_skipped_records_are_not_read() -> None:
-    seen: list[str] = []
-    predict_records(
-        predict,
-        some_records(6),
-        lambda record, maps: seen.append(record.id),
-        read=read,
-        skip=lambda record: int(record.id[1:]) % 2 == 0,
-        writers=1,
-    )
-    assert seen == ["r1", "r3", "r5"]
+def test_no_records_are_no_work() -> None:
     assert predict_records(predict, [], lambda record, maps: None, read=read) == 0
 
 

@@ -66,6 +66,15 @@ def test_histogram_counts() -> None:
     assert re.findall(r"<title>(.*?)</title>", markup) == ["0 to 0.5: 2", "0.5 to 1: 1"]
 
 
+def test_what_is_counted_has_no_labels_between() -> None:
+    def labels(**options: bool) -> list[str]:
+        chart = str(line_chart([Series("", [1, 2], [0.1, 0.2])], **options))
+        return re.findall(r'y="\d+" text-anchor="middle">([\d.]+)<', chart)
+
+    assert labels(whole_x=True) == ["1", "2"]
+    assert "1.2" in labels()
+
+
 def test_bars_are_proportional() -> None:
     widths = [float(width) for width in re.findall(r'width="([\d.]+)" height="15"', bar_chart([("a", 2), ("b", 1)]))]
     assert widths[0] == pytest.approx(2 * widths[1])

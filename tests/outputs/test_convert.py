@@ -15,9 +15,12 @@ from maskloom.data.image_io import read_mask_values, write_png
 from maskloom.encodings.rle import decode_runs, encode_runs
 from maskloom.encodings.vector_files import Feature, read_features
 from maskloom.errors import UserError
+from maskloom.outputs import convert as convert_module
+from maskloom.outputs import mask_sets
 from maskloom.outputs.vectors import write_features
 from maskloom.rasters.georeference import Georeference, read_georeference
 from maskloom.rasters.writing import write_geotiff
+from maskloom.training import memory
 
 RNG = np.random.default_rng(4)
 SIZES = {"a": (24, 31), "deep/b": (17, 20), "c": (9, 40)}
@@ -292,3 +295,59 @@ def test_run_lengths_are_those_of_the_masks(tmp_path: Path) -> None:
     runs = dict(line.split(",") for line in lines[1:])
     for name, mask in BINARY.items():
         assert np.array_equal(decode_runs(runs[name], mask.shape), mask > 0)
+
+
+# --- large images -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mask_sets, "MAX_DRAWN", 100)
+
+
+def test_a_stated_size_has_a_budget_and_that_of_an_image_the_memory(
+    tmp_path: Path, small_budget: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table of run lengths for scenes larger than anything that is drawn for a size that a file only claims."""
+    masks = {"a": BINARY["a"]}
+    images, source = scenes(tmp_path / "images", masks), folder(tmp_path / "in", masks)
+    for name in ("t.csv", "t.geojson"):
+        there = convert(source, tmp_path / name).out
+        back = convert(there, tmp_path / f"{name}-back", like=images, to="geotiff").out
+        same(back, masks, ".tif")
+        assert len(score(images, there).images) == 1
+        with pytest.raises(UserError, match=r"31×24 \(width×height\) = 744 pixels is over the budget of 100"):
+            convert(there, tmp_path / "other", size=SIZES["a"])
+    with pytest.raises(UserError, match="over the budget of 100"):
+        score(there, there, size=SIZES["a"])
+    monkeypatch.setattr(memory, "free_memory", lambda: 8 * 743)
+    with pytest.raises(UserError, match="over the 743 for which there is memory now"):
+        convert(there, tmp_path / "others", like=images, to="geotiff")
+    assert not (tmp_path / "other").exists() and not (tmp_path / "others").exists()
+
+
+def test_a_coco_file_that_claims_a_size_has_its_budget_beside_images_too(tmp_path: Path, small_budget: None) -> None:
+    masks = {"a": BINARY["a"]}
+    images, source = scenes(tmp_path / "images", masks), folder(tmp_path / "in", masks)
+    coco = convert(source, tmp_path / "t.json").out
+    with pytest.raises(UserError, match="over the budget of 100"):
+        convert(coco, tmp_path / "back", like=images)
+    assert not (tmp_path / "back").exists()
+
+
+def test_masks_that_no_memory_holds_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_large(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(convert_module, "write_pngs", too_large)
+    with pytest.raises(UserError, match="take more memory than there is; cut the images into tiles"):
+        convert(folder(tmp_path / "in", {"a": BINARY["a"]}), tmp_path / "out")
+
+
+def test_no_more_than_eight_files_are_looked_at_before_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Path] = []
+    monkeypatch.setattr(convert_module, "check_areas", lambda _, path: seen.append(path))
+    convert(folder(tmp_path / "in", {f"{number:02d}": BINARY["a"] for number in range(15)}), tmp_path / "out")
+    assert [path.stem for path in seen] == ["00", "02", "04", "06", "08", "10", "12", "14"]

@@ -101,9 +101,32 @@ def disks(*, side: int, apart: int, colour: int = 1) -> np.ndarray:
     return np.where(near, number * colour, 0)
 
 
+def hairs(*directions: tuple[int, int]) -> np.ndarray:
+    """Returns instance ids of lines, one pixel wide and 30 long, that run by so many rows and columns per pixel."""
+    ids = np.zeros((300, 300), int)
+    for number in range(240):
+        rows, columns = directions[number % len(directions)]
+        top, left = (number * 37) % 270, (number * 53) % 270
+        for step in range(30):
+            ids[top + rows * step, left + columns * step] = number + 1
+    return ids
+
+
+def points() -> np.ndarray:
+    """Returns 400 instance ids of a pixel each."""
+    ids = np.zeros((200, 200), int)
+    ids[5::10, 5::10] = np.arange(1, 401).reshape(20, 20)
+    return ids
+
+
 @pytest.mark.parametrize(
     "mask",
     [
+        hairs((1, 0)),
+        hairs((0, 1)),
+        hairs((1, 0), (0, 1)),
+        hairs((1, 1), (1, 0), (0, 1)),
+        points(),
         disks(side=256, apart=12),
         disks(side=256, apart=12, colour=7001),
         np.tile(np.arange(32), (32, 1)),
@@ -123,4 +146,13 @@ def test_a_photo_is_no_mask(highest: int, what: str) -> None:
     photo = rng.integers(0, highest, (120, 200), endpoint=True)
     photo[:, :100] = highest
     with pytest.raises(UserError, match=rf"^a\.png: .* found [\d,]+ different {what} side by side, as in a photo"):
+        check_areas(photo, Path("a.png"))
+
+
+def test_a_photo_cut_out_of_its_ground_is_no_mask() -> None:
+    """Its object is all different values; in front of the ground there is nothing else."""
+    rng = np.random.default_rng(0)
+    photo = np.zeros((120, 200), int)
+    photo[30:90, 50:150] = rng.integers(1, 0xFF, (60, 100))
+    with pytest.raises(UserError, match="as in a photo"):
         check_areas(photo, Path("a.png"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -294,15 +294,26 @@ def test_out_of_fold_maps_scores_and_thresholds_of_blocks(run: Context, monkeypa
     asked: list[tuple[int, str]] = []
     predict = oof._predict_shard
 
-    def spy(here: Here, shared: Context, name: str, fold: int, wanted: Sequence[str]) -> None:
-        asked.extend((fold, record_id) for record_id in wanted)
-        predict(here, shared, name, fold, wanted)
+    def spy(here: Here, shared: Context, name: str, fold: int, places: Sequence[int]) -> None:
+        asked.extend((fold, shared.source.records[place].id) for place in places)
+        predict(here, shared, name, fold, places)
 
     monkeypatch.setattr(oof, "_predict_shard", spy)
     for fold in range(2):
         best, last, log = train_fold(run, member, fold, fingerprint="x")
         assert best.is_file() and last.is_file() and log.is_file()
-    files = predict_out_of_fold(run, member, fingerprint="x")
+    with monkeypatch.context() as watched:
+        read: list[Path] = []
+        check = RunDirectory.check
+
+        def counted(directory: RunDirectory, paths: Iterable[Path]) -> None:
+            paths = list(paths)
+            read.extend(path for path in paths if path.suffix == ".png")
+            check(directory, paths)
+
+        watched.setattr(RunDirectory, "check", counted)
+        files = predict_out_of_fold(run, member, fingerprint="x")
+    assert len(read) == len(set(read)) == 12, "labels are checked once"
     table = run.fold_tables()
     assert sorted(asked) == sorted((row.fold, row.id) for row in table.shared.rows)
     assert all(file.is_file() for file in files)

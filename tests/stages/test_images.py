@@ -19,10 +19,11 @@ from maskloom.data.image_io import write_png
 from maskloom.errors import BadFile, UserError
 from maskloom.files import OWNER, write_json
 from maskloom.inference.merging import RESULT
-from maskloom.progress import Silent
+from maskloom.progress import Progress, Silent
 from maskloom.records import Task
 from maskloom.run_directory import RunDirectory
 from maskloom.stages import image_files as stage
+from maskloom.stages import image_versions
 from maskloom.stages.images import Prediction, find_images, predict_images
 
 
@@ -54,13 +55,25 @@ class Bright:
         return (maps["result"][0] > 127).astype(np.uint8)
 
 
-def predicted(images: Path, out: Path, to: str, *, skip_bad: bool = False) -> tuple[Prediction, int]:
+class Heard(Silent):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def predicted(
+    images: Path, out: Path, to: str, *, skip_bad: bool = False, progress: Progress | None = None
+) -> tuple[Prediction, int]:
     """Returns what was written, and for how many images a network was asked."""
     run = RunDirectory(out.parent / "run")
     if not run.decided.is_file():
         write_json(run.decided, {"fingerprint": "decided"})
     bright: Any = Bright()
-    done = predict_images(run, images, out=out, to=to, opened=lambda: bright, skip_bad=skip_bad, progress=Silent())
+    done = predict_images(
+        run, images, out=out, to=to, opened=lambda: bright, skip_bad=skip_bad, progress=progress or Silent()
+    )
     return done, bright.asked
 
 
@@ -147,6 +160,52 @@ def test_a_photo_replaced_by_an_older_one_is_predicted_again(folder: Path, tmp_p
     (tmp_path / "older.png").rename(folder / "b.png")
     assert predicted(folder, out, "png")[1] == 1
     assert (out / "b.png").read_bytes() != before
+
+
+def test_a_photo_that_is_put_back_is_predicted_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no other time tells it (exFAT, SMB): its version was predicted once, but the mask there is of another."""
+    monkeypatch.setattr(image_versions, "changed_ns", lambda path: path.stat().st_mtime_ns)
+    out = tmp_path / "out"
+    assert predicted(folder, out, "png")[1] == 2
+    mask, facts = (out / "b.png").read_bytes(), (folder / "b.png").stat()
+    (folder / "b.png").rename(tmp_path / "first.png")
+    photo(folder / "b.png", 20)
+    os.utime(folder / "b.png", ns=(facts.st_atime_ns, facts.st_mtime_ns + 10**9))
+    assert predicted(folder, out, "png")[1] == 1 and (out / "b.png").read_bytes() != mask
+    (tmp_path / "first.png").rename(folder / "b.png")
+    assert predicted(folder, out, "png")[1] == 1 and (out / "b.png").read_bytes() == mask
+    assert predicted(folder, out, "png")[1] == 0
+
+
+@pytest.mark.parametrize("to", ["png", "prob"])
+def test_a_mask_that_was_changed_or_not_noted_is_made_again_aloud(folder: Path, tmp_path: Path, to: str) -> None:
+    out, heard = tmp_path / "out", Heard()
+    predicted(folder, out, to)
+    before = {name: (out / name).read_bytes() for name in ("b.png", "sub/a.png")}
+    photo(out / "b.png", 1)
+    noted = out / ".images" / "written.txt"
+    assert predicted(folder, out, to, progress=heard)[1] == 1 and (out / "b.png").read_bytes() == before["b.png"]
+    assert len(heard.notes) == 1 and heard.notes[0].startswith("1 image(s) are predicted again: ")
+    first, *_, last = noted.read_text().split()
+    noted.write_text(f"{last}\n{first[:5]}")  # a process was killed while it noted another mask
+    assert predicted(folder, out, to)[1] == 1
+    noted.unlink()  # an earlier version wrote the masks
+    assert predicted(folder, out, to, progress=heard)[1] == 2 and heard.notes[1].startswith("2 image(s) are")
+    assert {name: (out / name).read_bytes() for name in before} == before and predicted(folder, out, to)[1] == 0
+
+
+@pytest.mark.parametrize("to", ["png", "prob"])
+@pytest.mark.parametrize("kept", [0, -20])
+def test_a_photo_that_is_damaged_now_leaves_no_former_mask(folder: Path, tmp_path: Path, to: str, kept: int) -> None:
+    """Neither where its header tells, nor where only decoding does."""
+    out = tmp_path / "out"
+    predicted(folder, out, to)
+    (folder / "b.png").write_bytes((folder / "b.png").read_bytes()[:kept])
+    done, _ = predicted(folder, out, to, skip_bad=True)
+    assert done.num_written == 1 and [problem.path.name for problem in done.bad] == ["b.png"]
+    assert not (out / "b.png").exists() and (out / "sub" / "a.png").is_file()
 
 
 @pytest.mark.parametrize("to", ["png", "rle"])

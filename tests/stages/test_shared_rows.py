@@ -68,7 +68,7 @@ def test_no_photo_gives_an_empty_table(tmp_path: Path) -> None:
         return set()
 
     shared.table.parent.mkdir()
-    assert shared.write([], lambda *_: [], write, on_progress=lambda done, of: None) == set()
+    assert shared.write([], lambda *_: list, write, on_progress=lambda done, of: None) == set()
     assert shared.table.read_text() == "header"
 
 
@@ -92,17 +92,17 @@ def test_what_another_process_is_at_is_come_back_to(tmp_path: Path, monkeypatch:
         if process.poll() is None:
             process.communicate("end\n", timeout=60)
 
-    def predict(chunk: Sequence[Record], folder: Path, advance: Callable[[int, int], None]) -> list[Path]:
+    def begin(chunk: Sequence[Record], folder: Path, advance: Callable[[int, int], None]) -> Callable[[], list[Path]]:
         order.extend(record.id for record in chunk)
         advance(1, 1)
-        return [folder / "rows.csv"]
+        return lambda: [folder / "rows.csv"]
 
     def write(files: Sequence[Path]) -> set[str]:
         shared.table.write_text(" ".join(file.parent.name for file in files))
         return {"0", "2"}
 
     monkeypatch.setattr(shared_rows, "time", SimpleNamespace(sleep=pause))
-    found = shared.write(records, predict, write, on_progress=lambda done, _: told.append(done))
+    found = shared.write(records, begin, write, on_progress=lambda done, _: told.append(done))
     assert order == ["1", "2", "0"] and found == {"0", "2"}
     assert shared.table.read_text() == "000000 000001 000002"
     assert told == [1, 2, 3, 3]

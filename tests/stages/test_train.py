@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import platform
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from maskloom.models.encoders import NetworkSettings
 from maskloom.recipe import MemberSettings
 from maskloom.records import Task
 from maskloom.stages import train
-from maskloom.stages.train import balanced_loss, normalisation, weights_mark
+from maskloom.stages.train import balanced_loss, check_weights, normalisation, weights_mark
 from maskloom.training.engine import TrainingSettings
 
 
@@ -53,6 +55,23 @@ def test_a_training_depends_on_the_weights_it_starts_from(tmp_path: Path, monkey
         weights_mark(stated)
     monkeypatch.setattr(train, "installed_file", lambda name: None)
     assert weights_mark(NetworkSettings(weights="auto")) == "none"
+
+
+def test_other_first_weights_than_those_planned_with_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a node where another version of a package, another file, or none is installed."""
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(b"one")
+    stated, of_itself = NetworkSettings(weights=str(path)), NetworkSettings(weights="auto")
+    mark = weights_mark(stated)
+    check_weights(stated, mark)
+    check_weights(NetworkSettings(weights="hub"), "hub")
+    for spoil in (lambda: path.write_bytes(b"two"), path.unlink):
+        spoil()
+        with pytest.raises(UserError, match=rf"on {re.escape(platform.node())}: expected the first weights that"):
+            check_weights(stated, mark)
+    monkeypatch.setattr(train, "installed_file", lambda name: None)
+    with pytest.raises(UserError, match=r"found others \(none\); install the same package"):
+        check_weights(of_itself, mark)
 
 
 def test_class_weights_follow_from_the_images_that_are_learnt_from() -> None:

@@ -11,9 +11,9 @@ import pytest
 from tiny_job import bce, tiny_job
 from torch import Tensor
 
-from maskloom.cli import _terminable
 from maskloom.files import checksum
 from maskloom.records import Record
+from maskloom.termination import terminable
 from maskloom.training.checkpoint import read_position
 from maskloom.training.engine import train
 
@@ -36,7 +36,7 @@ def test_a_terminated_training_is_saved_and_continues_to_the_same_bytes(
     before = signal.getsignal(signal.SIGINT)
     signal.signal(signal.SIGINT, signal.SIG_IGN if in_background else signal.default_int_handler)
     try:
-        with _terminable() as terminated, pytest.raises(KeyboardInterrupt):
+        with terminable() as terminated, pytest.raises(KeyboardInterrupt):
             train(tiny_job(tmp_path / "b", records, loss=loss))
     finally:
         signal.signal(signal.SIGINT, before)

@@ -11,6 +11,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from maskloom.errors import UserError
+from maskloom.storage.placeholders import at_hand
 
 ALWAYS_TRAINING = -1
 """The fold of what every model may train on and none validates."""
@@ -26,7 +27,7 @@ def read_rows(
     """
     expected = f"expected a CSV file with columns {', '.join(columns)}"
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = at_hand(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{path}: no such {kind}; {expected}") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -41,7 +42,7 @@ def read_rows(
 def columns_of(path: Path) -> tuple[str, ...]:
     """Returns the names of a table's columns; none where there is no such file, or one that is no text."""
     try:
-        with path.open(encoding="utf-8-sig") as stream:
+        with at_hand(path).open(encoding="utf-8-sig") as stream:
             return tuple(_reader(stream.readline()).fieldnames or ())
     except (OSError, UnicodeDecodeError):
         return ()

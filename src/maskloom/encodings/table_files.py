@@ -16,6 +16,7 @@ from typing import IO, Any
 
 from maskloom.errors import BadFile
 from maskloom.files import atomic_path
+from maskloom.storage.placeholders import at_hand
 
 _LONGEST_CELL = 2**30  # the csv module's own limit of 131,072 characters is below a detailed mask's run lengths
 _GZIP = b"\x1f\x8b"
@@ -40,7 +41,7 @@ def open_table(path: Path) -> Iterator[Iterator[list[str]]]:
     """
     csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_CELL))
     try:
-        with path.open("rb") as raw:
+        with at_hand(path).open("rb") as raw:
             compressed = raw.read(len(_GZIP)) == _GZIP
             raw.seek(0)
             binary: Any = gzip.GzipFile(fileobj=raw) if compressed else raw

@@ -23,6 +23,7 @@ from maskloom.encodings.polygons import polygons_of
 from maskloom.encodings.table_files import open_table
 from maskloom.errors import BadFile, UserError, closest, some_of
 from maskloom.records import check_id
+from maskloom.storage.placeholders import at_hand
 
 if TYPE_CHECKING:
     from shapely import MultiPolygon, Polygon
@@ -108,6 +109,7 @@ def read_features(
         raise BadFile(path, "no such file") from None
     if num_bytes > max_bytes:
         raise BadFile(path, f"expected a file of at most {max_bytes} bytes, found {num_bytes}; cut it into several")
+    at_hand(path)
     suffix = path.suffix.lower()
     if path.name.lower().endswith((".csv", ".csv.gz")):
         crs, stored = None, _table_rows(path)

@@ -9,25 +9,34 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import ActorDiedError, GetTimeoutError, RayError, RayTaskError, RpcError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from maskloom.errors import UserError
-from maskloom.executors.bench import Bench, Message, Opening, Order
+from maskloom.executors.bench import Bench, Loss, Message, Opening, Order
+from maskloom.executors.children import portable
+from maskloom.executors.fence import Fence
 from maskloom.executors.nodes import PROBE_SECONDS, Look, Node, alive_nodes, look_around
+from maskloom.executors.pool import MOST_STARTS
 from maskloom.executors.tasks import Shared
+
+try:
+    from grpc import RpcError as ClientError  # type: ignore[import-untyped]  # of Ray's client
+except ImportError:  # nothing else of Ray needs it
+    ClientError = RpcError
 
 if TYPE_CHECKING:
     from maskloom.executors.cluster import Cluster
 
 HEAR_SECONDS = 2.0
 """So long an actor that has nothing to say is waited for before it is asked anew."""
-MOST_STARTS = 3
+ROOM_SECONDS = 30.0
+"""A worker that is not there after so long is told of: something else has what it needs, mostly."""
 _WAKE_SECONDS = 0.1  # Ray cannot be waited for together with anything else
 
 
@@ -38,6 +47,7 @@ class Post:
         self._said: deque[Message] = deque()
         self._changed = threading.Condition()
         self._bench = Bench(opening, self._say, place=place)
+        self._fence = Fence()
         self._values: dict[int, Any] = {}
         self._bench.prepare()
 
@@ -47,9 +57,14 @@ class Post:
 
     def compute(self, order: Order, references: list[Any]) -> None:
         """Computes a task; how it ended is the last thing that is said of it."""
-        if order.shared not in self._values:
-            self._values = {order.shared: ray.get(references[0])}
-        self._bench.compute(order, lambda: self._values[order.shared])
+
+        def shared() -> Any:
+            if order.shared not in self._values:
+                self._values = {order.shared: ray.get(references[0])}
+            return self._values[order.shared]
+
+        with self._fence.at_work():
+            self._bench.compute(order, shared)
 
     def hear(self) -> list[Message]:
         """Returns what there is to say, as soon as there is something."""
@@ -58,11 +73,12 @@ class Post:
                 self._changed.wait(HEAR_SECONDS)
             found = list(self._said)
             self._said.clear()
+        self._fence.asked()
         return found
 
-    def interrupt(self) -> None:
-        """Interrupts the task when it next says how far it is."""
-        self._bench.interrupt()
+    def interrupt(self, number: int) -> None:
+        """Interrupts a task when it next says how far it is."""
+        self._bench.interrupt(number)
 
     def _say(self, message: Message) -> None:
         with self._changed:
@@ -86,7 +102,13 @@ class _Actor:
     handle: Any
     slot: Slot
     starts: int
+    """How often in a row one was started here without being given a task."""
+    order: int = -1
+    """The number of the task that it was sent last."""
     is_busy: bool = False
+    begun: float = field(default_factory=time.monotonic)
+    is_late: bool = False
+    """Whether it was told that it is not there yet."""
     waited_for: dict[Any, str] = field(default_factory=dict)
     """What was asked of it and is not answered yet, and which of its methods that was."""
 
@@ -112,36 +134,47 @@ class Actors:
 
     def begin(self, nodes: Sequence[Node]) -> None:
         """Starts the first workers; raises ``UserError`` for a node that does not see what is shared."""
-        asked = {node: self._ask(node) for node in nodes}
-        for node, reference in asked.items():
-            try:
-                missing = self._look.missing(node.name, ray.get(reference, timeout=PROBE_SECONDS))
-            except GetTimeoutError:
-                missing = f"node {node.name}: found no answer within {PROBE_SECONDS:.0f} s; look at `ray status`"
-            except RayError as error:
-                missing = f"node {node.name}: cannot take part ({_short(error)}); install maskloom there as here"
-            if missing is not None:
-                raise UserError(missing)
-            self._nodes[node.id] = node
-        self._fill()
+        with self._losses_told():
+            asked = {node: self._ask(node) for node in nodes}
+            for node, reference in asked.items():
+                try:
+                    missing = self._look.missing(node.name, ray.get(reference, timeout=PROBE_SECONDS))
+                except GetTimeoutError:
+                    missing = f"node {node.name}: found no answer within {PROBE_SECONDS:.0f} s; look at `ray status`"
+                except RayError as error:
+                    missing = f"node {node.name}: cannot take part ({_short(error)}); install maskloom there as here"
+                if missing is not None:
+                    raise UserError(missing)
+                self._nodes[node.id] = node
+            self._fill()
 
     def send(self, worker: int, order: Order, shared: Shared) -> None:
         """Gives an actor a task, and a reference to the shared value, which every node fetches once."""
         known = self._workers.get(worker)
         if known is None:
             return
-        if self._put is None or self._put[0] is not shared:
-            self._put = (shared, ray.put(shared.value))
-        known.is_busy = True
-        known.waited_for[known.handle.compute.remote(order, [self._put[1]])] = "compute"
-        self._listen(known)
+        with self._losses_told():
+            if self._put is None or self._put[0] is not shared:
+                self._put = (shared, ray.put(shared.value))
+            known.starts, known.order, known.is_busy = 0, order.number, True
+            known.waited_for[known.handle.compute.remote(order, [self._put[1]])] = "compute"
+            self._listen(known)
 
     def poll(self, seconds: float) -> Iterator[tuple[int, Message]]:
         """Yields what actors said and which of them are lost; looks at the cluster now and then."""
-        if self._head.is_due():
-            yield from self._look_at_cluster()
-        by_reference = {ref: number for number, known in self._workers.items() for ref in known.waited_for}
-        waiting = [*by_reference, *self._looking]
+        with self._losses_told():
+            if self._head.is_due():
+                yield from self._look_at_cluster()
+            by_reference = {ref: number for number, known in self._workers.items() for ref in known.waited_for}
+            waiting = [*by_reference, *self._looking]
+            for reference in self._answered(waiting, seconds):
+                if reference in self._looking:
+                    yield from self._take_in(reference)
+                elif (number := by_reference[reference]) in self._workers:
+                    yield from self._heard(number, reference)
+
+    def _answered(self, waiting: list[Any], seconds: float) -> list[Any]:
+        """Returns what was answered, after so many seconds at most, and at once after ``wake``."""
         ends = time.monotonic() + seconds
         found: list[Any] = []
         while not found and not self._wake.is_set() and time.monotonic() < ends:
@@ -150,13 +183,18 @@ class Actors:
             else:
                 self._wake.wait(_WAKE_SECONDS)
         self._wake.clear()
-        if waiting and found:
+        if found:
             found, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0)
-        for reference in found:
-            if reference in self._looking:
-                yield from self._take_in(reference)
-            elif (number := by_reference[reference]) in self._workers:
-                yield from self._heard(number, reference)
+        return found
+
+    @contextmanager
+    def _losses_told(self) -> Iterator[None]:
+        """Turns what Ray says where it has lost the head into a line."""
+        try:
+            yield
+        except (ConnectionError, RpcError, ClientError) as error:
+            self._head.give_up()
+            raise UserError(self._head.lost()) from error
 
     def wake(self) -> None:
         """Ends a ``poll`` that waits, soon."""
@@ -164,13 +202,16 @@ class Actors:
 
     def interrupt(self, worker: int) -> None:
         """Asks an actor to interrupt its task."""
-        if worker in self._workers:
-            self._workers[worker].handle.interrupt.remote()
+        known = self._workers.get(worker)
+        if known is not None:
+            with self._losses_told():
+                known.handle.interrupt.remote(known.order)
 
     def kill(self, worker: int) -> None:
         """Ends an actor at once."""
         if worker in self._workers:
-            ray.kill(self._workers[worker].handle)
+            with self._losses_told():
+                ray.kill(self._workers[worker].handle)
 
     def close(self) -> None:
         """Ends all actors."""
@@ -222,11 +263,17 @@ class Actors:
         kind = known.waited_for.pop(reference)
         try:
             answer = ray.get(reference)
+        except RpcError:
+            raise  # of the head
         except RayError as error:
-            yield from self._lost(number, error)
+            if kind == "compute" and isinstance(error, RayTaskError):  # it was not begun: it cannot be had there
+                known.is_busy = False
+                cause = error.cause if isinstance(error.cause, Exception) else error
+                yield number, Message("failed", known.order, portable(cause))
+            else:
+                yield from self._lost(number, error)
             return
         if kind == "ready":
-            known.starts = 0
             yield number, Message("ready", value=f"node {known.slot.name}")
         elif kind == "hear":
             for message in answer:
@@ -239,9 +286,12 @@ class Actors:
         known = self._workers.pop(number)
         with suppress(Exception):
             ray.kill(known.handle)
-        how = f"on node {known.slot.name} was lost ({type(error).__name__})"
-        yield number, Message("lost", value=how)
-        if known.slot.node not in self._alive():
+        with_node = known.slot.node not in self._alive()
+        # That an actor died is known from its node; a node that is called dead may only be out of reach.
+        has_ended = isinstance(error, ActorDiedError) and not with_node
+        how = f"on node {known.slot.name} was lost ({type(error).__name__}: {_short(error)})"
+        yield number, Message("lost", value=Loss(how, has_ended=has_ended, with_node=with_node))
+        if with_node:
             self._nodes.pop(known.slot.node, None)
             self._fill()  # elsewhere, where fewer were asked for than there is room for
             if not self._workers:
@@ -267,10 +317,28 @@ class Actors:
             if self._head.is_lost:
                 yield -1, Message("broken", value=self._head.lost())
             return
+        yield from self._late()
         asked = {node.id for node in self._looking.values()} | self._refused
         for node in alive_nodes():
             if node.id not in self._nodes and node.id not in asked:
                 self._looking[self._ask(node)] = node
+
+    def _late(self) -> Iterator[tuple[int, Message]]:
+        """Yields that workers are not there yet, once of each."""
+        late = [
+            known
+            for known in self._workers.values()
+            if not known.is_late
+            and "ready" in known.waited_for.values()
+            and time.monotonic() - known.begun > ROOM_SECONDS
+        ]
+        for known in late:
+            known.is_late = True
+        if late:
+            hosts = ", ".join(sorted({known.slot.name for known in late}))
+            wanted = f"{self._threads} processor(s){' and a GPU' if self._cluster.kind == 'cuda' else ''}"
+            text = f"{len(late)} of {self.size} worker(s) have not started within {ROOM_SECONDS:.0f} s (on {hosts}): "
+            yield -1, Message("note", value=f"{text}each asks for {wanted}; `ray status` tells who holds them")
 
     def _take_in(self, reference: Any) -> Iterator[tuple[int, Message]]:
         """Starts workers on a node that has joined, if it sees what is shared; yields what there is to say of it."""

@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 import time
-import traceback
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
+from maskloom.executors.children import portable
 from maskloom.executors.tasks import Here, Keeper
 from maskloom.heartbeat import Heartbeat
 from maskloom.progress import Several
+
+_OPENCV = ("opencv-python-headless", "opencv-python", "opencv-contrib-python-headless", "opencv-contrib-python")
+"""The packages that give the module cv2."""
 
 Kind = Literal["ready", "told", "advance", "note", "done", "failed", "interrupted", "lost", "broken"]
 
@@ -30,14 +32,26 @@ class Message:
     """What a worker says, or what is noticed of it.
 
     ``value`` is, of "ready", a text on where it is; "told", what was told; "advance", the arguments of
-    ``Progress.advance``; "note", a text; "done", the result and its seconds; "failed", the error; "lost", how it
-    ended; "broken", why no worker can be had.
+    ``Progress.advance``; "note", a text; "done", the result and its seconds; "failed", the error; "lost", a ``Loss``;
+    "broken", why no worker can be had.
     """
 
     kind: Kind
     number: int = -1
-    """Of the task that it is about."""
+    """Of the task that it is about; -1: of the one that the worker is at, if any."""
     value: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """How a worker was lost."""
+
+    how: str
+    """In words that follow "its worker"."""
+    has_ended: bool = True
+    """Whether its process is known to be gone; else it ends itself within ``fence.FENCE_SECONDS``."""
+    with_node: bool = False
+    """Whether its host went with it, which no task is to blame for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,7 +95,8 @@ class Bench:
         self._opening, self._send, self._place = opening, send, place
         self._keeper = Keeper()
         self._keeps: tuple[str, int] | None = None
-        self._is_stopping = threading.Event()
+        self._interrupted: int | None = None
+        """The number of the latest task that is to stop."""
 
     def prepare(self) -> None:
         """Makes the process one that computes as the driver would; to be called first, in the thread of the tasks."""
@@ -94,14 +109,17 @@ class Bench:
 
             keep_freed_memory()
 
-    def interrupt(self) -> None:
-        """Interrupts the task under way when it next says how far it is: a moment at which it can save its state."""
-        self._is_stopping.set()
+    def interrupt(self, number: int) -> None:
+        """Interrupts a task when it next says how far it is, a moment at which it can save its state.
+
+        One that has not begun yet stops when it begins.
+        """
+        self._interrupted = number
 
     def compute(self, order: Order, shared: Callable[[], Any]) -> None:
         """Computes a task, and says how it ended; ``shared`` gives its shared value."""
-        self._is_stopping.clear()
         try:
+            self._go_on(order.number)
             self._settle()
             began = time.monotonic()
             self._forget_others(order)
@@ -112,7 +130,12 @@ class Bench:
             self._send(Message("interrupted", order.number))
         except Exception as error:
             self._keeper.drop()
-            self._send(Message("failed", order.number, told_error(error)))
+            self._send(Message("failed", order.number, portable(error)))
+
+    def _go_on(self, number: int) -> None:
+        """Raises ``KeyboardInterrupt`` where the task is to stop."""
+        if self._interrupted == number:
+            raise KeyboardInterrupt
 
     def _settle(self) -> None:
         if self._opening.threads is not None:
@@ -143,7 +166,7 @@ class Bench:
         with heartbeat:
             heartbeat.stage(order.name, cached=False)
             here = Here(
-                progress=Several((heartbeat, _Sender(order.number, self._send, self._is_stopping))),
+                progress=Several((heartbeat, _Sender(order.number, self._send, self._go_on))),
                 tell=lambda value: self._send(Message("told", order.number, value)),
                 keeper=self._keeper,
                 device=opening.device,
@@ -153,45 +176,34 @@ class Bench:
 
 
 class _Sender:
-    """A listener that sends on what it hears; where its worker is to stop, it interrupts who speaks."""
+    """A listener that sends on what it hears; where its task is to stop, it interrupts who speaks."""
 
-    def __init__(self, number: int, send: Callable[[Message], object], is_stopping: threading.Event) -> None:
-        self._number, self._send, self._is_stopping = number, send, is_stopping
+    def __init__(self, number: int, send: Callable[[Message], object], go_on: Callable[[int], object]) -> None:
+        self._number, self._send, self._go_on = number, send, go_on
 
     def stage(self, name: str, *, cached: bool) -> None:
         """Keeps it to itself: stages begin and end with the driver."""
 
     def advance(self, done: int, total: int, detail: str = "", *, seconds_left: float | None = None) -> None:
         self._send(Message("advance", self._number, (done, total, detail, seconds_left)))
-        if self._is_stopping.is_set():
-            raise KeyboardInterrupt
+        self._go_on(self._number)
 
     def note(self, text: str) -> None:
         self._send(Message("note", self._number, text))
 
 
-def told_error(error: Exception) -> Exception:
-    """Returns the error as it can travel, with a note of where it happened, unless it is a user's: that is one line."""
-    import pickle
-
-    from maskloom.errors import UserError
-
-    trace = "".join(traceback.format_exception(error))
-    try:
-        copy: Exception = pickle.loads(pickle.dumps(error))
-        if type(copy) is not type(error):
-            raise TypeError(type(copy))
-    except Exception:  # of whatever a class of a library raises when it is copied
-        copy = RuntimeError(f"{type(error).__name__}: {error}")
-    if not isinstance(copy, UserError):
-        copy.add_note(f"In a worker:\n{trace}")
-    return copy
-
-
 def whereabouts() -> dict[str, str]:
-    """Returns what must be alike in all processes of a run."""
-    return {
-        "maskloom": version("maskloom"),
-        "torch": version("torch"),
+    """Returns what must be alike in all processes of a run: the versions of what computes, "" of what is not there."""
+    names = ("maskloom", "torch", "timm", "segmentation-models-pytorch", "numpy")
+    opencv = next(filter(None, map(_version, _OPENCV)), "")
+    return {name: _version(name) for name in names} | {
+        "opencv": opencv,
         "python": ".".join(map(str, sys.version_info[:2])),
     }
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""

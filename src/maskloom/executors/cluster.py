@@ -10,16 +10,17 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maskloom.errors import UserError
 from maskloom.executors.bench import Opening
+from maskloom.executors.fence import wait_for_former
 from maskloom.executors.nodes import Head, Node, alive_nodes, shared_look, takes_connections
 from maskloom.executors.pool import Pool
-from maskloom.executors.sites import Work, stated_threads, usual_loaders, usual_processes
+from maskloom.executors.sites import THREADS, Work, stated_threads, usual_loaders, usual_processes
 from maskloom.progress import Progress
 from maskloom.runtime import choose_device, num_cores
 
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
     import torch
 
 INSTALL = "pip install 'maskloom[cluster]'"
+OPEN = (
+    "this Ray cluster lets anybody run programs on it who reaches its ports; docs/several-machines.md says how a token "
+    "keeps them out"
+)
 
 
 @contextmanager
@@ -35,54 +40,83 @@ def connected(address: str | None, *, device: str | None, processes: int | None)
 
     Raises ``UserError`` where Ray is not installed, or the cluster does not answer.
     """
+    _use_token()
     try:
         import ray
     except ImportError:
         raise UserError(f"--on ray: expected the package ray, which is not installed; {INSTALL}") from None
     is_ours = not ray.is_initialized()  # else the program that this is part of has begun it, and ends it
+    head, notes = Head(""), []
     if is_ours:
-        _connect(ray, address, processes)
-    head = Head(is_client=bool(address))
+        found, remedy = (address, "") if address else _stated()
+        if found is None:
+            notes.append("no Ray cluster was found: one of this host alone is started")
+        _connect(ray, found, remedy, processes)
+        notes += [] if os.environ.get("RAY_AUTH_MODE", "").lower() == "token" else [OPEN]
     try:
-        yield _cluster(head, device, processes)
+        head = Head(_head_address(address))
+        yield _cluster(head, device, processes, tuple(notes))
     finally:
-        if is_ours and head.answers():  # Ray would wait for one that is gone
+        if is_ours and not head.is_lost and head.answers():  # Ray would wait for one that is gone
             ray.shutdown()
 
 
-def _connect(ray: Any, address: str | None, processes: int | None) -> None:
+def _use_token() -> None:
+    """Has Ray show the token that is at hand, as it does by itself where it also finds the cluster by itself."""
+    stated = any(map(os.environ.get, ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")))
+    if stated or (Path.home() / ".ray" / "auth_token").is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def _stated() -> tuple[str | None, str]:
+    """Returns the address of the cluster that is to be joined, and what to do where it does not answer.
+
+    The environment states it, or the file in which ``ray start`` left that of the cluster to which this host belongs,
+    and which stays behind where a head was killed. A file of another user's is not followed: whoever is joined can run
+    programs here. None: there is no cluster.
+    """
+    stated = os.environ.get("RAY_ADDRESS")
+    if stated:
+        return stated, "RAY_ADDRESS says so: start the head again, or unset it"
+    path = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+    found = ""
+    with suppress(OSError, ValueError), os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW)) as stream:
+        if os.fstat(stream.fileno()).st_uid in (0, os.getuid()):
+            found = stream.read(1000).strip()
+    remedy = f"{path} says so: start the head again (`ray start --head`), or end it for good with `ray stop`"
+    return found or None, remedy
+
+
+def _connect(ray: Any, address: str | None, remedy: str, processes: int | None) -> None:
+    """Joins the cluster; None: starts one of this host."""
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    known = address or os.environ.get("RAY_ADDRESS")
-    here = known or _running_here()
-    if here is None:
+    if address is None:
         ray.init(address="local", num_cpus=max(num_cores(), processes or 1), include_dashboard=False, **options)
         return
     try:
-        if not takes_connections(here):  # Ray would try for minutes
+        if not takes_connections(address):  # Ray would try for minutes
             raise ConnectionError("it takes no connections")
-        ray.init(address=here, **options)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
+        ray.init(address=address, **options)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError, ray.exceptions.RayError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"--on ray: expected a Ray cluster at {here}, found none that answers ({reason}); start it with "
-            "`ray start --head`, or state its client port as ray://HOST:10001"
+            f"--on ray: expected a Ray cluster at {address}, found none that answers ({reason}); "
+            f"{remedy or 'start its head (`ray start --head`), and state its client port as ray://HOST:10001'}"
         ) from error
 
 
-def _running_here() -> str | None:
-    """Returns the address of the cluster that this host is in, None where there is none.
+def _head_address(address: str | None) -> str:
+    """Returns where the head that this process has joined takes connections; "" where that is not known."""
+    import ray
+    from ray.util.client import ray as client
 
-    Ray keeps it in a file, also after a head was killed; asked for such a one, it would wait without end.
-    """
-    path = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
-    try:
-        found = path.read_text(encoding="utf-8").strip()
-    except OSError:
-        return None
-    return found if found and takes_connections(found) else None
+    stated = address or os.environ.get("RAY_ADDRESS", "")
+    if stated.startswith("ray://"):
+        return stated
+    return "" if client.is_connected() else str(ray.get_runtime_context().gcs_address)
 
 
-def _cluster(head: Head, device: str | None, processes: int | None) -> Cluster:
+def _cluster(head: Head, device: str | None, processes: int | None, notes: tuple[str, ...]) -> Cluster:
     nodes = alive_nodes()
     has_gpus = any(node.gpus for node in nodes)
     if device is not None and device.startswith("cuda") and not has_gpus:
@@ -92,7 +126,7 @@ def _cluster(head: Head, device: str | None, processes: int | None) -> Cluster:
         driver = choose_device(device)
     except UserError:
         driver = choose_device("cpu")
-    return Cluster(device=driver, kind=kind, processes=processes, head=head)
+    return Cluster(device=driver, kind=kind, processes=processes, head=head, notes=notes)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,12 +138,18 @@ class Cluster:
     kind: str
     processes: int | None
     head: Head
+    notes: tuple[str, ...] = ()
+    """What there is to say of it."""
 
     @contextmanager
     def workers(self, work: Work, listener: Progress) -> Iterator[Pool]:
         """Yields the executor, after every node has shown that it sees what is shared."""
         from maskloom.executors.actors import Actors
 
+        for note in self.notes:
+            listener.note(note)
+        if work.command == "fit":
+            wait_for_former(work.run, listener)
         nodes = alive_nodes()
         threads = self._threads(nodes)
         opening = Opening(
@@ -123,12 +163,16 @@ class Cluster:
             is_deterministic=work.is_deterministic,
             folder=str(Path.cwd()),
         )
-        with shared_look(work.run, work.sees, opening.folder) as look:
+        with shared_look(work.run, work.writes, work.sees, opening.folder) as look:
             crew = Actors(self, opening, look)
             try:
                 crew.begin(nodes)
                 if not crew.size:
-                    raise UserError(f"--on ray: expected nodes with room for {threads} thread(s) each, found none")
+                    wanted = f"{threads} processor(s){' and a GPU' if self.kind == 'cuda' else ''}"
+                    raise UserError(
+                        f"--on ray: expected a node with {wanted} for a worker, found none; state fewer threads "
+                        f"({THREADS}=1) or start nodes with more"
+                    )
             except BaseException:
                 crew.close()
                 raise
@@ -141,13 +185,14 @@ class Cluster:
         stated = stated_threads()
         if stated is not None:
             return stated
+        if self.kind == "cuda":
+            return max(min((node.cpus // node.gpus for node in nodes if node.gpus), default=1), 1)
         if self.processes is not None:
             shared = sum(node.cpus for node in nodes) // self.processes
             return max(min([shared, *(node.cpus for node in nodes if node.cpus)]), 1)
-        if self.kind == "cuda":
-            return max(min((node.cpus // node.gpus for node in nodes if node.gpus), default=1), 1)
         return max(min((node.cpus // usual_processes(node.cpus) for node in nodes if node.cpus), default=1), 1)
 
     def room(self, node: Node, threads: int) -> int:
         """Returns how many workers a node has room for."""
-        return node.gpus if self.kind == "cuda" else node.cpus // threads
+        by_cpus = node.cpus // threads
+        return min(node.gpus, by_cpus) if self.kind == "cuda" else by_cpus

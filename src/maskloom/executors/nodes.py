@@ -55,28 +55,38 @@ def alive_nodes() -> list[Node]:
 class Look:
     """What a node is asked to find."""
 
-    path: Path
-    """A file that the driver wrote into the run's folder."""
+    probes: tuple[Path, ...]
+    """Files that the driver wrote: one into the run's folder, and one into every other folder that is written."""
     text: str
-    """What is in it."""
+    """What is in each of them."""
     sees: tuple[Path, ...]
     folder: str
 
     def place(self) -> None:
-        """Writes the file, unless it is there."""
-        if not self.path.is_file():
-            self.path.write_text(self.text, encoding="utf-8")
+        """Writes the files that are not there."""
+        for path in self.probes:
+            if not path.is_file():
+                path.write_text(self.text, encoding="utf-8")
 
     def missing(self, node: str, found: dict[str, str]) -> str | None:
         """Returns why a node cannot take part, in a line, by what it said; None: it can."""
         ours = whereabouts()
-        others = [f"{name} {found[name]} (here {ours[name]})" for name in ours if found.get(name) != ours[name]]
+        others = [
+            f"{name} {found.get(name) or '(none)'} (here {ours[name] or 'none'})"
+            for name in ours
+            if found.get(name) != ours[name]
+        ]
         if others:
             return f"node {node}: expected the same versions as here, found {', '.join(others)}; install the same"
-        if found["probe"] != self.text:
+        if found["unseen"] == str(self.probes[0].parent):
             return (
-                f"node {node}: expected to see the run's folder {self.path.parent}, found something else there; put "
+                f"node {node}: expected to see the run's folder {found['unseen']}, found something else there; put "
                 "the run on a file system that all nodes share, under the same path"
+            )
+        if found["unseen"]:
+            return (
+                f"node {node}: expected to see the folder {found['unseen']}, into which is written, found something "
+                "else there; put it on a file system that all nodes share, under the same path"
             )
         if found["missing"]:
             return (
@@ -91,24 +101,44 @@ def look_around(look: Look) -> dict[str, str]:
     if look.folder:
         with suppress(OSError):
             os.chdir(look.folder)
-    try:
-        text = look.path.read_text(encoding="utf-8")
-    except OSError:
-        text = ""
+    unseen = next((str(path.parent) for path in look.probes if _text(path) != look.text), "")
     missing = next((str(path) for path in look.sees if not path.exists()), "")
-    return whereabouts() | {"probe": text, "missing": missing}
+    return whereabouts() | {"unseen": unseen, "missing": missing}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""
 
 
 @contextmanager
-def shared_look(run: Path, sees: Sequence[Path], folder: str) -> Iterator[Look]:
-    """Yields what nodes are asked to find: a file in the run's folder, which goes at the end, and ``sees``."""
+def shared_look(run: Path, writes: Sequence[Path], sees: Sequence[Path], folder: str) -> Iterator[Look]:
+    """Yields what nodes are asked to find: a file in each folder that is written, the run's first, and ``sees``.
+
+    The files go at the end, and so do folders that were made for them and are still empty.
+    """
     text = secrets.token_hex(8)
-    path = run.resolve() / f"{TEMPORARY_PREFIX}nodes-{text}"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    folders = list(dict.fromkeys(path.resolve() for path in (run, *writes)))
+    made = [path for path in folders[1:] if not path.exists()]
+    look = Look(
+        probes=tuple(path / f"{TEMPORARY_PREFIX}nodes-{text}" for path in folders),
+        text=text,
+        sees=tuple(sees),
+        folder=folder,
+    )
     try:
-        yield Look(path=path, text=text, sees=tuple(sees), folder=folder)
+        for path in folders:
+            path.mkdir(parents=True, exist_ok=True)
+        yield look
     finally:
-        path.unlink(missing_ok=True)
+        for probe in look.probes:
+            with suppress(OSError):
+                probe.unlink(missing_ok=True)
+        for path in made:
+            with suppress(OSError):  # it is not empty
+                path.rmdir()
 
 
 def takes_connections(address: str) -> bool:
@@ -126,33 +156,41 @@ def takes_connections(address: str) -> bool:
 class Head:
     """The head of a cluster: whether it still answers. Ray itself waits for a minute, and may then end the process."""
 
-    def __init__(self, *, is_client: bool) -> None:
-        import ray
-
-        self.address = "" if is_client else str(ray.get_runtime_context().gcs_address)
-        self._looked, self._failed = time.monotonic(), 0
+    def __init__(self, address: str) -> None:
+        """``address`` is HOST:PORT, or ray://HOST:PORT of its client port; "" where nobody knows it."""
+        self.address = address
+        self._looked, self._failed, self._failed_at = time.monotonic(), 0, 0.0
 
     def is_due(self) -> bool:
         """Returns whether it is time to look again."""
         return time.monotonic() - self._looked >= HEAD_SECONDS
 
     def answers(self) -> bool:
-        """Returns whether it takes connections; True without asking where it is reached through a client port."""
+        """Returns whether it takes connections; True without asking where its address is not known."""
         self._looked = time.monotonic()
         if not self.address:
             return True
-        is_there = takes_connections(self.address)
-        self._failed = 0 if is_there else self._failed + 1
-        return is_there
+        if takes_connections(self.address):
+            self._failed = 0
+            return True
+        if not self._failed or time.monotonic() - self._failed_at >= HEAD_SECONDS:  # calls in a row are one look
+            self._failed += 1
+            self._failed_at = time.monotonic()
+        return False
 
     @property
     def is_lost(self) -> bool:
         """Whether it has not answered several times in a row."""
         return self._failed >= _HEAD_TRIES
 
+    def give_up(self) -> None:
+        """Takes it for lost, as whoever speaks with it has found."""
+        self._failed = max(self._failed, _HEAD_TRIES)
+
     def lost(self) -> str:
         """Returns what to tell of a head that is lost."""
+        at = f" at {self.address}" if self.address else ""
         return (
-            f"--on ray: the head of the cluster at {self.address} does not answer any more; start it again "
-            "(`ray start --head`) and start the same command again, it continues"
+            f"--on ray: the head of the cluster{at} does not answer any more; start it again (`ray start --head`) and "
+            "start the same command again, it continues"
         )

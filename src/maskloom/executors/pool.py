@@ -12,16 +12,20 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Protocol
 
 from maskloom.errors import UserError
-from maskloom.executors.bench import Message, Order
+from maskloom.executors.bench import Loss, Message, Order
+from maskloom.executors.fence import FENCE_SECONDS
 from maskloom.executors.tasks import Call, Shared, Ticket, Told
 from maskloom.progress import Progress
 
 MOST_ATTEMPTS = 3
 """So often a task is given out; then whoever waits is told that workers are lost over it."""
+MOST_STARTS = 3
+"""A worker that ends so often in a row without having been given a task cannot be had."""
 STOP_SECONDS = 25.0
 """So long interrupted workers may take to save their state; then they are killed. Schedulers mostly allow 30."""
 
@@ -50,7 +54,7 @@ class Crew(Protocol):
         """Ends a ``poll`` that waits."""
 
     def interrupt(self, worker: int) -> None:
-        """Asks a worker to save the state of its task and to say "interrupted"."""
+        """Asks a worker to save the state of the task that it was sent last, and to say "interrupted"."""
 
     def kill(self, worker: int) -> None:
         """Ends a worker at once; it is then told as lost."""
@@ -73,9 +77,11 @@ class Pool:
         self._crew, self._listener = crew, listener
         self._changed = threading.Condition()
         self._waiting: list[tuple[int, int, Ticket]] = []  # a heap
+        self._later: list[tuple[float, Ticket]] = []  # waiting for the end of who was at it, and until when
         self._idle: deque[int] = deque()
         self._at_work: dict[int, Ticket] = {}
         self._events: deque[tuple[Ticket | None, Message]] = deque()
+        self._steps: dict[int, tuple[Ticket, Message]] = {}  # how far tasks are, the latest only
         self._error: BaseException | None = None
         self._is_broken = self._is_over = self._is_stopping = False
         self._to_kill: list[int] = []
@@ -126,40 +132,74 @@ class Pool:
         ticket.progress = progress or ticket.progress
         while True:
             with self._changed:
-                while not (self._events or self._error or ticket.is_done):
+                while not (self._events or self._steps or self._error or ticket.is_done):
                     self._changed.wait(1.0)
-                events = list(self._events)
-                self._events.clear()
-            for about, message in events:
-                self._give_on(about, message)
+            self._give_all_on()
             with self._changed:
-                if self._error is not None and not self._events:
+                if self._events or (ticket.is_done and ticket.number in self._steps):
+                    continue
+                if self._error is not None:
                     error = self._error
                     if not self._is_broken:
                         self._error = None
                     raise error
-                if ticket.is_done and not self._events:
+                if ticket.is_done:
                     return ticket.value
 
     def drop(self) -> None:
-        """Interrupts what is under way, waits until it has saved its state, and forgets all tasks."""
+        """Interrupts what is under way, waits until it has saved its state, and forgets all tasks.
+
+        What tasks told until then is given on, since what they finished is there.
+        """
         with self._changed:
             self._is_stopping = True
             self._waiting.clear()
+            self._later.clear()
         self._crew.wake()
         ends = time.monotonic() + STOP_SECONDS
         try:
-            with self._changed:
-                while self._at_work and self._thread.is_alive() and not self._is_broken and time.monotonic() < ends:
-                    self._changed.wait(0.2)
+            while True:
+                self._give_told_on(ends)
+                with self._changed:
+                    is_over = self._is_broken or not self._at_work or not self._thread.is_alive()
+                    if (is_over and not self._events) or time.monotonic() > ends:
+                        break
+                    if not self._events:
+                        self._changed.wait(0.2)
         finally:  # a second Ctrl-C is not kept waiting
             with self._changed:
                 self._at_work, left = {}, self._at_work
                 self._events.clear()
+                self._steps.clear()
                 self._error = self._error if self._is_broken else None
                 self._is_stopping = False
                 self._to_kill = list(left)
             self._crew.wake()
+
+    def _give_all_on(self) -> None:
+        """Gives on what there is; what is interrupted in the middle remains to be given on."""
+        while self._events:  # only this thread takes any away
+            is_given = True
+            try:
+                self._give_on(*self._events[0])
+            except KeyboardInterrupt:
+                is_given = False
+                raise
+            finally:
+                if is_given:
+                    self._events.popleft()
+        with self._changed:
+            steps, self._steps = self._steps, {}
+        for ticket, message in steps.values():
+            self._give_on(ticket, message)
+
+    def _give_told_on(self, ends: float) -> None:
+        """Gives on what tasks told, and nothing else."""
+        while self._events and time.monotonic() < ends:
+            ticket, message = self._events.popleft()
+            if message.kind == "told":
+                with suppress(Exception):  # something else is being raised already
+                    self._give_on(ticket, message)
 
     def _give_on(self, ticket: Ticket | None, message: Message) -> None:
         """Gives on what a task said to whoever asked for it."""
@@ -181,8 +221,11 @@ class Pool:
     def _keep_feeding(self) -> None:
         try:
             interrupted: set[int] = set()
-            while not self._is_over:
+            while True:
+                is_over = self._is_over
                 self._feed(interrupted)
+                if is_over:
+                    return
                 for worker, message in self._crew.poll(_POLL_SECONDS):
                     self._hear(worker, message)
         except BaseException as error:
@@ -197,8 +240,11 @@ class Pool:
         with self._changed:
             to_kill, self._to_kill = self._to_kill, []
             to_interrupt = [worker for worker in self._at_work if self._is_stopping and worker not in interrupted]
-            interrupted &= self._at_work.keys() if self._is_stopping else set()
+            interrupted.intersection_update(self._at_work if self._is_stopping else ())
             given: list[tuple[int, Ticket]] = []
+            for entry in [entry for entry in self._later if entry[0] <= time.monotonic()]:
+                self._later.remove(entry)
+                heapq.heappush(self._waiting, (entry[1].call.order, entry[1].number, entry[1]))
             while self._idle and self._waiting and not self._is_stopping:
                 worker, (_, _, ticket) = self._idle.popleft(), heapq.heappop(self._waiting)
                 ticket.attempts += 1
@@ -235,9 +281,12 @@ class Pool:
             elif message.kind == "ready":
                 self._idle.append(worker)
             elif message.kind == "lost":
-                self._lose(worker, str(message.value))
+                self._lose(worker, message.value)
             elif message.kind == "broken":
                 self._error, self._is_broken = UserError(message.value), True
+            elif message.kind == "advance":
+                if ticket is not None and ticket.progress is not None:
+                    self._steps[ticket.number] = (ticket, message)
             elif message.kind == "note" or ticket is not None:
                 self._events.append((ticket, message))
             self._changed.notify_all()
@@ -249,22 +298,29 @@ class Pool:
         elif message.kind == "failed":
             self._error = self._error or message.value
         elif not self._is_stopping:  # somebody else has interrupted it
-            self._repeat(ticket, "was interrupted")
+            self._repeat(ticket, Loss("was interrupted"))
 
-    def _lose(self, worker: int, how: str) -> None:
+    def _lose(self, worker: int, loss: Loss) -> None:
         if worker in self._idle:
             self._idle.remove(worker)
         ticket = self._at_work.pop(worker, None)
         if ticket is not None and not self._is_stopping:
-            self._repeat(ticket, how)
+            self._repeat(ticket, loss)
 
-    def _repeat(self, ticket: Ticket, how: str) -> None:
+    def _repeat(self, ticket: Ticket, loss: Loss) -> None:
         title = ticket.call.title
+        if loss.with_node:  # hosts may come and go
+            ticket.attempts -= 1
         if ticket.attempts >= MOST_ATTEMPTS:
             self._error = self._error or UserError(
-                f"{title}: expected a worker that finishes it, found {ticket.attempts} that did not; the last {how}; "
-                "mend what ends them (memory, mostly) and start the same command again, it continues"
+                f"{title}: expected a worker that finishes it, found {ticket.attempts} that did not; the last "
+                f"{loss.how}; mend what ends them (memory, mostly) and start the same command again, it continues"
             )
             return
-        self._events.append((None, Message("note", value=f"{title}: its worker {how}; it is done again")))
-        heapq.heappush(self._waiting, (ticket.call.order, ticket.number, ticket))
+        when = ""
+        if ticket.call.is_exclusive and not loss.has_ended:
+            self._later.append((time.monotonic() + FENCE_SECONDS, ticket))
+            when = f" in {FENCE_SECONDS:.0f} s, when that has surely ended"
+        else:
+            heapq.heappush(self._waiting, (ticket.call.order, ticket.number, ticket))
+        self._events.append((None, Message("note", value=f"{title}: its worker {loss.how}; it is done again{when}")))

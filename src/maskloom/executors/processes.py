@@ -5,24 +5,23 @@ They are in sessions of their own, so that Ctrl-C reaches the driver alone. Know
 
 from __future__ import annotations
 
-import os
 import pickle
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 
-from maskloom.executors.bench import Message, Opening, Order
+from maskloom.executors.bench import Loss, Message, Opening, Order
+from maskloom.executors.children import ended, portable, start
+from maskloom.executors.pool import MOST_STARTS
 from maskloom.executors.tasks import Shared
 
-MOST_STARTS = 3
-"""A worker that ends so often before it is ready cannot be had."""
-_CLOSE_SECONDS = 5.0
+_CLOSE_SECONDS = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +40,7 @@ class _Worker:
     connection: Connection
     place: Place
     starts: int
-    """How often in a row one was started here without becoming ready."""
+    """How often in a row one was started here without being given a task."""
     shared: int = -1
     """The number of the shared value that it has."""
 
@@ -69,6 +68,7 @@ class Processes:
         known = self._workers.get(worker)
         if known is None:
             return
+        known.starts = 0
         with suppress(OSError):  # it ended, which is noticed where it is heard
             if known.shared != shared.number:
                 if self._pickled is None or self._pickled[0] is not shared:
@@ -89,13 +89,10 @@ class Processes:
             number = by_connection[ready]
             try:
                 while True:
-                    message: Message = ready.recv()
-                    if message.kind == "ready":
-                        self._workers[number].starts = 0
-                    yield number, message
+                    yield number, _read(ready.recv_bytes())
                     if not ready.poll():
                         break
-            except (EOFError, OSError, pickle.UnpicklingError):
+            except (EOFError, OSError):
                 yield from self._lost(number)
         for number, known in list(self._workers.items()):
             # Loader processes of one that was killed may keep its pipe open for seconds.
@@ -121,29 +118,29 @@ class Processes:
         """Ends all workers: those that wait, by closing their pipes; the others as if they were killed."""
         for known in self._workers.values():
             known.connection.close()
+        ends = time.monotonic() + _CLOSE_SECONDS
         for known in self._workers.values():
-            try:
-                known.process.wait(_CLOSE_SECONDS)
-            except subprocess.TimeoutExpired:
-                known.process.kill()
-                known.process.wait()
+            with suppress(subprocess.TimeoutExpired):
+                known.process.wait(max(ends - time.monotonic(), 0.0))
+        for known in self._workers.values():
+            known.process.kill()
+        for known in self._workers.values():
+            known.process.wait()
         self._workers.clear()
         self._ear.close()
         self._mouth.close()
 
     def _start(self, place: Place, starts: int) -> None:
         ours, theirs = socket.socketpair()
-        command = [sys.executable, "-P", "-m", "maskloom.executors.worker", str(theirs.fileno()), place.name]
-        # Where this process finds its modules, they find theirs; nothing of the working folder comes before that.
-        places = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)
         with theirs:
-            process = subprocess.Popen(
-                command,
+            process = start(
+                "maskloom.executors.worker",
+                str(theirs.fileno()),
+                place.name,
+                environment=place.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=sys.__stderr__ if _is_a_file(sys.__stderr__) else None,
                 pass_fds=(theirs.fileno(),),
-                env=os.environ | place.environment | {"PYTHONPATH": places},
-                start_new_session=True,
             )
         connection = Connection(ours.detach())
         self._num_started += 1
@@ -157,7 +154,7 @@ class Processes:
         known.connection.close()
         known.process.kill()  # of which only the pipe may have been closed
         how = ended(known.process.wait())
-        yield number, Message("lost", value=how)
+        yield number, Message("lost", value=Loss(how))
         if known.starts >= MOST_STARTS:
             text = f"expected a worker process for {known.place.name}, found {known.starts} that could not be started"
             yield number, Message("broken", value=f"{text}; the last one {how}; what it said is above")
@@ -165,15 +162,13 @@ class Processes:
             self._start(known.place, known.starts + 1)
 
 
-def ended(code: int) -> str:
-    """Returns how a process ended, by its exit code."""
-    if code >= 0:
-        return f"ended (exit code {code})"
+def _read(content: bytes) -> Message:
+    """Returns what a worker said; that its task failed, where that cannot be had here."""
     try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        name = f"signal {-code}"
-    return f"was killed (exit code {code}: {name}{', mostly for want of memory' if -code == signal.SIGKILL else ''})"
+        message: Message = pickle.loads(content)
+    except Exception as error:  # of whatever a class raises when it is copied
+        return Message("failed", value=portable(error))
+    return message
 
 
 def _is_a_file(stream: object) -> bool:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from maskloom.errors import UserError
 from maskloom.executors.bench import Opening
+from maskloom.executors.fence import wait_for_former
 from maskloom.executors.tasks import Executor, InProcess
 from maskloom.progress import Progress
 from maskloom.runtime import choose_device, num_cores
@@ -39,7 +40,9 @@ class Work:
     """Processes that read samples, of each worker; None: by cores."""
     is_deterministic: bool = False
     sees: Sequence[Path] = ()
-    """Files and folders that every worker must find where they are; the run's folder is one of them in any case."""
+    """Files and folders that every worker must find where they are."""
+    writes: tuple[Path, ...] = ()
+    """Folders beside the run's into which workers write: what is written there must be seen by all of them."""
 
 
 class Site(Protocol):
@@ -92,6 +95,8 @@ class _Alone:
         return self.device.type
 
     def workers(self, work: Work, listener: Progress) -> AbstractContextManager[Executor]:
+        if work.command == "fit":
+            wait_for_former(work.run, listener)
         return nullcontext(InProcess())
 
 
@@ -112,6 +117,8 @@ class _Local:
         from maskloom.executors.pool import Pool
         from maskloom.executors.processes import Place, Processes
 
+        if work.command == "fit":
+            wait_for_former(work.run, listener)
         gpus = visible_gpus(self.device) if self.kind == "cuda" else []
         count = self.processes or len(gpus) or usual_processes(num_cores())
         available = torch.get_num_threads()  # as many as this process would compute with

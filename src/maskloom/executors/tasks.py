@@ -45,6 +45,8 @@ class Call:
     """Which part of the stage it is; "" where it is all of it."""
     order: int = 0
     """Tasks of lower order are begun first; those of the same, as they were submitted."""
+    is_exclusive: bool = False
+    """Whether it must not be begun again while a worker that was lost over it may still write."""
 
     @property
     def title(self) -> str:
@@ -187,8 +189,9 @@ class ShardProgress:
 
     def __init__(self, progress: Progress, *, done: int, total: int, detail: str = "") -> None:
         """``done`` of ``total`` items were there before any shard."""
-        self._progress, self._before, self._total, self._detail = progress, done, total, detail
+        self._progress, self._total, self._detail = progress, total, detail
         self._done: list[int] = []
+        self._sum = done
 
     def listener(self, detail: str | None = None) -> Progress:
         """Returns a listener for one shard more."""
@@ -197,8 +200,9 @@ class ShardProgress:
 
     def set(self, shard: int, done: int, detail: str) -> None:
         """Notes how many items of a shard are done; one that is repeated begins anew."""
+        self._sum += done - self._done[shard]
         self._done[shard] = done
-        self._progress.advance(self._before + sum(self._done), self._total, detail)
+        self._progress.advance(self._sum, self._total, detail)
 
     def note(self, text: str) -> None:
         """Passes it on."""

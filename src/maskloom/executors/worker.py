@@ -12,12 +12,14 @@ import queue
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from types import FrameType
 from typing import Any
 
 from maskloom.executors.bench import Bench, Message, Opening, Order
+from maskloom.executors.children import portable
 
 
 def main(descriptor: int, place: str) -> None:
@@ -38,17 +40,23 @@ def main(descriptor: int, place: str) -> None:
     bench.prepare()
     values: dict[int, Any] = {}
     orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(connection, orders, values), name="orders", daemon=True).start()
+    unanswered: set[int] = set()  # tasks of which nothing was said yet
+    listening = (connection, orders, values, unanswered, send)
+    threading.Thread(target=_listen, args=listening, name="orders", daemon=True).start()
     threading.Thread(target=_speak, args=(connection, said), name="answers", daemon=True).start()
     send(Message("ready", value=f"process {os.getpid()}"))
     while True:
-        order = None
         try:
             order = orders.get()
             bench.compute(order, lambda number=order.shared: _unpickled(values, number))  # type: ignore[misc]
-        except KeyboardInterrupt:  # before the task began, or when it had just ended
-            if order is not None:
-                send(Message("interrupted", order.number))
+            unanswered.discard(order.number)
+        except KeyboardInterrupt:  # before a task began, wherever it was just then, or when it had just ended
+            with suppress(queue.Empty):
+                while True:
+                    orders.get_nowait()
+            for number in sorted(unanswered):
+                send(Message("interrupted", number))
+            unanswered.clear()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -71,18 +79,30 @@ def _speak(connection: Connection, said: queue.SimpleQueue[bytes]) -> None:
         os._exit(1)
 
 
-def _listen(connection: Connection, orders: queue.SimpleQueue[Order], values: dict[int, Any]) -> None:
+def _listen(
+    connection: Connection,
+    orders: queue.SimpleQueue[Order],
+    values: dict[int, Any],
+    unanswered: set[int],
+    send: Callable[[Message], object],
+) -> None:
     """Takes what the driver sends: shared values, pickled, before the first task that needs them, and tasks."""
     try:
         while True:
-            found = connection.recv()
+            content = connection.recv_bytes()
+            try:
+                found = pickle.loads(content)
+            except Exception as error:  # of a task whose function or arguments cannot be had here
+                send(Message("failed", value=portable(error)))
+                continue
             if isinstance(found, Order):
+                unanswered.add(found.number)
                 orders.put(found)
             else:
-                number, content = found
+                number, value = found
                 values.clear()  # the latest only
-                values[number] = content
-    except BaseException:  # the driver is gone, or speaks another version's language
+                values[number] = value
+    except BaseException:  # the driver is gone
         os._exit(1)
 
 

@@ -29,7 +29,6 @@ def predict_records(
     consume: Callable[[Record, Maps], object],
     *,
     read: Callable[[Record], Source],
-    skip: Callable[[Record], bool] | None = None,
     on_bad: Callable[[Record, BadFile], object] | None = None,
     on_progress: Callable[[int, int], object] | None = None,
     read_ahead: int = 2,
@@ -39,16 +38,16 @@ def predict_records(
 
     ``predict`` runs in the calling thread, in the order of ``records``; ``read`` and ``consume`` run in threads, and
     ``consume`` of several records at once and in any order. At most ``read_ahead`` images and ``2 · writers``
-    predictions wait. Records that ``skip`` accepts are left out (asked once, before anything starts).
-    ``on_progress(done, total)`` is called in the calling thread whenever a record has been consumed. A file that
-    ``read`` finds damaged, or ``predict`` unfit, is given to ``on_bad``, where there is one, and its record left out.
+    predictions wait. ``on_progress(done, total)`` is called in the calling thread whenever a record has been consumed.
+    A file that ``read`` finds damaged, or ``predict`` unfit, is given to ``on_bad``, where there is one, and its record
+    left out.
 
     The first error, also an interrupt, stops everything that has not begun, waits for what has, and is raised as it
     was.
     """
     if read_ahead < 1 or writers < 1:
         raise ValueError(f"read_ahead and writers must be at least 1, got {read_ahead} and {writers}")
-    wanted = [record for record in records if skip is None or not skip(record)]
+    wanted = list(records)
     reader = ThreadPoolExecutor(min(read_ahead, 4), thread_name_prefix="read")
     writer = ThreadPoolExecutor(writers, thread_name_prefix="write")
     images: deque[tuple[Record, Future[Source]]] = deque()

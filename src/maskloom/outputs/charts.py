@@ -61,15 +61,17 @@ def line_chart(
     x_range: Range | None = None,
     y_range: Range | None = None,
     marks: Sequence[tuple[float, str]] = (),
+    whole_x: bool = False,
 ) -> Markup:
     """Returns a figure with one line per series and a legend where there are several.
 
-    ``marks`` are dashed vertical lines at x with a label. Ranges default to those of the finite values.
+    ``whole_x`` labels whole numbers alone, for what is counted. ``marks`` are dashed vertical lines at x with a label.
+    Ranges default to those of the finite values.
     """
     xs = [x for line in series for x in line.xs] + [x for x, _ in marks]
     ys = [y for line in series for y in line.ys]
     frame = _Frame.around(x_range or _finite_range(xs), y_range or _padded(_finite_range(ys)))
-    parts = [frame.axes(x_label, y_label)]
+    parts = [frame.axes(x_label, y_label, whole_x=whole_x)]
     parts += [frame.vertical_line(x, label) for x, label in marks]
     parts += [frame.line(line, index) for index, line in enumerate(series)]
     legend = [(line.name, _stroke(index)) for index, line in enumerate(series)] if len(series) > 1 else []
@@ -150,7 +152,7 @@ class _Frame:
     def down(self, value: float) -> float:
         return _HEIGHT - _BOTTOM - (value - self.y[0]) / (self.y[1] - self.y[0]) * (_HEIGHT - _TOP - _BOTTOM)
 
-    def axes(self, x_label: str, y_label: str, *, whole_y: bool = False) -> Markup:
+    def axes(self, x_label: str, y_label: str, *, whole_x: bool = False, whole_y: bool = False) -> Markup:
         bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
         parts = []
         for tick in ticks(*self.y, whole=whole_y):
@@ -160,7 +162,7 @@ class _Frame:
                     '<path d="M{} {:.1f}H{}" stroke="var(--grid)"/><text x="{}" y="{:.1f}" text-anchor="end">{}</text>'
                 ).format(_LEFT, height, right, _LEFT - 6, height + 4, tick_text(tick))
             )
-        for tick in ticks(*self.x):
+        for tick in ticks(*self.x, whole=whole_x):
             parts.append(
                 Markup('<text x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(
                     self.across(tick), bottom + 16, tick_text(tick)

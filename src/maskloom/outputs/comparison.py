@@ -21,7 +21,15 @@ from maskloom.encodings.rle import Base, Order
 from maskloom.errors import UserError, some_of
 from maskloom.metrics import Counts, dice, iou, per_class, score_records
 from maskloom.outputs.boundary_comparison import BoundaryScores, compare_boundaries
-from maskloom.outputs.mask_sets import FolderMasks, MaskSet, TableMasks, check_areas, open_mask_set
+from maskloom.outputs.convert_target import on_this_machine
+from maskloom.outputs.mask_sets import (
+    FolderMasks,
+    MaskSet,
+    TableMasks,
+    check_areas,
+    check_drawable,
+    open_mask_set,
+)
 from maskloom.outputs.polygon_sets import PolygonMasks
 from maskloom.records import Size
 from maskloom.runtime import num_cores
@@ -122,6 +130,7 @@ def compare(
     """
     if foreground and classes:
         raise UserError("expected either foreground or the names of classes, found both; leave one of them out")
+    truth, prediction = on_this_machine(truth), on_this_machine(prediction)
     folders = [FolderMasks.open(path) if path.is_dir() else None for path in (truth, prediction)]
     sides = (
         folders[0] or open_mask_set(truth, order=order, base=base, images=folders[1]),
@@ -221,6 +230,8 @@ def _read_both(
             "two sides of tables or polygons do not tell the images' sizes: state the size (--size HEIGHTxWIDTH), or "
             "give one side as files or COCO"
         )
+    measured = isinstance(truth, FolderMasks) or isinstance(prediction, FolderMasks)
+    check_drawable(f"{truth.origin}: {name}", size, is_measured=measured)
     true_values, predicted = truth.values(name, size), prediction.values(name, size)
     if true_values.shape != predicted.shape:
         expected, found = (f"{width}×{height}" for height, width in (true_values.shape, predicted.shape))

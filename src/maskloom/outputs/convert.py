@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,9 +21,18 @@ from maskloom.encodings.rle import Base, Order
 from maskloom.encodings.table_files import open_table
 from maskloom.encodings.vector_files import DSTL_COLUMNS, VECTOR_SUFFIXES, WKT_COLUMNS, WKT_FIELDS, read_features
 from maskloom.errors import BadFile, UserError
-from maskloom.outputs.convert_target import FOLDERS, TABLES, VECTORS, check_target, kind_of, mark_target
+from maskloom.outputs.convert_target import (
+    FOLDERS,
+    TABLES,
+    VECTORS,
+    check_target,
+    kind_of,
+    mark_target,
+    on_this_machine,
+)
 from maskloom.outputs.legends import ClassMasks, Legend, with_legend
 from maskloom.outputs.mask_sets import (
+    CocoMasks,
     FolderMasks,
     MaskSet,
     check_areas,
@@ -94,6 +103,9 @@ class Conversion:
 
 def convert_masks(source: Path, out: Path, options: ConvertOptions, progress: Progress) -> Conversion:
     """Returns what was written; see ``maskloom.api.convert``."""
+    source, out = on_this_machine(source), on_this_machine(out)
+    like, grid = (None if path is None else on_this_machine(path) for path in (options.like, options.grid))
+    options = replace(options, like=like, grid=grid)
     kind = kind_of(out, options.to)
     check_target(out, kind, filter(None, (source, options.like, options.grid)))
     progress.stage("convert", cached=False)
@@ -112,8 +124,11 @@ def convert_masks(source: Path, out: Path, options: ConvertOptions, progress: Pr
         _image(classified, name, listed_as, images, options, kind)
         for name, listed_as in _listed(masks, images, sample, table)
     ]
-    _check_known(found, kind, masks)
-    _write(found, out, kind, classified.legend, source, table, grids, progress)
+    _check_known(found, kind, classified, images)
+    try:
+        _write(found, out, kind, classified.legend, source, table, grids, progress)
+    except MemoryError:
+        raise UserError(f"{out}: masks so large take more memory than there is; cut the images into tiles") from None
     if isinstance(masks, PolygonMasks) and (num_clipped := sum(masks.num_clipped.values())):
         progress.note(f"{num_clipped} polygons reach outside their image and were cut off at its border")
     return Conversion(out, kind, len(found))
@@ -131,17 +146,22 @@ def _on_images(masks: MaskSet, images: FolderMasks | None) -> str:
     return f"{len(without)} of the {len(images.files)} images in {images.origin} have no masks and are left out"
 
 
-def _check_known(images: Sequence[ImageMasks], kind: str, masks: MaskSet) -> None:
+def _check_known(found: Sequence[ImageMasks], kind: str, classified: ClassMasks, images: FolderMasks | None) -> None:
     """Raises ``UserError`` before anything is written for a name, size or georeference that writing would miss.
 
     Likewise for masks that are too large to be drawn.
     """
-    for image in images:
+    masks = classified.masks
+    for image in found:
         check_id(image.name)
         if isinstance(masks, PolygonMasks):
             masks.check_placed(image.name, image.size)
         if kind not in (*VECTORS, "wkt") or not isinstance(masks, PolygonMasks):
-            check_drawable(f"{masks.origin}: {image.name}", image.known_size())
+            is_measured = isinstance(masks, FolderMasks) or _image_like(image.name, classified, images) is not None
+            is_stated = isinstance(masks, CocoMasks)  # by the set itself, whatever else agrees
+            check_drawable(
+                f"{masks.origin}: {image.name}", image.known_size(), is_measured=is_measured and not is_stated
+            )
         if kind == "geotiff":
             image.known_georeference()
 
@@ -215,7 +235,7 @@ def _open_source(
 def _check_some(masks: FolderMasks) -> None:
     """Raises ``UserError`` where one of a few files, spread over all, is a photo; damage is told when all are read."""
     names = list(masks.names)
-    for name in names[:: max(len(names) // _LOOKED_AT, 1)]:
+    for name in names[:: -(-len(names) // _LOOKED_AT)]:
         with suppress(BadFile):
             check_areas(masks.values(name, masks.size(name)), masks.files[name])
 

@@ -1,4 +1,7 @@
-"""Where converted masks go: the kind that a name stands for, what must not be overwritten, what cannot be written."""
+"""Where converted masks go: the kind that a name stands for, what must not be overwritten, what cannot be written.
+
+Also which paths must be of this machine, for all that is written and for what is read as a whole.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from pathlib import Path
 from maskloom.encodings.vector_files import VECTOR_SUFFIXES
 from maskloom.errors import UserError, closest
 from maskloom.files import OWNER, read_json, write_json
+from maskloom.storage.urls import path_of, url_of
 
 FOLDERS = ("png", "layers", "geotiff")
 TABLES = ("rle", "wkt")
@@ -58,6 +62,17 @@ def check_target(out: Path, kind: str, read: Iterable[Path]) -> None:
     if is_folder and out.is_dir() and any(out.iterdir()) and not (out / OWNER).is_file():
         raise UserError(f"{out}: expected an empty or new folder, found other files; choose another folder")
     check_writable(out)
+
+
+def on_this_machine(place: Path | str) -> Path:
+    """Returns the path of a place that must be of this machine; raises ``UserError`` for a URL other than a file's."""
+    url = url_of(place)
+    if url is not None:
+        raise UserError(
+            f"{url}: expected a path of this machine, found a URL, which only the data and the run of a command may "
+            "be; give a local one, and copy it from or to there (aws s3 cp)"
+        )
+    return path_of(place)
 
 
 def check_writable(path: Path) -> None:

@@ -20,7 +20,7 @@ from maskloom.errors import BadFile, UserError
 from maskloom.files import write_text
 from maskloom.outputs import page as html
 from maskloom.outputs.charts import bar_chart, histogram
-from maskloom.outputs.convert_target import check_writable
+from maskloom.outputs.convert_target import check_writable, on_this_machine
 from maskloom.outputs.findings import (
     Findings,
     area_shares,
@@ -49,6 +49,7 @@ MAX_PICTURE_BYTES = 18_000
 
 def check_page(path: Path) -> None:
     """Raises ``UserError`` where the page cannot be written, before the data are looked at."""
+    path = on_this_machine(path)
     if path.is_dir():
         raise UserError(f"{path}: expected the name of a page, found a folder; give {path / 'inspection.html'}, say")
     check_writable(path)
@@ -57,7 +58,7 @@ def check_page(path: Path) -> None:
 def write_inspection(path: Path, source: DataSource, found: Survey, findings: Findings | None = None) -> Findings:
     """Returns the findings, after writing the page about them to ``path``, atomically."""
     seen = findings if findings is not None else find(source, found)
-    write_text(path, inspection_page(source, found, seen))
+    write_text(on_this_machine(path), inspection_page(source, found, seen))
     return seen
 
 

@@ -31,7 +31,8 @@ NAME_COLUMNS = ("img", "id", "image", "name", "imageid", "image_id", "filename",
 MASK_COLUMNS = ("rle_mask", "rle", "mask", "runs", "encodedpixels", "encoded_pixels", "segmentation")
 CLASS_COLUMNS = ("class", "class_name", "classid", "class_id", "label", "category")
 MAX_DRAWN = 1_000_000_000
-"""The budget for a mask that polygons or run lengths are drawn into: 31,600×31,600 pixels, a byte each."""
+"""The budget for a mask of a stated size that polygons or run lengths are drawn into: 31,600×31,600 pixels."""
+_DRAWN_BYTES = 8  # per pixel, while a mask is drawn: of its class, of all, their labels
 _FEW_VALUES = 32  # so many different values may lie anyhow
 _LOOKED_AT = 64  # rows and columns in which values are counted first
 
@@ -207,7 +208,6 @@ class TableMasks:
         return _united(self._pieces(name, size))
 
     def _pieces(self, name: str, size: Size) -> Iterator[tuple[int, np.ndarray]]:
-        check_drawable(f"{self.origin}: {name}", size)
         for row in self.rows[name]:
             try:
                 mask = self.form.decode(row.runs, size)
@@ -348,13 +348,27 @@ def _from_results(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"images": images, "annotations": results}
 
 
-def check_drawable(name: str, size: Size) -> None:
-    """Raises ``UserError`` for a mask H×W of more pixels than may be drawn, whatever states its size."""
-    if size[0] * size[1] > MAX_DRAWN:
-        raise UserError(
-            f"{name}: a mask of {size[1]}×{size[0]} (width×height) = {size[0] * size[1]:,} pixels is over the budget "
-            f"of {MAX_DRAWN:,} for drawing a whole one; see that its size is right, or cut it into tiles"
-        )
+def check_drawable(name: str, size: Size, *, is_measured: bool = False) -> None:
+    """Raises ``UserError`` for a mask H×W of more pixels than may be drawn: ``MAX_DRAWN`` of a stated size.
+
+    A size that is ``is_measured``, of an image that is here, may be any for which there is memory.
+    """
+    pixels = size[0] * size[1]
+    if pixels <= MAX_DRAWN:
+        return
+    if not is_measured:
+        budget = f"the budget of {MAX_DRAWN:,} for drawing a whole one; see that its size is right"
+    else:
+        from maskloom.training.memory import free_memory
+
+        free = free_memory()
+        if pixels * _DRAWN_BYTES <= free:
+            return
+        budget = f"the {free // _DRAWN_BYTES:,} for which there is memory now ({_DRAWN_BYTES} bytes each); free some"
+    raise UserError(
+        f"{name}: a mask of {size[1]}×{size[0]} (width×height) = {pixels:,} pixels is over {budget}, or cut it into "
+        "tiles"
+    )
 
 
 def _united(pieces: Iterable[tuple[int, np.ndarray]]) -> dict[int, np.ndarray]:
@@ -367,16 +381,18 @@ def _united(pieces: Iterable[tuple[int, np.ndarray]]) -> dict[int, np.ndarray]:
 def check_areas(stored: np.ndarray, origin: Path) -> None:
     """Raises ``UserError`` for stored values H×W that make no areas, as those of a photo; ``origin`` is their file.
 
-    A mask has few values, or most of its pixels (the most frequent value aside) have a neighbour of their own value on
-    the right, or below; instance ids do, however many.
+    A mask has few values, or most neighbours on the right, or below, are of one value; instance ids are, however many.
+    The most frequent value, in front of which objects lie, counts for no neighbour: thin objects have no others, and
+    single pixels none at all.
     """
     steps = [max(side // _LOOKED_AT, 1) for side in stored.shape]
     values, counts = np.unique(stored[:: steps[0], :: steps[1]], return_counts=True)
     if len(values) <= _FEW_VALUES:
         return
+    ground = values[counts.argmax()]
     for first, second in ((stored[:, :-1], stored[:, 1:]), (stored[:-1], stored[1:])):
-        objects = first != values[counts.argmax()]
-        if 2 * np.count_nonzero(objects & (first == second)) >= np.count_nonzero(objects):
+        both = (first != ground) & (second != ground)
+        if 2 * np.count_nonzero(both & (first == second)) >= np.count_nonzero(both):
             return
     what = "colours" if stored.max() > 0xFFFF else "values"
     raise UserError(
@@ -391,7 +407,6 @@ def painted(layers: Iterable[tuple[int, np.ndarray]], size: Size, origin: str, *
 
     ``blank`` is left where none of them is. Raises ``UserError``, beginning with ``origin``, for an overlap.
     """
-    check_drawable(origin, size)
     labels = np.full(size, blank, np.int32)
     taken = np.zeros(size, bool)
     for value, mask in layers:

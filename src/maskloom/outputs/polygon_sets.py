@@ -22,7 +22,6 @@ from maskloom.outputs.mask_sets import (
     FolderMasks,
     are_names,
     check_classes,
-    check_drawable,
     class_values,
     painted,
     plain_name,
@@ -111,7 +110,6 @@ class PolygonMasks:
 
     def layers(self, name: str, size: Size) -> dict[int, np.ndarray]:
         """Returns the bool mask H×W of each label value; they may overlap."""
-        check_drawable(f"{self.origin}: {name}", size)
         return {value: drawn(polygons, size) for value, polygons in self.polygons(name, size).items()}
 
     def check_placed(self, name: str, size: Size | None) -> None:

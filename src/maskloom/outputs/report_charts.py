@@ -32,12 +32,12 @@ def learning_charts(page: ReportInput) -> list[list[Markup]]:
         name = f"{member}: " if len(members) > 1 else ""
         losses = [_series(fold, epochs, "loss") for fold, epochs in folds.items()]
         scores = [_series(fold, epochs, "score") for fold, epochs in folds.items()]
-        row = [line_chart(losses, title=f"{name}training loss", x_label="epoch", y_label="loss")]
+        row = [line_chart(losses, title=f"{name}training loss", x_label="epoch", y_label="loss", whole_x=True)]
         if any(line.ys for line in scores):
             title = f"{name}validation score ({page.metric_name})"
             limits = _score_range(scores)
             scores = [_within(line, limits) for line in scores]
-            row.append(line_chart(scores, title=title, x_label="epoch", y_range=limits))
+            row.append(line_chart(scores, title=title, x_label="epoch", y_range=limits, whole_x=True))
         rows.append(row)
     return rows
 

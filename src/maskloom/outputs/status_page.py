@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from maskloom.files import write_text
 from maskloom.outputs import page as html
+from maskloom.outputs.convert_target import on_this_machine
 from maskloom.outputs.status_rows import (
     PROCESS_HEADERS,
     STAGE_HEADERS,
@@ -36,8 +37,8 @@ _CHARSET = '<meta charset="utf-8">\n'
 
 
 def write_status_page(path: Path, status: RunStatus) -> None:
-    """Writes the page to ``path``, atomically."""
-    write_text(path, status_page(status))
+    """Writes the page to ``path``, of this machine, atomically."""
+    write_text(on_this_machine(path), status_page(status))
 
 
 def status_page(status: RunStatus) -> str:

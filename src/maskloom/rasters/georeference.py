@@ -16,6 +16,7 @@ import numpy as np
 
 from maskloom.errors import BadFile, UserError
 from maskloom.rasters.opening import opened
+from maskloom.storage.ranges import open_part
 
 if TYPE_CHECKING:
     from shapely import Polygon
@@ -48,10 +49,10 @@ class Georeference:
 def read_georeference(path: Path) -> Georeference | None:
     """Returns the georeference of a TIFF; None where it has none, and for images of other formats.
 
-    Raises ``BadFile`` for a file that is missing or is a damaged TIFF.
+    Raises ``BadFile`` for a file that is missing or is a damaged TIFF, ``UserError`` where its store does not give it.
     """
     try:
-        with path.open("rb") as stream:
+        with open_part(path) as stream:
             is_tiff = stream.read(4) in _TIFF_STARTS
     except OSError as error:
         raise BadFile(path, f"cannot be read ({error.strerror})") from None

@@ -68,7 +68,10 @@ class Context:
 
         Raises ``Damaged`` where the run stores their labels, and these are no longer what they were.
         """
-        records = [record for record in self.source.records if record.id in ids]
+        return self.checked([record for record in self.source.records if record.id in ids])
+
+    def checked(self, records: list[Record]) -> list[Record]:
+        """Returns labelled records whose labels are about to be read; see ``records``."""
         self.run.check(record.truth.path for record in records if isinstance(record.truth, MaskFile))
         return records
 

@@ -357,7 +357,7 @@ def _member_scores(context: Context, member: str) -> dict[str, Any]:
     task = next((settings.task_of(task) for settings in recipe.members if settings.name == member), task)
     tables = context.fold_tables()
     fold_of = {record_id: tables.fold(member, record_id) for record_id in tables.validated([member])}
-    records = context.records(set(fold_of))
+    records = [record for record in context.source.records if record.id in fold_of]
     with_views, plain = (
         summary(records, fold_of, recipe.metric, task, _stored_counts(context, member, kind))
         for kind in ("views", "plain")

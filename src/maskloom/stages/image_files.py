@@ -6,12 +6,9 @@ nothing about how images are found.
 
 from __future__ import annotations
 
-import os
-import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +16,6 @@ import numpy as np
 from maskloom.encodings.rle import decode_runs
 from maskloom.errors import BadFile
 from maskloom.executors.tasks import Call, Executor, Here, ShardProgress, shards
-from maskloom.files import fingerprint
 from maskloom.inference.merging import RESULT
 from maskloom.inference.streaming import predict_records
 from maskloom.integrity import Ledger
@@ -28,10 +24,11 @@ from maskloom.outputs.tables import CocoWriter, SubmissionFormat, SubmissionWrit
 from maskloom.progress import Progress
 from maskloom.records import ClassMap, ProbabilityMap, Record, Task
 from maskloom.run_directory import RunDirectory
+from maskloom.stages.by_workers import Counted, expect_seen
+from maskloom.stages.image_versions import Stamps, Written, stamps_of, version_of
 from maskloom.stages.rows import read_rows, write_rows
 from maskloom.stages.scoring import image_reader
-from maskloom.stages.shared_rows import SharedTable, Together
-from maskloom.storage.placeholders import changed_ns
+from maskloom.stages.shared_rows import SharedTable
 
 if TYPE_CHECKING:
     from maskloom.stages.images import Opened
@@ -40,11 +37,9 @@ FORMATS = ("png", "prob", "rle", "coco")
 TABLES = {"rle": "predictions.csv.gz", "coco": "predictions.json"}
 """The formats of one file for all images, which several processes may write together."""
 SHARED = ".images"
-"""The folder, beside what is written, of what the processes tell each other."""
+"""The folder, beside what is written, of what one process tells another, or a later one."""
 SHARD = 32
 """Images that a worker is given at a time, at most."""
-_SEEN = ".seen"
-"""The suffix of files, in the folder above, that tell of which version of each image the files are."""
 
 OnBad = Callable[[Record, BadFile], object]
 
@@ -58,36 +53,14 @@ class Asked:
     to: str
     skip_bad: bool
 
-    def paths(self, record: Record, task: Task) -> list[Path]:
+    def paths(self, record_id: str, task: Task) -> list[Path]:
         """Returns the files of one image, where each has its own."""
-        return (mask_paths if self.to == "png" else probability_paths)(self.out, record.id, task)
+        return (mask_paths if self.to == "png" else probability_paths)(self.out, record_id, task)
 
-
-class _Seen:
-    """Which version of each image was predicted: a line each, in a file of every process's own.
-
-    Times are compared for being equal alone: clocks are set back, and those of servers differ.
-    """
-
-    def __init__(self, asked: Asked) -> None:
-        self._folder = asked.out / SHARED
-        self._file = self._folder / f"{platform.node() or 'localhost'}-{os.getpid()}{_SEEN}"
-        texts = (path.read_text(encoding="utf-8", errors="replace") for path in self._folder.glob(f"*{_SEEN}"))
-        self._lines = {line for text in texts for line in text.splitlines()}
-        self._versions: dict[str, str] = {}
-        self._lock = Lock()
-
-    def is_current(self, record: Record) -> bool:
-        """Returns whether the image, as it is now, was predicted; keeps which version of it will be read if not."""
-        self._versions[record.id] = _fingerprint([record], skip_bad=False)
-        return self._versions[record.id] in self._lines
-
-    def add(self, record: Record) -> None:
-        """Remembers that the files of an image, as it was when that was asked, are written."""
-        with self._lock:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            with self._file.open("a", encoding="utf-8") as stream:
-                stream.write(f"\n{self._versions[record.id]}\n")  # after a line that was cut off, too
+    def remove(self, record_id: str, task: Task) -> None:
+        """Removes the files of one image, if an earlier prediction left any."""
+        for path in self.paths(record_id, task):
+            path.unlink(missing_ok=True)
 
 
 def opened_here(here: Here, run: RunDirectory) -> Opened:
@@ -100,36 +73,7 @@ def opened_here(here: Here, run: RunDirectory) -> Opened:
 # A file per image ----------------------------------------------------------------------------------------------------
 
 
-def write_maps(
-    opened: Opened,
-    records: Sequence[Record],
-    asked: Asked,
-    *,
-    on_bad: OnBad | None,
-    on_progress: Callable[[int, int], object],
-) -> None:
-    """Writes the mask, or the maps, of every image whose files are not there or are of another version of it."""
-    seen = _Seen(asked)
-
-    def consume(record: Record, maps: dict[str, np.ndarray]) -> None:
-        if asked.to == "png":
-            write_mask(asked.out, ClassMap(id=record.id, labels=opened.labels(maps)), opened.task)
-        else:
-            write_probabilities(asked.out, ProbabilityMap(id=record.id, values=maps[RESULT]), opened.task)
-        seen.add(record)
-
-    predict_records(
-        opened.predictor,
-        records,
-        consume,
-        read=image_reader(opened.channels),
-        skip=lambda record: _is_written(record, asked, opened.task, seen),
-        on_bad=on_bad,
-        on_progress=on_progress,
-    )
-
-
-def share_maps(
+def write_files(
     opened: Opened,
     records: Sequence[Record],
     asked: Asked,
@@ -138,35 +82,98 @@ def share_maps(
     on_bad: OnBad | None,
     progress: Progress,
 ) -> None:
-    """Does what ``write_maps`` does, by workers."""
-    seen = _Seen(asked)
-    wanted = [record for record in records if not _is_written(record, asked, opened.task, seen)]
-    whole = ShardProgress(progress, done=0, total=len(wanted))
+    """Writes the mask, or the maps, of every image whose files are not there or are not of the image as it is now.
+
+    Where the ``executor`` has workers, these do; raises ``UserError`` where their files are not seen from here.
+    """
+    written = Written(asked.out / SHARED / "written.txt", lambda record_id: asked.paths(record_id, opened.task))
+    wanted = [record for record in records if not written.is_current(record)]
+    if written.num_changed:
+        progress.note(
+            f"{written.num_changed} image(s) are predicted again: their files were changed, were not finished, or are "
+            "not of the images as they are now"
+        )
+    if executor.is_parallel:
+        _share_maps(opened.task, wanted, asked, executor, written, on_bad=on_bad, progress=progress)
+    else:
+        _write_maps(opened, wanted, asked, written.add, on_bad=on_bad, on_progress=progress.advance)
+
+
+def _write_maps(
+    opened: Opened,
+    records: Sequence[Record],
+    asked: Asked,
+    on_written: Callable[[str, Stamps], object],
+    *,
+    on_bad: OnBad | None,
+    on_progress: Callable[[int, int], object],
+) -> None:
+    """Writes the files of these images; ``on_written`` hears of each in a thread."""
+
+    def consume(record: Record, maps: dict[str, np.ndarray]) -> None:
+        if asked.to == "png":
+            files = write_mask(asked.out, ClassMap(id=record.id, labels=opened.labels(maps)), opened.task)
+        else:
+            files = write_probabilities(asked.out, ProbabilityMap(id=record.id, values=maps[RESULT]), opened.task)
+        if (stamps := stamps_of(files)) is not None:  # else somebody has removed one of them
+            on_written(record.id, stamps)
+
+    predict_records(
+        opened.predictor,
+        records,
+        consume,
+        read=image_reader(opened.channels),
+        on_bad=on_bad,
+        on_progress=on_progress,
+    )
+
+
+def _share_maps(
+    task: Task,
+    records: Sequence[Record],
+    asked: Asked,
+    executor: Executor,
+    written: Written,
+    *,
+    on_bad: OnBad | None,
+    progress: Progress,
+) -> None:
+    """Does what ``_write_maps`` does, by workers, who tell what they have written."""
+    by_id = {record.id: record for record in records}
+    expected = set(by_id)
+
+    def hear(told: tuple[str, Stamps | BadFile]) -> None:
+        record_id, found = told
+        if not isinstance(found, BadFile):
+            written.add(record_id, found)
+        elif on_bad is not None and record_id in expected:  # a task that is repeated tells it again
+            expected.remove(record_id)
+            on_bad(by_id[record_id], found)
+
+    whole = ShardProgress(progress, done=0, total=len(records))
     shared = executor.share(asked)
     tickets = [
         executor.submit(
             Call(name="predict", function=_maps_of_shard, shared=shared, arguments=(tuple(shard),), shard=place),
             progress=whole.listener(),
-            on_told=None if on_bad is None else lambda told: on_bad(*told),
+            on_told=hear,
         )
-        for place, shard in shards(wanted, executor, at_most=SHARD)
+        for place, shard in shards(records, executor, at_most=SHARD)
     ]
     for ticket in tickets:
         executor.collect(ticket)
+    expect_seen(path for record_id in by_id if record_id in expected for path in asked.paths(record_id, task))
 
 
 def _maps_of_shard(here: Here, asked: Asked, records: Sequence[Record]) -> None:
-    write_maps(
+    _write_maps(
         opened_here(here, asked.run),
         records,
         asked,
-        on_bad=(lambda record, problem: here.tell((record, problem))) if asked.skip_bad else None,
+        lambda record_id, stamps: here.tell((record_id, stamps)),
+        on_bad=(lambda record, problem: here.tell((record.id, problem))) if asked.skip_bad else None,
         on_progress=here.progress.advance,
     )
-
-
-def _is_written(record: Record, asked: Asked, task: Task, seen: _Seen) -> bool:
-    return seen.is_current(record) and all(path.is_file() for path in asked.paths(record, task))
 
 
 # A table of all images -----------------------------------------------------------------------------------------------
@@ -176,34 +183,32 @@ def write_table(
     opened: Opened,
     records: Sequence[Record],
     asked: Asked,
+    executor: Executor,
     *,
     on_bad: OnBad | None,
     progress: Progress,
-    executor: Executor | None = None,
 ) -> set[str]:
     """Returns the ids of the records in the table, which other processes may be at, too.
 
     Where the ``executor`` has workers, these predict the chunks.
     """
 
-    def predict(chunk: Sequence[Record], folder: Path, tell: Callable[[int, int], None]) -> list[Path]:
-        return _chunk_of_rows(opened, chunk, folder, on_bad=on_bad, on_progress=tell)
-
-    def together(
-        asked_for: Mapping[int, tuple[Sequence[Record], Path]], tell: Callable[[int, int], None]
-    ) -> dict[int, list[Path]]:
-        assert executor is not None, "asked only where there are workers"
-        return _chunks_by_workers(asked_for, asked, executor, on_bad=on_bad, on_progress=tell, note=progress.note)
+    def begin(
+        chunk: Sequence[Record], folder: Path, on_progress: Callable[[int, int], None]
+    ) -> Callable[[], list[Path]]:
+        if executor.is_parallel:
+            return _begun_chunk(chunk, folder, asked, executor, on_bad=on_bad, on_progress=on_progress)
+        return lambda: _chunk_of_rows(opened, chunk, folder, on_bad=on_bad, on_progress=on_progress)
 
     def write(files: Sequence[Path]) -> set[str]:
         return _write_rows_as(asked.to, table, files, records, opened.task)
 
     table = asked.out / TABLES[asked.to]
     # Chunks of an attempt on other images, or on other versions of them, lie under another name and are not read.
-    key = _fingerprint(records, skip_bad=asked.skip_bad)
-    by_workers: Together | None = together if executor is not None and executor.is_parallel else None
+    key = version_of(records, skip_bad=asked.skip_bad)
     shared = SharedTable(table=table, rows=asked.out / ".rows" / key, state=asked.out / SHARED)
-    return shared.write(records, predict, write, on_progress=progress.advance, together=by_workers)
+    ahead = 2 * executor.num_workers if executor.is_parallel else 1
+    return shared.write(records, begin, write, on_progress=progress.advance, ahead=ahead, drop=executor.drop)
 
 
 def _chunk_of_rows(
@@ -227,34 +232,35 @@ def _chunk_of_rows(
     )
 
 
-def _chunks_by_workers(
-    chunks: Mapping[int, tuple[Sequence[Record], Path]],
+def _begun_chunk(
+    chunk: Sequence[Record],
+    folder: Path,
     asked: Asked,
     executor: Executor,
     *,
     on_bad: OnBad | None,
     on_progress: Callable[[int, int], None],
-    note: Callable[[str], None],
-) -> dict[int, list[Path]]:
-    """Returns the files of rows of every chunk, which workers have predicted."""
-    total = sum(len(chunk) for chunk, _ in chunks.values())
-    whole = ShardProgress(_Counted(on_progress, note), done=0, total=total)
-    shared = executor.share(asked)
-    tickets = {
-        number: executor.submit(
-            Call(
-                name="predict",
-                function=_rows_of_chunk,
-                shared=shared,
-                arguments=(tuple(chunk), folder),
-                shard=f"chunk {number + 1}",
-            ),
-            progress=whole.listener(),
-            on_told=None if on_bad is None else lambda told: on_bad(*told),
-        )
-        for number, (chunk, folder) in chunks.items()
-    }
-    return {number: executor.collect(ticket) for number, ticket in tickets.items()}
+) -> Callable[[], list[Path]]:
+    """Returns the function that waits for a worker, which is given the chunk now, and returns the files of rows."""
+    folder.mkdir(parents=True, exist_ok=True)  # so that what comes into it is seen at once
+    ticket = executor.submit(
+        Call(
+            name="predict",
+            function=_rows_of_chunk,
+            shared=executor.share(asked),
+            arguments=(tuple(chunk), folder),
+            shard=f"chunk {int(folder.name) + 1}",
+        ),
+        progress=Counted(on_progress),
+        on_told=None if on_bad is None else lambda told: on_bad(*told),
+    )
+
+    def collected() -> list[Path]:
+        files: list[Path] = executor.collect(ticket)
+        expect_seen(files)
+        return files
+
+    return collected
 
 
 def _rows_of_chunk(here: Here, asked: Asked, chunk: Sequence[Record], folder: Path) -> list[Path]:
@@ -265,19 +271,6 @@ def _rows_of_chunk(here: Here, asked: Asked, chunk: Sequence[Record], folder: Pa
         on_bad=(lambda record, problem: here.tell((record, problem))) if asked.skip_bad else None,
         on_progress=here.progress.advance,
     )
-
-
-class _Counted:
-    """A listener that passes counts and notes on."""
-
-    def __init__(self, on_progress: Callable[[int, int], None], note: Callable[[str], None]) -> None:
-        self._on_progress, self.note = on_progress, note
-
-    def stage(self, name: str, *, cached: bool) -> None:
-        """The stage is the whole table's."""
-
-    def advance(self, done: int, total: int, detail: str = "", *, seconds_left: float | None = None) -> None:
-        self._on_progress(done, total)
 
 
 def _write_rows_as(to: str, table: Path, files: Sequence[Path], records: Sequence[Record], task: Task) -> set[str]:
@@ -297,11 +290,3 @@ def _write_rows_as(to: str, table: Path, files: Sequence[Path], records: Sequenc
                 writer.write(row.record_id, names[row.record_id], row.class_name, mask)
                 written.add(row.record_id)
     return written
-
-
-def _fingerprint(records: Sequence[Record], *, skip_bad: bool) -> str:
-    """Returns a fingerprint of the images by name, size, length and times of change."""
-    facts = [(record.id, record.size, record.image.stat(), changed_ns(record.image)) for record in records]
-    return fingerprint(
-        skip_bad, [(name, size, found.st_size, found.st_mtime_ns, changed) for name, size, found, changed in facts]
-    )

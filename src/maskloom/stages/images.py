@@ -6,7 +6,7 @@ The run's bundles and decisions are all it reads; the data it was trained on may
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from maskloom.data.image_io import IMAGE_SUFFIXES
 from maskloom.data.sources.base import first_problem, measure
 from maskloom.data.sources.folder import IMAGE_FOLDERS, MASK_FOLDERS, image_files
 from maskloom.errors import BadFile, UserError
-from maskloom.executors.tasks import Executor
+from maskloom.executors.tasks import Executor, InProcess
 from maskloom.files import OWNER, TEMPORARY_PREFIX, read_json, remove_partial, write_json
 from maskloom.progress import Progress
 from maskloom.recipe import Recipe
@@ -27,7 +27,7 @@ from maskloom.run_directory import RunDirectory
 from maskloom.run_lock import held
 from maskloom.runtime import choose_device
 from maskloom.stages.ensemble import Ensemble, load_ensemble, open_predictor
-from maskloom.stages.image_files import FORMATS, TABLES, Asked, share_maps, write_maps, write_table
+from maskloom.stages.image_files import FORMATS, TABLES, Asked, write_files, write_table
 from maskloom.stages.prediction import decider
 
 
@@ -88,6 +88,11 @@ def open_decisions(run: RunDirectory) -> Opened:
     return Opened(recipe=recipe, ensemble=ensemble, predictor=_nobody, task=ensemble.task, labels=labels)
 
 
+def no_workers() -> AbstractContextManager[Executor]:
+    """Returns what computes in this process."""
+    return nullcontext(InProcess())
+
+
 def _nobody(*_: Any, **__: Any) -> dict[str, np.ndarray]:
     raise RuntimeError("expected the networks to be asked by workers")
 
@@ -101,12 +106,13 @@ def predict_images(
     opened: Callable[[], Opened],
     skip_bad: bool,
     progress: Progress,
-    executor: Executor | None = None,
+    workers: Callable[[], AbstractContextManager[Executor]] = no_workers,
 ) -> Prediction:
-    """Returns what was written; see ``maskloom.api.Run.predict``. ``opened`` is asked once the images are found.
+    """Returns what was written; see ``maskloom.api.Run.predict``.
 
-    Where the ``executor`` has workers, they are given shards of the images, and open the run themselves: ``opened``
-    is then asked for what was decided alone (``open_decisions``).
+    ``opened`` is asked, and ``workers`` are begun, once the images are found. Where the executor has workers, they are
+    given shards of the images, and open the run themselves: ``opened`` is to give what was decided alone
+    (``open_decisions``).
     """
     if to not in FORMATS:
         raise UserError(f"to={to!r}: expected one of {', '.join(FORMATS)}")
@@ -126,15 +132,21 @@ def predict_images(
             remove_partial(out)
         ready, on_bad = opened(), leave_out if skip_bad else None
         asked = Asked(run=run, out=out, to=to, skip_bad=skip_bad)
-        if to in TABLES:
-            written = write_table(ready, records, asked, on_bad=on_bad, progress=progress, executor=executor)
-            for record in records:
-                if record.id not in written:
-                    unfit.setdefault(record.id, BadFile(record.image, "left out before this prediction was continued"))
-        elif executor is not None and executor.is_parallel:
-            share_maps(ready, records, asked, executor, on_bad=on_bad, progress=progress)
-        else:
-            write_maps(ready, records, asked, on_bad=on_bad, on_progress=progress.advance)
+        with workers() as executor:
+            if to in TABLES:
+                written = write_table(ready, records, asked, executor, on_bad=on_bad, progress=progress)
+                for record in records:
+                    if record.id not in written:
+                        unfit.setdefault(
+                            record.id, BadFile(record.image, "left out before this prediction was continued")
+                        )
+            else:
+                write_files(ready, records, asked, executor, on_bad=on_bad, progress=progress)
+        if to not in TABLES:  # of what an image was before it was damaged
+            unread = [_output_name(problem.path, _root(images)) for problem in bad]
+            for record_id in (*unfit, *unread):
+                with suppress(UserError):  # of a name that no output can have
+                    asked.remove(record_id, ready.task)
     return Prediction(out=out, num_written=len(records) - len(unfit), bad=[*bad, *unfit.values()])
 
 
@@ -172,10 +184,14 @@ def by_output_name(paths: Sequence[Path], root: Path) -> dict[str, Path]:
     """Returns files by what their predictions are called; raises ``UserError`` for two that would share a name."""
     found: dict[str, Path] = {}
     for path in paths:
-        other = found.setdefault(path.relative_to(root).with_suffix("").as_posix(), path)
+        other = found.setdefault(_output_name(path, root), path)
         if other != path:
             raise UserError(f"{path}: {other.name} would give the same output name; rename one of them")
     return found
+
+
+def _output_name(path: Path, root: Path) -> str:
+    return path.relative_to(root).with_suffix("").as_posix()
 
 
 def _root(images: Path) -> Path:

@@ -19,6 +19,7 @@ from maskloom.files import read_json, write_json
 from maskloom.inference.merging import RESULT, Merge
 from maskloom.inference.predictor import PLAIN, Predictor
 from maskloom.inference.streaming import predict_records
+from maskloom.integrity import Seal
 from maskloom.metrics import from_labels
 from maskloom.rasters.georeference import read_georeference
 from maskloom.rasters.writing import write_geotiff_blocks
@@ -41,12 +42,16 @@ def predict_out_of_fold(context: Context, member: MemberSettings, *, fingerprint
     folder, stage = context.run.oof(member.name), f"oof/{member.name}"
     context.run.begin(stage, folder, fingerprint)
     table = context.fold_tables().of(member.name)
-    by_fold = {fold: context.records(set(table.split(fold)[1])) for fold in range(table.num_folds)}
+    all_records = context.source.records
+    places = {record.id: place for place, record in enumerate(all_records)}
+    by_fold = {
+        fold: sorted(places[name] for name in table.split(fold)[1] if name in places) for fold in range(table.num_folds)
+    }
     _predict_folds(context, member, by_fold)
     scores: dict[str, dict[str, object]] = {}
     counts: list[Path] = []
-    for fold, records in by_fold.items():
-        for record in records:
+    for fold, validated in by_fold.items():
+        for record in (all_records[place] for place in validated):
             scores[record.id] = read_json(_counts_path(folder, record)) | {"fold": fold}
             counts.append(_counts_path(folder, record))
     write_json(folder / "scores.json", scores)
@@ -76,13 +81,16 @@ def _counts_path(folder: Path, record: Record) -> Path:
     return folder / "counts" / f"{record.id}.json"
 
 
-def _predict_folds(context: Context, member: MemberSettings, by_fold: Mapping[int, Sequence[Record]]) -> None:
-    """Predicts the records of every fold that are not finished yet, in shards, and enters what they leave."""
-    run, executor = context.run, context.executor
+def _predict_folds(context: Context, member: MemberSettings, by_fold: Mapping[int, Sequence[int]]) -> None:
+    """Predicts the records of every fold, given by their places among all, that are not finished yet, in shards.
+
+    Enters what they leave.
+    """
+    run, executor, records = context.run, context.executor, context.source.records
     ledger = run.ledger(f"oof/{member.name}")
     missing = {
-        fold: [record.id for record in records if not all(map(ledger.is_sound, _files(run, member, record)))]
-        for fold, records in by_fold.items()
+        fold: [place for place in places if not all(map(ledger.is_sound, _files(run, member, records[place])))]
+        for fold, places in by_fold.items()
     }
     total = sum(map(len, by_fold.values()))
     done = total - sum(map(len, missing.values()))
@@ -99,7 +107,7 @@ def _predict_folds(context: Context, member: MemberSettings, by_fold: Mapping[in
                 order=context.turn(member.name) + 1,
             ),
             progress=progress.listener(f"fold {fold}"),
-            on_told=ledger.add,
+            on_told=lambda told: ledger.add(*told),
         )
         for fold, wanted in missing.items()
         for place, shard in shards(wanted, executor, at_most=SHARD)
@@ -113,8 +121,8 @@ def _files(run: RunDirectory, member: MemberSettings, record: Record) -> tuple[P
     return run.oof_map(member.name, record.id), _counts_path(run.oof(member.name), record)
 
 
-def _predict_shard(here: Here, shared: Context, name: str, fold: int, wanted: Sequence[str]) -> None:
-    """Predicts some of a fold's records, and tells every file that is finished."""
+def _predict_shard(here: Here, shared: Context, name: str, fold: int, places: Sequence[int]) -> None:
+    """Predicts some of a fold's records, given by their places among all; tells of every finished file and its seal."""
     context = shared.at(here)
     member, task = context.recipe.member(name), context.source.task
     part = member.task_of(task)
@@ -131,12 +139,12 @@ def _predict_shard(here: Here, shared: Context, name: str, fold: int, wanted: Se
         map_file, counts_file = _files(context.run, member, record)
         write_map(map_file, maps[RESULT])
         write_json(counts_file, counts)
-        here.tell(map_file)
-        here.tell(counts_file)  # last: that it is known says that the record is finished
+        here.tell((map_file, Seal.of(map_file)))
+        here.tell((counts_file, Seal.of(counts_file)))  # last: that it is known says that the record is finished
 
     predict_records(
         answer(predictor, task, (RESULT, PLAIN)),
-        context.records(set(wanted)),
+        context.checked([context.source.records[place] for place in places]),
         consume,
         read=reader_of_parts(
             member.image_channels,

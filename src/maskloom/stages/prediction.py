@@ -5,8 +5,9 @@ Images that turn out damaged are left out where the recipe says so, and remember
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from maskloom.executors.tasks import Call, Here, ShardProgress
 from maskloom.files import read_json, write_json
 from maskloom.inference.merging import RESULT
 from maskloom.inference.predictor import Predictor
-from maskloom.integrity import Ledger
+from maskloom.integrity import Ledger, Seal
 from maskloom.outputs.maps import mask_paths, write_mask
 from maskloom.outputs.tables import (
     SubmissionFormat,
@@ -32,8 +33,9 @@ from maskloom.stages.context import Context
 from maskloom.stages.ensemble import Ensemble, load_ensemble, open_predictor
 from maskloom.stages.outside import reader_of_outside_maps
 from maskloom.stages.postprocess import load_postprocessor
-from maskloom.stages.rows import chunk_files, chunks_in, read_rows, write_chunk
+from maskloom.stages.rows import chunk_file, chunk_files, chunk_of, chunks_in, read_rows, write_chunk
 from maskloom.stages.scoring import reader_with_maps
+from maskloom.storage.placeholders import at_hand
 
 
 def predict_unlabelled(context: Context, *, fingerprint: str) -> list[Path]:
@@ -61,20 +63,21 @@ def _written_rows(context: Context, folder: Path, ledger: Ledger) -> list[Path]:
     run, source, executor = context.run, context.source, context.executor
     chunks = chunk_files(source.unlabelled, folder)
     # Files of rows are read when all are there, so all of those that are kept are read now.
-    missing = [number for number, (path, _) in enumerate(chunks) if not ledger.is_sound(path, thorough=True)]
-    total = len(source.unlabelled)
+    missing = [number for number, path in enumerate(chunks) if not ledger.is_sound(path, thorough=True)]
     progress = ShardProgress(
-        context.progress, done=total - sum(len(chunks[number][1]) for number in missing), total=total
+        context.progress,
+        done=len(source.unlabelled) - _num_images(source.unlabelled, missing),
+        total=len(source.unlabelled),
     )
 
-    def enter(told: Path | tuple[Record, BadFile]) -> None:
-        if isinstance(told, Path):
-            ledger.add(told)
-            return
-        record, problem = told
-        context.progress.note(f"left out: {problem}")
-        _remember(run, record, problem, source.root)
-        ledger.add(run.left_out)
+    def enter(told: tuple[Any, Seal | BadFile]) -> None:
+        about, found = told
+        if isinstance(found, Seal):
+            ledger.add(about, found)
+        else:
+            context.progress.note(f"left out: {found}")
+            _remember(run, about, found, source.root)
+            ledger.add(run.left_out)
 
     shared = executor.share(context)
     shards = [[number] for number in missing] if executor.is_parallel else [missing] if missing else []
@@ -94,14 +97,18 @@ def _written_rows(context: Context, folder: Path, ledger: Ledger) -> list[Path]:
     ]
     for ticket in tickets:
         executor.collect(ticket)
-    return [path for path, _ in chunks]
+    return chunks
+
+
+def _num_images(records: Sequence[Record], chunks: Iterable[int]) -> int:
+    return sum(len(chunk_of(records, number)) for number in chunks)
 
 
 def _predict_chunks(here: Here, shared: Context, folder: Path, numbers: Sequence[int]) -> None:
     """Writes some of the files of rows, and masks where the recipe asks for them; tells every file, rows last."""
     context = shared.at(here)
     run, recipe, task = context.run, context.recipe, context.source.task
-    masks, chunks = run.predictions / "masks", chunk_files(context.source.unlabelled, folder)
+    masks, unlabelled = run.predictions / "masks", context.source.unlabelled
 
     def opened() -> tuple[Predictor, Callable[[dict[str, np.ndarray]], np.ndarray]]:
         ensemble = load_ensemble(run)
@@ -112,12 +119,12 @@ def _predict_chunks(here: Here, shared: Context, folder: Path, numbers: Sequence
     def write(mask: ClassMap) -> None:
         write_mask(masks, mask, task)
         for path in mask_paths(masks, mask.id, task):
-            here.tell(path)
+            here.tell((path, Seal.of(path)))
 
     predictor, decide_labels = here.keeper.get("predict", opened)
-    done, total = 0, sum(len(chunks[number][1]) for number in numbers)
+    done, total = 0, _num_images(unlabelled, numbers)
     for number in numbers:
-        path, chunk = chunks[number]
+        path, chunk = chunk_file(folder, number), chunk_of(unlabelled, number)
         write_chunk(
             lambda seen: predictor(*seen),
             chunk,
@@ -129,7 +136,7 @@ def _predict_chunks(here: Here, shared: Context, folder: Path, numbers: Sequence
             on_bad=(lambda record, problem: here.tell((record, problem))) if recipe.data.skip_bad else None,
             on_progress=lambda within, _, before=done: here.progress.advance(before + within, total),  # type: ignore[misc]
         )
-        here.tell(path)
+        here.tell((path, Seal.of(path)))
         done += len(chunk)
 
 
@@ -186,6 +193,8 @@ def write_submission(context: Context, form: SubmissionFormat) -> Path:
     whole, partial = (context.run.root / f"submission{kind}.csv.gz" for kind in ("", ".partial"))
     target, sample, names = whole, context.source.sample_submission, None
     bad = left_out(context.run, context.source.root)
+    if sample is not None:
+        at_hand(sample)  # a store that does not give it makes no submission partial
     try:
         if sample is not None:
             there = {form.name(record.id) for record in context.source.unlabelled if record.id not in bad}

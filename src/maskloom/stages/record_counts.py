@@ -7,7 +7,7 @@ these counts are those that the run's own score was made of. Knows nothing about
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from maskloom.stages.ensemble import Fitting, asked_members, counts_path, load_e
 from maskloom.stages.fold_tables import FoldTables
 from maskloom.stages.postprocess import with_steps_path
 from maskloom.storage.places import local_data
+from maskloom.storage.urls import path_of, url_of
 
 _SAME_SCORE = 5e-4
 """Scores of the same maps may differ so much between machines, where weights were fitted; other masks differ more."""
@@ -42,6 +43,7 @@ class FinishedRun:
     folder: RunDirectory
     recipe: Recipe
     source: DataSource
+    """As it was described; where it is at a URL, its files are looked for only when they are read."""
 
     @classmethod
     def open(cls, root: Path) -> FinishedRun:
@@ -49,8 +51,7 @@ class FinishedRun:
         folder = RunDirectory.existing(root)
         folder.decision()
         recipe = parse(Recipe, load_yaml(folder.recipe), origin=str(folder.recipe))
-        data = local_data(read_sealed(folder.facts)["data"])
-        return cls(folder, recipe, DataSource.from_json(read_sealed(folder.source), data))
+        return cls(folder, recipe, DataSource.from_json(read_sealed(folder.source), path_of(_data_of(folder))))
 
     @cached_property
     def folds(self) -> dict[str, int]:
@@ -76,6 +77,14 @@ class FinishedRun:
         stored_counts = with_steps_path(self.folder) if self.recipe.postprocess.steps else counts_path(self.folder)
         if stored_counts.is_file():
             return read_counts(self.folder.checked(stored_counts))
+        place = _data_of(self.folder)
+        if url_of(place) is not None:
+            there = DataSource.from_json(read_sealed(self.folder.source), local_data(place))
+            return replace(self, source=there)._compared(progress)
+        return self._compared(progress)
+
+    def _compared(self, progress: Progress) -> dict[str, Counts]:
+        """Returns the counts of masks that are read, compared with the score that the run states."""
         if not self.source.root.exists():
             raise UserError(
                 f"{self.folder.root}: expected its masks in {self.source.root}, found no such place; start `fit` with "
@@ -123,3 +132,8 @@ class FinishedRun:
     @cached_property
     def _tables(self) -> FoldTables:
         return FoldTables.read(self.folder, self.recipe)
+
+
+def _data_of(folder: RunDirectory) -> str:
+    """Returns where the data of a run are: a path or a URL."""
+    return str(read_sealed(folder.facts)["data"])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from maskloom.data.sources.base import DataSource
 from maskloom.data.statistics import Survey
 from maskloom.data.truth import read_sample
 from maskloom.ensembling.thresholds import decide
-from maskloom.errors import BadFile
+from maskloom.errors import BadFile, UserError
 from maskloom.files import read_json
 from maskloom.inference.merging import RESULT
 from maskloom.inference.views import find_views
@@ -47,8 +48,14 @@ from maskloom.stages.pseudo import read_choices
 from maskloom.stages.pseudo_report import labelled_examples, summaries
 from maskloom.stages.pseudo_views import round_of, teacher_notes, teachers_of, views_among
 from maskloom.stages.stage_times import stage_seconds
+from maskloom.storage.mirror import Mirror
+from maskloom.storage.placeholders import is_placeholder
 from maskloom.storage.places import local_data
+from maskloom.storage.remote import Changed
+from maskloom.storage.urls import path_of, url_of
 from maskloom.training.tracking import read_log
+
+Pictured = TypeVar("Pictured")
 
 NUM_EXAMPLES = 4
 """Best and worst images shown, each."""
@@ -60,14 +67,14 @@ NUM_LABELLED = 6
 """Images shown with their pseudo-labels, per round."""
 NUM_LOOK_ALIKES = 24
 """Pairs of near-duplicates shown."""
-_CHANGED = (BadFile, BadSize, FileNotFoundError)
+_CHANGED = (BadFile, BadSize, Changed, FileNotFoundError)
 """What reading raises where a file of the data is gone, or is another one now."""
 
 
 def write_report(run: RunDirectory, scorers: Scorers | None = None) -> Path:
     """Returns the report page, written from what the finished stages left; ``scorers`` as ``evaluation`` takes them."""
     facts = read_sealed(run.facts)
-    source = DataSource.from_json(read_sealed(run.source), local_data(facts["data"]))
+    source = _source(read_sealed(run.source), facts["data"])
     ensemble = load_ensemble(run)
     images = _image_scores(run)
     pairs = read_json(run.checked(run.near_duplicates))
@@ -111,6 +118,36 @@ def write_report(run: RunDirectory, scorers: Scorers | None = None) -> Path:
     return run.report
 
 
+def _source(described: dict[str, Any], place: str) -> DataSource:
+    """Returns the source as it was described, of which the report needs pictures and nothing else.
+
+    Data at a URL are listed only where this machine has never listed them. Where they are gone, or cannot be had, they
+    are as those of a folder that is gone: the page is written without these pictures.
+    """
+    url = url_of(place)
+    if url is None:
+        return DataSource.from_json(described, path_of(place))
+    try:
+        mirror = Mirror.of(url, "data")
+        root = mirror.root if mirror.known() else local_data(url)
+        source = DataSource.from_json(described, root)
+        images = (record.image for record in (*source.records, *source.unlabelled))
+        lacking = next((image for image in images if image.is_relative_to(root) and is_placeholder(image)), None)
+        if lacking is None or mirror.store.stat(lacking.relative_to(root).as_posix()) is not None:
+            return source
+    except UserError:  # of its store; a wrong description is told below
+        pass
+    return DataSource.from_json(described, path_of(place))  # a path that is none
+
+
+def _unless_changed(pictures: Callable[[], list[Pictured]]) -> list[Pictured]:
+    """Returns the pictures, or none where an object at a URL is another one now."""
+    try:
+        return pictures()
+    except Changed:
+        return []
+
+
 def _member_facts(recipe: Recipe, tables: FoldTables) -> dict[str, MemberFacts]:
     """Returns what the recipe says about each member beyond its network and training."""
     found = {member.name: _facts_of(recipe, member, tables) for member in recipe.members}
@@ -149,7 +186,7 @@ def _changed_masks(run: RunDirectory, recipe: Recipe, source: DataSource) -> lis
         return []
     return [
         each
-        for each in changed_examples(run, recipe, source, NUM_CHANGED)
+        for each in _unless_changed(lambda: changed_examples(run, recipe, source, NUM_CHANGED))
         if not np.array_equal(each.before, each.after)  # the part that it is scored with took other steps
     ]
 
@@ -182,7 +219,7 @@ def _pseudo_round(
             for fold in found
         ],
         notes=teacher_notes(recipe, number, views_among(recipe, tables, source.records, number)),
-        examples=labelled_examples(run, source, number, NUM_LABELLED),
+        examples=_unless_changed(lambda: labelled_examples(run, source, number, NUM_LABELLED)),
     )
 
 
@@ -203,7 +240,7 @@ def _look_alikes(source: DataSource, pairs: list[dict[str, Any]]) -> list[LookAl
     for pair in pairs:
         try:
             first, second = (shrunk(displayed(read_record_image(by_id[pair[side]]))) for side in ("first", "second"))
-        except (BadFile, FileNotFoundError):
+        except _CHANGED:
             continue
         found.append(LookAlikes(ids=(pair["first"], pair["second"]), images=(first, second)))
     return found

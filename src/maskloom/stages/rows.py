@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -62,8 +62,8 @@ def write_rows(
     turns 8-bit maps C×H×W by name (the result and taps) into labels; ``also`` is given every decided mask, from several
     threads.
     """
-    chunks = chunk_files(records, folder)
-    for number, (path, chunk) in enumerate(chunks):
+    paths = chunk_files(records, folder)
+    for number, path in enumerate(paths):
         if ledger.is_sound(path, thorough=True):  # since it is read when all are there
             continue
 
@@ -71,14 +71,25 @@ def write_rows(
             if on_progress is not None:
                 on_progress(first + done, len(records))
 
+        chunk = chunk_of(records, number)
         write_chunk(predict, chunk, path, task, decide=decide, read=read, also=also, on_bad=on_bad, on_progress=advance)
         ledger.add(path)
-    return [path for path, _ in chunks]
+    return paths
 
 
-def chunk_files(records: Sequence[Record], folder: Path) -> list[tuple[Path, list[Record]]]:
-    """Returns the files of rows below ``folder``, and whose rows are in each."""
-    return [(folder / f"{number:06d}.csv", chunk) for number, chunk in enumerate(_chunks(records))]
+def chunk_files(records: Sequence[Record], folder: Path) -> list[Path]:
+    """Returns the files of rows below ``folder``, in the records' order."""
+    return [chunk_file(folder, number) for number in range(math.ceil(len(records) / CHUNK))]
+
+
+def chunk_file(folder: Path, number: int) -> Path:
+    """Returns one of the files of rows, which are counted from 0."""
+    return folder / f"{number:06d}.csv"
+
+
+def chunk_of(records: Sequence[Record], number: int) -> Sequence[Record]:
+    """Returns the records whose rows are in one of the files."""
+    return records[number * CHUNK : (number + 1) * CHUNK]
 
 
 def write_chunk(
@@ -132,9 +143,3 @@ def _to_text(rows: Iterator[Row]) -> str:
     for row in rows:
         writer.writerow([row.record_id, row.class_name, *row.size, row.runs])
     return text.getvalue()
-
-
-def _chunks(records: Sequence[Record]) -> Iterator[list[Record]]:
-    iterator = iter(records)
-    while chunk := list(islice(iterator, CHUNK)):
-        yield chunk

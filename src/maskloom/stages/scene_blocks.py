@@ -6,7 +6,7 @@ command leave them alone, and workers need no locks. Knows nothing about the fil
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -22,11 +22,12 @@ from maskloom.inference.blocks import BlockGrid, BlockPixels, predict_block, rea
 from maskloom.inference.frames import Frame
 from maskloom.inference.merging import RESULT
 from maskloom.inference.streaming import predict_records
-from maskloom.progress import Silent
 from maskloom.records import Record
 from maskloom.run_directory import RunDirectory
+from maskloom.stages.by_workers import Counted, expect_seen
 from maskloom.stages.claims import Claims
 from maskloom.stages.image_files import opened_here
+from maskloom.stages.scene_delivery import FIRST_BLOCK, Delivery
 from maskloom.stages.scene_files import StoredBlocks, stored
 from maskloom.stages.scene_sources import Scene, open_scene
 
@@ -91,17 +92,14 @@ class SceneWork:
     skip_bad: bool
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Claimed:
-    """Scenes whose files are finished together, and where their blocks are claimed."""
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """What of a delivery is this process's."""
 
-    scenes: Sequence[Scene]
-    claims: Path
-    first: int
-    """The number of the first block's claim; those of all scenes follow each other."""
-    left_out: Collection[str]
-    """The ids of scenes that are not predicted."""
-    leave_out: Callable[[Scene, BadFile], object]
+    claims: Claims
+    tickets: list[Ticket]
+    files: dict[str, list[Path]]
+    """The blocks that were handed out, by scene."""
 
 
 class BlocksByWorkers:
@@ -112,11 +110,14 @@ class BlocksByWorkers:
         executor: Executor,
         work: SceneWork,
         blocks: Mapping[str, StoredBlocks],
+        *,
         on_progress: Callable[[str, int], object],
+        leave_out: Callable[[Delivery, Scene, BadFile], object],
     ) -> None:
         """``on_progress`` is given a scene's id, and how many of its blocks are there."""
-        self._executor, self._work, self._blocks, self._on_progress = executor, work, blocks, on_progress
-        self._under_way: dict[Path, tuple[Claims, list[Ticket]]] = {}
+        self._executor, self._work, self._blocks = executor, work, blocks
+        self._on_progress, self._leave_out = on_progress, leave_out
+        self._begun: dict[Delivery, _Begun] = {}
 
     def __enter__(self) -> BlocksByWorkers:
         return self
@@ -124,40 +125,58 @@ class BlocksByWorkers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for claims, _ in self._under_way.values():
-            claims.__exit__(kind, error, trace)
+        try:
+            if error is not None:
+                self._executor.drop()  # before another process may take what workers are at
+        finally:
+            for begun in self._begun.values():
+                begun.claims.__exit__(kind, error, trace)
 
-    def predict(self, wanted: Claimed, later: Iterable[Claimed]) -> None:
-        """Returns once all blocks that nobody else is at are there; begins with those of ``later``."""
+    def predict(self, wanted: Delivery, later: Iterable[Delivery]) -> None:
+        """Returns once all blocks that nobody else is at are there; begins with those of ``later``.
+
+        Raises ``UserError`` where this process does not see what workers have stored.
+        """
         self._begin(wanted)
         for following in later:
-            if sum(len(tickets) for _, tickets in self._under_way.values()) >= _AHEAD * self._executor.num_workers:
+            if sum(len(begun.tickets) for begun in self._begun.values()) >= _AHEAD * self._executor.num_workers:
                 break
             self._begin(following)
-        claims, tickets = self._under_way[wanted.claims]
-        with claims:
-            for ticket in tickets:
-                self._executor.collect(ticket)
-            del self._under_way[wanted.claims]
+        begun = self._begun[wanted]
+        for ticket in begun.tickets:
+            self._executor.collect(ticket)
+        left_out = wanted.left_out()
+        stored_blocks = (path for name, paths in begun.files.items() if name not in left_out for path in paths)
+        expect_seen(stored_blocks, unless=wanted.is_finished)
+        del self._begun[wanted]
+        begun.claims.__exit__(None, None, None)
 
-    def _begin(self, wanted: Claimed) -> None:
+    def _begin(self, wanted: Delivery) -> None:
         """Claims and hands out the blocks that are missing."""
-        if wanted.claims in self._under_way:
+        if wanted in self._begun:
             return
-        tickets: list[Ticket] = []
-        claims = Claims(wanted.claims)
-        self._under_way[wanted.claims] = (claims, tickets)
-        first = wanted.first
+        claims, left_out = Claims(wanted.claims), wanted.left_out()
+        begun = self._begun[wanted] = _Begun(claims, [], {})
+        mine: list[tuple[Scene, list[int], int]] = []
+        first = FIRST_BLOCK
         for scene in wanted.scenes:
             blocks = self._blocks[scene.id]
-            there = {number for number in range(len(blocks.windows)) if blocks.path(number).is_file()}
-            wants = [] if scene.id in wanted.left_out else range(len(blocks.windows))
-            mine = [n for n in wants if n not in there and claims.take(first + n)]
+            there = blocks.there()
+            wants = () if scene.id in left_out else range(len(blocks.windows))
+            mine.append((scene, [n for n in wants if n not in there and claims.take(first + n)], len(there)))
             first += len(blocks.windows)
-            tickets += self._handed_out(scene, mine, len(there), wanted)
+        if wanted.is_finished():  # asked after looking for blocks, which go only once this is so
+            return
+        for scene, numbers, num_there in mine:
+            if not numbers:
+                continue
+            blocks = self._blocks[scene.id]
+            blocks.folder.mkdir(parents=True, exist_ok=True)  # so that what comes into it is seen at once
+            begun.files[scene.id] = [blocks.path(number) for number in numbers]
+            begun.tickets.extend(self._handed_out(scene, numbers, num_there, wanted))
 
-    def _handed_out(self, scene: Scene, numbers: Sequence[int], there: int, wanted: Claimed) -> list[Ticket]:
-        listener = _OfScene(scene.id, self._on_progress)
+    def _handed_out(self, scene: Scene, numbers: Sequence[int], there: int, wanted: Delivery) -> list[Ticket]:
+        listener = Counted(lambda done, _: self._on_progress(scene.id, done))
         progress = ShardProgress(listener, done=there, total=there + len(numbers))
         shared = self._executor.share(self._work)
         return [
@@ -170,7 +189,7 @@ class BlocksByWorkers:
                     shard=f"{scene.id}, blocks {place}",
                 ),
                 progress=progress.listener(),
-                on_told=lambda problem: wanted.leave_out(scene, problem),
+                on_told=lambda problem: self._leave_out(wanted, scene, problem),
             )
             for place, shard in shards(numbers, self._executor, at_most=SHARD)
         ]
@@ -186,7 +205,7 @@ def _predict_shard(here: Here, work: SceneWork, scene: str, numbers: Sequence[in
             record,
             blocks,
             numbers,
-            take=lambda number: not blocks.path(number).is_file(),
+            take=lambda _: True,
             on_stored=lambda _: None,
             on_progress=here.progress.advance,
         )
@@ -194,13 +213,3 @@ def _predict_shard(here: Here, work: SceneWork, scene: str, numbers: Sequence[in
         if not work.skip_bad:
             raise
         here.tell(problem)
-
-
-class _OfScene(Silent):
-    """A listener that counts the blocks of one scene."""
-
-    def __init__(self, scene: str, on_progress: Callable[[str, int], object]) -> None:
-        self._scene, self._on_progress = scene, on_progress
-
-    def advance(self, done: int, total: int, detail: str = "", *, seconds_left: float | None = None) -> None:
-        self._on_progress(self._scene, done)

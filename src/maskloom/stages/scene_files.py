@@ -37,6 +37,7 @@ from maskloom.outputs.vectors import write_features
 from maskloom.rasters.georeference import to_crs
 from maskloom.rasters.writing import write_geotiff_blocks
 from maskloom.records import IGNORE, Task
+from maskloom.stages.by_workers import names_in
 from maskloom.stages.scene_sources import Scene, shared_crs
 from maskloom.windows import Window
 
@@ -151,6 +152,11 @@ class StoredBlocks:
     def path(self, number: int) -> Path:
         """Returns the file of a block."""
         return self.folder / f"{number:06d}.map"
+
+    def there(self) -> set[int]:
+        """Returns the numbers of the blocks that are there, whoever stored them."""
+        found = (name.partition(".") for name in names_in(self.folder))
+        return {int(number) for number, _, kind in found if kind == "map" and number.isdecimal()}
 
     def __iter__(self) -> Iterator[tuple[Window, np.ndarray, np.ndarray]]:
         """Yields every block's window, its maps uint8 C×h×w, and where it is valid (bool h×w), row by row."""

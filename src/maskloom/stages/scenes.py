@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from maskloom.ensembling.precedence import Precedence, numbered
 from maskloom.ensembling.thresholds import decide
 from maskloom.errors import BadFile, UserError, closest
 from maskloom.executors.tasks import Executor
-from maskloom.files import TEMPORARY_PREFIX, fingerprint, read_json, write_json
+from maskloom.files import TEMPORARY_PREFIX, fingerprint
 from maskloom.inference.blocks import block_grid
 from maskloom.inference.guidance import GuidanceSettings
 from maskloom.inference.merging import RESULT
@@ -39,15 +39,15 @@ from maskloom.runtime import generator
 from maskloom.stages.claims import Claims
 from maskloom.stages.fold_tables import leaf_parts
 from maskloom.stages.guides import networks_of
-from maskloom.stages.images import Opened, Prediction, mark_output
-from maskloom.stages.scene_blocks import BlocksByWorkers, Claimed, SceneWork, predict_blocks
+from maskloom.stages.images import Opened, Prediction, mark_output, no_workers
+from maskloom.stages.scene_blocks import BlocksByWorkers, SceneWork, predict_blocks
+from maskloom.stages.scene_delivery import FIRST_BLOCK, WRITING, Delivery
 from maskloom.stages.scene_files import (
     SCENE_FORMATS,
     SceneWriter,
     StoredBlocks,
     Wanted,
     check_scenes,
-    scene_files,
 )
 from maskloom.stages.scene_registration import register_scenes
 from maskloom.stages.scene_sources import Scene, find_scenes
@@ -57,8 +57,6 @@ BLOCKS, SHARED = ".blocks", ".scenes"
 """The folders, beside what is written, of blocks' maps, and of what the processes tell each other."""
 PAUSE_SECONDS = 0.5
 """So long a process waits when others are at all the blocks that are left."""
-
-_WRITING = 0  # the claim to write the files; those to blocks follow
 
 
 def predict_scenes(
@@ -81,7 +79,7 @@ def predict_scenes(
     skip_bad: bool = False,
     shuffle: int | None = None,
     progress: Progress,
-    executor: Executor | None = None,
+    workers: Callable[[], AbstractContextManager[Executor]] = no_workers,
 ) -> Prediction:
     """Returns what was written for a TIFF raster, a folder of them, a table of scenes or a folder of a known layout.
 
@@ -96,9 +94,10 @@ def predict_scenes(
     seeds another order of blocks, which changes nothing else. With ``skip_bad``, scenes that are damaged or cannot be
     registered are left out.
 
-    Started again it continues; started several times at once, the processes share the blocks. Where the ``executor``
-    has workers, these predict the blocks, and ``opened`` is asked for what was decided alone. Scenes are decided by the
-    run's thresholds: post-processing looks at whole objects, which blocks would cut, and is left out with a note.
+    Started again it continues; started several times at once, the processes share the blocks. ``opened`` is asked, and
+    ``workers`` are begun, once it is known what is missing. Where the executor has workers, these predict the blocks,
+    and ``opened`` is to give what was decided alone. Scenes are decided by the run's thresholds: post-processing looks
+    at whole objects, which blocks would cut, and is left out with a note.
 
     Raises ``UserError`` for what cannot be done, before any network is loaded where files alone tell.
     """
@@ -140,13 +139,13 @@ def predict_scenes(
     rules = [rule.model_dump(mode="json") for rule in precedence]
     options = fingerprint(wanted.facts(), run.decision(), skip_bad, rules)
     parts = [[scene] for scene in found] if to == "geotiff" else [found] if found else []
-    deliveries = [Delivery(wanted, part, options) for part in parts]
+    deliveries = [Delivery(wanted, part, options, out / SHARED) for part in parts]
     if not all(delivery.is_finished() for delivery in deliveries):
         process = _Process(
             opened(), wanted, crs, found, precedence, skip_bad=skip_bad, shuffle=shuffle, progress=progress
         )
         pending = deliveries
-        with process.served_by(executor, run):
+        with workers() as executor, process.served_by(executor, run):
             while pending:
                 before = process.num_predicted
                 pending = list(process.unfinished(pending))
@@ -172,61 +171,14 @@ def _polygons(recipe: Recipe, to: str, stated: Mapping[str, float | str | None])
 
 
 def _tidy(out: Path, deliveries: Sequence[Delivery]) -> None:
-    """Removes what killed processes left beside finished files, and empty folders of blocks."""
-    for file in (file for delivery in deliveries for file in delivery.files()):
-        for leftover in file.parent.glob(f"{TEMPORARY_PREFIX}*{file.suffix}"):
-            leftover.unlink(missing_ok=True)
+    """Removes what killed processes left beside finished files, files of scenes left out, and empty folders."""
+    kinds = {(file.parent, file.suffix) for delivery in deliveries for file in delivery.files()}
+    leftovers = (path for folder, suffix in kinds for path in folder.glob(f"{TEMPORARY_PREFIX}*{suffix}"))
+    for path in (*leftovers, *(file for delivery in deliveries for file in delivery.outdated())):
+        path.unlink(missing_ok=True)
     for folder, _, _ in os.walk(out / BLOCKS, topdown=False):
         with suppress(OSError):  # one that is not empty
             Path(folder).rmdir()
-
-
-class Delivery:
-    """Scenes whose files are finished together: one of rasters, all whose polygons share a file."""
-
-    def __init__(self, wanted: Wanted, scenes: Sequence[Scene], options: str) -> None:
-        self.scenes = tuple(scenes)
-        key = fingerprint(options, [scene.fingerprint for scene in scenes])
-        self.claims = wanted.out / SHARED / f"{key}.claims"
-        self._marker = self.claims.with_suffix(".json")
-        self._wanted = wanted
-        self._problems: dict[str, BadFile] = {}
-
-    def leave_out(self, scene: Scene, problem: BadFile) -> None:
-        """Writes the files without this scene."""
-        self._problems[scene.id] = problem
-
-    def left_out(self) -> dict[str, BadFile]:
-        """Returns what is wrong with the scenes that are left out, by id."""
-        found = read_json(self._marker)["left_out"] if self._marker.is_file() else {}
-        return {name: BadFile(bad["path"], bad["reason"]) for name, bad in found.items()} | self._problems
-
-    def remaining(self) -> list[Scene]:
-        """Returns the scenes that are not left out."""
-        left_out = self.left_out()
-        return [scene for scene in self.scenes if scene.id not in left_out]
-
-    def files(self) -> list[Path]:
-        """Returns the files of the scenes that are not left out."""
-        remaining = self.remaining()
-        return scene_files(remaining, self._wanted) if remaining else []
-
-    def is_finished(self) -> bool:
-        """Whether all files were written as asked, by whichever process, and are still those."""
-        return self._marker.is_file() and read_json(self._marker).get("files") == self._stamps()
-
-    def _stamps(self) -> dict[str, list[int] | None]:
-        """Returns the length and the time of change of each file: other options write the same files otherwise."""
-        found = {file: file.stat() if file.is_file() else None for file in self.files()}
-        return {
-            file.relative_to(self._wanted.out).as_posix(): facts and [facts.st_size, facts.st_mtime_ns]
-            for file, facts in found.items()
-        }
-
-    def finish(self) -> None:
-        """Marks it as finished, once the files are there."""
-        problems = {name: {"path": str(bad.path), "reason": bad.reason} for name, bad in self.left_out().items()}
-        write_json(self._marker, {"left_out": problems, "files": self._stamps()})
 
 
 class _Process:
@@ -260,18 +212,20 @@ class _Process:
             cut = fingerprint(scene.fingerprint, grid.side, grid.halo, grid.least, grid.stride, asked.seams)
             self._stored[scene.id] = StoredBlocks(wanted.out / BLOCKS / scene.id / cut, grid, opened.task.num_maps)
         self._writer = SceneWriter(wanted=wanted, task=opened.task, stored=self._stored, decide=self._decide, crs=crs)
-        self._done = dict.fromkeys(self._stored, 0)
+        self._done, self._num_done = dict.fromkeys(self._stored, 0), 0
         self._total = sum(len(blocks.windows) for blocks in self._stored.values())
 
     @contextmanager
-    def served_by(self, executor: Executor | None, run: RunDirectory) -> Iterator[None]:
+    def served_by(self, executor: Executor, run: RunDirectory) -> Iterator[None]:
         """Lets the workers of an executor, where it has any, predict the blocks."""
-        if executor is None or not executor.is_parallel:
+        if not executor.is_parallel:
             yield
             return
         scenes = {name: (self._records[name], each.folder, each.grid) for name, each in self._stored.items()}
         work = SceneWork(run=run, scenes=scenes, num_maps=self._opened.task.num_maps, skip_bad=self._skip_bad)
-        with BlocksByWorkers(executor, work, self._stored, self._count) as self._workers:
+        with BlocksByWorkers(
+            executor, work, self._stored, on_progress=self._count, leave_out=self._leave_out
+        ) as self._workers:
             yield
 
     def unfinished(self, deliveries: Sequence[Delivery]) -> Iterator[Delivery]:
@@ -284,34 +238,20 @@ class _Process:
                 yield delivery
         for number, delivery in enumerate(waiting):
             assert self._workers is not None, "they are waited for"
-            self._workers.predict(self._claimed(delivery), map(self._claimed, islice(waiting, number + 1, None)))
+            self._workers.predict(delivery, islice(waiting, number + 1, None))
             if not self.visit(delivery):
                 yield delivery
-
-    def _claimed(self, delivery: Delivery) -> Claimed:
-        def leave_out(scene: Scene, problem: BadFile) -> None:
-            if scene.id not in delivery.left_out():
-                delivery.leave_out(scene, problem)
-                self._progress.note(f"left out: {problem}")
-
-        return Claimed(
-            scenes=delivery.scenes,
-            claims=delivery.claims,
-            first=_WRITING + 1,
-            left_out=delivery.left_out(),
-            leave_out=leave_out,
-        )
 
     def visit(self, delivery: Delivery) -> bool:
         """Returns whether a delivery is finished; predicts what of it is missing and no other process is at."""
         if not delivery.is_finished():
             with Claims(delivery.claims) as claims:
-                is_complete, first = True, _WRITING + 1
+                is_complete, first = True, FIRST_BLOCK
                 for scene in delivery.scenes:
                     is_complete &= self._is_predicted(scene, delivery, claims, first)
                     first += len(self._stored[scene.id].windows)
                 if delivery.remaining():
-                    if not is_complete or not claims.take(_WRITING):
+                    if not is_complete or not claims.take(WRITING):
                         return False
                     if not delivery.is_finished():
                         try:
@@ -321,10 +261,11 @@ class _Process:
                                 raise
                             return False
                         delivery.finish()
-                    for scene in delivery.scenes:
-                        shutil.rmtree(self._stored[scene.id].folder, ignore_errors=True)
+        has_files = bool(delivery.remaining())  # and these are finished, by whichever process
         for scene in delivery.scenes:
-            self._done[scene.id] = len(self._stored[scene.id].windows)
+            if has_files:
+                shutil.rmtree(self._stored[scene.id].folder, ignore_errors=True)
+            self._set(scene.id, len(self._stored[scene.id].windows))
         return True
 
     def _forget(self, path: Path) -> bool:
@@ -346,13 +287,19 @@ class _Process:
         except BadFile as problem:
             if not self._skip_bad:
                 raise
+            self._leave_out(delivery, scene, problem)
+            return True
+
+    def _leave_out(self, delivery: Delivery, scene: Scene, problem: BadFile) -> None:
+        """Has the files written without a scene; several workers may have met with what is wrong with it."""
+        if scene.id not in delivery.left_out():
             delivery.leave_out(scene, problem)
             self._progress.note(f"left out: {problem}")
-            return True
 
     def _predict_missing(self, scene: Scene, delivery: Delivery, claims: Claims, first: int) -> bool:
         blocks, record = self._stored[scene.id], scene.record
-        missing = [number for number in range(len(blocks.windows)) if not blocks.path(number).is_file()]
+        stored = blocks.there()
+        missing = [number for number in range(len(blocks.windows)) if number not in stored]
         if delivery.is_finished():  # asked after looking for blocks, which go only once this is so
             return True
         there = len(blocks.windows) - len(missing)
@@ -380,14 +327,18 @@ class _Process:
             self._count(scene.id, there + done)
 
         predict_blocks(self._opened, record, blocks, missing, take=take, on_stored=give_back, on_progress=advance)
-        return all(blocks.path(number).is_file() for number in missing)
+        return blocks.there().issuperset(missing)
 
     def _count(self, scene: str, there: int) -> None:
-        self._done[scene] = there
+        self._set(scene, there)
         self._tell(scene)
 
+    def _set(self, scene: str, there: int) -> None:
+        self._num_done += there - self._done[scene]
+        self._done[scene] = there
+
     def _tell(self, detail: str) -> None:
-        self._progress.advance(sum(self._done.values()), self._total, detail)
+        self._progress.advance(self._num_done, self._total, detail)
 
     def _decide(self, values: np.ndarray) -> np.ndarray:
         """Returns labels from 8-bit maps C×h×w, every pixel by itself."""

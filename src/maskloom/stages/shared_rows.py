@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from maskloom.files import remove_partial
@@ -27,11 +28,9 @@ _WRITING, _FIRST_CHUNK = 0, 1
 _AT_WORK = 0
 """The claim that all processes at work share."""
 
-Predict = Callable[[Sequence[Record], Path, Callable[[int, int], None]], list[Path]]
-"""Predicts the records of a chunk, unless an earlier attempt did, and returns its files of rows below the folder; tells
-how many of them are done."""
-Together = Callable[[Mapping[int, tuple[Sequence[Record], Path]], Callable[[int, int], None]], dict[int, list[Path]]]
-"""The same of several chunks at once, by their numbers."""
+Begin = Callable[[Sequence[Record], Path, Callable[[int, int], None]], Callable[[], list[Path]]]
+"""Begins to predict the records of a chunk, unless an earlier attempt did, and tells how many of them are done; returns
+the function that waits for the end and gives the chunk's files of rows, which lie below the folder."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,25 +46,28 @@ class SharedTable:
     def write(
         self,
         records: Sequence[Record],
-        predict: Predict,
+        begin: Begin,
         write: Callable[[Sequence[Path]], set[str]],
         *,
         on_progress: Callable[[int, int], None],
-        together: Together | None = None,
+        ahead: int = 1,
+        drop: Callable[[], object] = lambda: None,
     ) -> set[str]:
         """Returns the ids of the records in the table once it is there, whoever wrote it.
 
-        ``write`` makes it from the files of rows, in the records' order, and returns those ids. Where ``together`` is
-        stated, this process takes all chunks that no other one is at, instead of one after the other.
+        ``write`` makes it from the files of rows, in the records' order, and returns those ids. This process begins
+        ``ahead`` chunks at most before it waits for the first of them; where that fails, ``drop`` ends the others
+        before another process may take them.
         """
         chunks = [records[first : first + rows.CHUNK] for first in range(0, len(records), rows.CHUNK)]
         with Claims(self.state / "processes.claims") as processes, Claims(self._claims) as claims:
             self._tidy(processes)
             processes.share(_AT_WORK)
-            if together is None:
-                files = self._predicted(chunks, predict, claims, on_progress)
-            else:
-                files = self._predicted_together(chunks, together, claims, on_progress)
+            try:
+                files = self._predicted(chunks, begin, claims, on_progress, ahead)
+            except BaseException:
+                drop()
+                raise
             while files is not None and not self._is_written():
                 if not claims.take(_WRITING):
                     time.sleep(PAUSE_SECONDS)
@@ -92,54 +94,48 @@ class SharedTable:
     def _predicted(
         self,
         chunks: Sequence[Sequence[Record]],
-        predict: Predict,
+        begin: Begin,
         claims: Claims,
         on_progress: Callable[[int, int], None],
+        ahead: int,
     ) -> list[Path] | None:
         """Returns the files of rows of all chunks; None where the table is written already."""
         done: dict[int, list[Path]] = {}
-        total = sum(map(len, chunks))
+        under_way: dict[int, Callable[[], list[Path]]] = {}
+        counts, total = [0] * len(chunks), sum(map(len, chunks))
+        num_seen = 0
 
-        def advance(within: int, _: int) -> None:
-            on_progress(sum(len(chunks[number]) for number in done) + within, total)
+        def count(number: int, within: int) -> None:
+            nonlocal num_seen
+            num_seen += within - counts[number]
+            counts[number] = within
+
+        def advance(number: int, within: int, _: int) -> None:
+            count(number, within)
+            on_progress(num_seen, total)
+
+        def finish_first() -> None:
+            number = next(iter(under_way))
+            done[number] = under_way[number]()
+            del under_way[number]
+            count(number, len(chunks[number]))
+            claims.give_back(_FIRST_CHUNK + number)
 
         while len(done) < len(chunks):
             before = len(done)
             for number, chunk in enumerate(chunks):
                 if number in done or not claims.take(_FIRST_CHUNK + number):
                     continue
-                try:
-                    if self._is_written():  # asked while the chunk is ours: rows go only once this is so
-                        return None
-                    done[number] = predict(chunk, self.rows / f"{number:06d}", advance)
-                finally:
-                    claims.give_back(_FIRST_CHUNK + number)
-            if len(done) == before:
-                time.sleep(PAUSE_SECONDS)
-        return [file for number in range(len(chunks)) for file in done[number]]
-
-    def _predicted_together(
-        self,
-        chunks: Sequence[Sequence[Record]],
-        together: Together,
-        claims: Claims,
-        on_progress: Callable[[int, int], None],
-    ) -> list[Path] | None:
-        """Returns what ``_predicted`` does."""
-        done: dict[int, list[Path]] = {}
-        total = sum(map(len, chunks))
-        while len(done) < len(chunks):
-            mine = [n for n in range(len(chunks)) if n not in done and claims.take(_FIRST_CHUNK + n)]
-            before = sum(len(chunks[number]) for number in done)
-            try:
-                if mine and self._is_written():
+                is_written = self._is_written()  # asked while the chunk is ours: rows go only once this is so
+                if not is_written:
+                    under_way[number] = begin(chunk, self.rows / f"{number:06d}", partial(advance, number))
+                while under_way and (is_written or len(under_way) >= ahead):
+                    finish_first()
+                if is_written:
                     return None
-                asked = {number: (chunks[number], self.rows / f"{number:06d}") for number in mine}
-                done |= together(asked, lambda within, _, first=before: on_progress(first + within, total))  # type: ignore[misc]
-            finally:
-                for number in mine:
-                    claims.give_back(_FIRST_CHUNK + number)
-            if not mine:
+            while under_way:
+                finish_first()
+            if len(done) == before:
                 time.sleep(PAUSE_SECONDS)
         return [file for number in range(len(chunks)) for file in done[number]]
 

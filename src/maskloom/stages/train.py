@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -70,7 +71,7 @@ def train_fold(
         return search_fold(context, member, fold, context.records(set(training_ids)))
     ledger = context.run.ledger(f"train/{leaf_name(member.name, fold)}")
     files: list[Path] = []
-    for number, job in enumerate(_jobs(context, member, fold, fingerprint)):
+    for number, job in enumerate(_jobs(context, member, fold, fingerprint, learns_here=len(devices) < 2)):
         make_job = partial(job_of_rank, replace(context, progress=Silent()), member.name, fold, fingerprint, number)
         _trained(context, job, ledger, partial(train_together, make_job=make_job, devices=devices))
         left = [*job.kept(), job.log]
@@ -88,9 +89,18 @@ def job_of_rank(context: Context, name: str, fold: int, fingerprint: str, number
 
 
 def _jobs(
-    context: Context, member: MemberSettings, fold: int, fingerprint: str, team: Team | None = None
+    context: Context,
+    member: MemberSettings,
+    fold: int,
+    fingerprint: str,
+    team: Team | None = None,
+    *,
+    learns_here: bool = True,
 ) -> Iterator[TrainingJob]:
-    """Yields what a fold learns in one go, one after the other; each job must be done before the next is asked for."""
+    """Yields what a fold learns in one go, one after the other; each job must be done before the next is asked for.
+
+    Where nothing ``learns_here``, jobs only say where things lie: they have no segmenter, and nothing is read for them.
+    """
     tables = context.fold_tables()
     training_ids, validation_ids = tables.of(member.name).split(fold)
     seed = derive_seed(context.recipe.seed, member.name, fold)
@@ -100,14 +110,14 @@ def _jobs(
     if tables.blocks is not None:
         labelled, forbidden = training_ground(context, tables.blocks, fold, member.input)
     seen = {record.id for record in labelled}
-    segmenter = first_segmenter(context, member, fold, seed, seen)
+    segmenter = first_segmenter(context, member, fold, seed, seen) if learns_here else None
     job: TrainingJob | None = None
     for lesson in _lessons(context, member, fold, labelled):
-        if job is not None:
+        if job is not None and segmenter is not None:
             segmenter.network.load_state_dict(load_bundle(job.last).network.state_dict())
         job = TrainingJob(
-            segmenter=segmenter,
-            dataset=training_samples(context, member, lesson.records, seed, forbidden=forbidden),
+            segmenter=segmenter,  # type: ignore[arg-type]  # None where ranks make their own
+            dataset=training_samples(context, member, lesson.records, seed, forbidden=forbidden, counts=learns_here),
             loss=build_loss(
                 balanced_loss(load_survey(context), member, seen),
                 member.task_of(context.source.task),
@@ -191,11 +201,15 @@ def training_samples(
     seed: int,
     *,
     forbidden: Mapping[str, Sequence[Window]] | None = None,
+    counts: bool = True,
 ) -> SegmentationDataset:
-    """Returns the samples that a member learns from, drawn from these records; by id, what no window may touch."""
+    """Returns the samples that a member learns from, drawn from these records; by id, what no window may touch.
+
+    Where the classes of rasters will be asked for, it ``counts`` them now, so that no loader process need do it.
+    """
     source = context.source
-    counts = member.input.prefer_class > 0 and member.guidance is None
-    for record in records if counts else ():  # now, so that no loader process need do it
+    counts &= member.input.prefer_class > 0 and member.guidance is None
+    for record in records if counts else ():
         if forbidden is not None or is_scene(record, member.input, source.coding):
             count_classes(record, source.task, source.coding)
     return SegmentationDataset(
@@ -230,6 +244,19 @@ def weights_mark(network: NetworkSettings) -> str:
         return "none" if path is None else checksum(path)
     source = choose(network)
     return source.kind if source.path is None else checksum(source.path)
+
+
+def check_weights(network: NetworkSettings, mark: str) -> None:
+    """Raises ``UserError`` where this host has other first weights than those of ``mark``, which were planned with."""
+    try:
+        found = weights_mark(network)
+    except UserError as problem:
+        found = str(problem)
+    if found != mark:
+        raise UserError(
+            f"{network.encoder} on {platform.node()}: expected the first weights that were found at the start "
+            f"({mark:.24}), found others ({found:.200}); install the same package, or put the same file, on every node"
+        )
 
 
 def show(context: Context, progress: TrainingProgress) -> None:
@@ -345,5 +372,6 @@ def validation_score(
     own = records if team is None else records[team.part.number :: team.part.of]
     predict_records(answer(predictor, task, (RESULT,)), own, consume, read=read)
     if team is not None:
-        counts = team.merged(counts)
+        told = team.merged({record_id: each.to_json() for record_id, each in counts.items()})
+        counts = {record_id: Counts.from_json(each) for record_id, each in told.items()}
     return score_records([counts[record.id] for record in records], context.recipe.metric)

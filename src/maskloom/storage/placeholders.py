@@ -13,11 +13,13 @@ import uuid
 from functools import lru_cache
 from pathlib import Path
 
+from maskloom.errors import UserError
+from maskloom.storage.urls import CACHE_VARIABLE
+
 MIRRORED = "mirrored"
 """The name of the folder of a mirror's files."""
 STATE = "mirror.json"
 """The file beside it that says what it mirrors."""
-PREFIX = ".partial-"  # as files.TEMPORARY_PREFIX; that module asks this one
 
 _READABLE = 0o444
 
@@ -78,17 +80,35 @@ def stands_in(facts: os.stat_result) -> bool:
     return stat.S_ISREG(facts.st_mode) and not facts.st_mode & _READABLE and facts.st_size > 0
 
 
-def place(path: Path, size: int, mtime_ns: int) -> None:
-    """Makes a placeholder, in the place of whatever file is there; an empty file is made as it is."""
+def place(path: Path, size: int, mtime_ns: int) -> int:
+    """Makes a placeholder, in the place of whatever file is there; an empty file is made as it is.
+
+    Returns the time of change that it got, which on some file systems is a rounded one. Raises ``UserError`` where
+    permissions are not kept: nothing would tell placeholders from files whose bytes are zeros.
+    """
+    from maskloom.files import TEMPORARY_PREFIX  # here, as that module asks this one
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{PREFIX}{uuid.uuid4().hex}")
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o200 if size else 0o644)
     try:
-        os.ftruncate(handle, size)
-        os.utime(handle, ns=(mtime_ns, mtime_ns))
-    finally:
-        os.close(handle)
-    temporary.replace(path)
+        try:
+            os.ftruncate(handle, size)
+            os.utime(handle, ns=(mtime_ns, mtime_ns))
+        finally:
+            os.close(handle)
+        facts = temporary.stat()
+        if size and not stands_in(facts):
+            raise UserError(
+                f"{path.parent}: expected a file system that keeps permissions, found one that does not (a file that "
+                f"nobody may read has mode {stat.S_IMODE(facts.st_mode):o}); choose a folder on another disk with "
+                f"{CACHE_VARIABLE}"
+            )
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return facts.st_mtime_ns
 
 
 def changed_ns(path: Path) -> int:

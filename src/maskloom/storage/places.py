@@ -10,17 +10,24 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from maskloom.errors import UserError
-from maskloom.integrity import Ledger, read_sealed
+from maskloom.integrity import Ledger
 from maskloom.run_lock import held, holder
-from maskloom.storage.mirror import Known, Mirror, keep_within_budget
+from maskloom.storage.mirror import PICTURES, Known, Mirror, keep_within_budget
 from maskloom.storage.placeholders import is_placeholder, mirror_root
-from maskloom.storage.publishing import is_published, publishing
+from maskloom.storage.publishing import (
+    LAST_WAIT_SECONDS,
+    finished_files,
+    is_published,
+    never_removed,
+    publishing,
+)
 from maskloom.storage.remote import Changed, Found
 from maskloom.storage.remote_lock import RemoteLock
 from maskloom.storage.urls import path_of, url_of
 
-_PICTURES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
-_BULK = (*_PICTURES, ".safetensors", ".map")
+_SETTINGS = (".yaml", ".yml")
+_TABLES = (".csv", ".csv.gz", ".parquet", ".json", ".geojson", ".gpkg", ".fgb", *_SETTINGS)
+_BULK = (*PICTURES, ".safetensors", ".map")
 _TRIES = 3
 _LARGEST_TABLE = 2**31  # bytes; a larger file is none that a layout reads
 
@@ -31,34 +38,48 @@ _LARGEST_TABLE = 2**31  # bytes; a larger file is none that a layout reads
 def local_data(place: Path | str) -> Path:
     """Returns the folder or file of this machine with the data at a place; a URL is listed, and its tables fetched.
 
-    Images are fetched, or read in parts, when they are read. Raises ``UserError`` for a URL where there is nothing, or
-    that cannot be read.
+    Images, and what is of no kind that layouts read, are fetched, or read in parts, when they are read; of the URL of a
+    table the other tables, too. Raises ``UserError`` for a URL where there is nothing, or that cannot be read.
     """
     url = url_of(place)
     if url is None:
         return path_of(place)
     mirror = Mirror.of(url, "data")
-    found = mirror.store.listing()
-    if found:
-        return _refreshed(mirror, found)
+    if _listed(mirror):
+        return mirror.root
     parent, _, name = url.rpartition("/")
     if not parent.partition("://")[2].strip("/") or mirror.store.stat() is None:
         raise UserError(f"{url}: expected data, found nothing there; check the bucket and the name")
-    if not name.lower().endswith(_PICTURES):  # a table, whose images lie beside it
-        return local_data(parent) / name
-    alone = Mirror.of(parent, "data", part=name)
-    stem = name.rpartition(".")[0]  # georeference, masks and overviews may lie beside a raster
-    beside = alone.store.listing(f"{stem}.")
-    return _refreshed(alone, {other: facts for other, facts in beside.items() if "/" not in other}) / name
+    if name.lower().endswith(PICTURES):
+        mirror = Mirror.of(parent, "data", part=name)
+        _listed(mirror, picture=name)
+    else:  # a table, whose images lie beside it
+        mirror = Mirror.of(parent, "data")
+        _listed(mirror, table=name)
+    return mirror.root / name
 
 
-def _refreshed(mirror: Mirror, found: Mapping[str, Found]) -> Path:
-    mirror.refresh(found)
-    mirror.fetch_all(
-        name for name, facts in found.items() if not name.lower().endswith(_PICTURES) and facts.size <= _LARGEST_TABLE
-    )
+def _listed(mirror: Mirror, *, picture: str = "", table: str = "") -> bool:
+    """Makes a mirror agree with what lies at its URL, and returns whether that is anything.
+
+    Of one ``picture`` only what may belong to it is listed; for one ``table`` only that and settings are fetched.
+    """
+    with mirror.alone():
+        found = mirror.store.listing(f"{picture.rpartition('.')[0]}." if picture else "")
+        if picture:  # georeference, masks and overviews may lie beside a raster
+            found = {name: facts for name, facts in found.items() if "/" not in name}
+        if not found:
+            return False
+        mirror.refresh(found)
+
+    def is_read(name: str) -> bool:
+        if table:
+            return name == table or ("/" not in name and name.lower().endswith(_SETTINGS))
+        return name.lower().endswith(_TABLES)
+
+    mirror.fetch_all(name for name, facts in found.items() if is_read(name) and facts.size <= _LARGEST_TABLE)
     keep_within_budget()
-    return mirror.root
+    return True
 
 
 def origin_of(path: Path) -> str:
@@ -83,10 +104,11 @@ def readable_run(place: Path | str) -> Path:
     if url is None:
         return path_of(place)
     mirror = Mirror.of(url, "run")
-    if holder(mirror.folder) is None:  # else somebody on this machine works there, and the mirror is ahead
-        found = _fill(mirror, is_ahead=RemoteLock(mirror.store, mirror.id).was_last())
-        if "run.json" not in found:
-            raise UserError(f"{url}: expected a run, found no run.json there; give the URL that `fit` was given")
+    with mirror.alone():  # who begins to work there meanwhile waits
+        if holder(mirror.folder) is None:  # else somebody on this machine works there, and the mirror is ahead
+            found = _fill(mirror, is_ahead=RemoteLock(mirror.store, mirror.folder).was_last())
+            if "run.json" not in found:
+                raise UserError(f"{url}: expected a run, found no run.json there; give the URL that `fit` was given")
     return mirror.root
 
 
@@ -102,25 +124,37 @@ def working_run(place: Path | str) -> Iterator[Path]:
         yield path_of(place)
         return
     mirror = Mirror.of(url, "run")
-    lock = RemoteLock(mirror.store, mirror.id)
+    lock = RemoteLock(mirror.store, mirror.folder)
     with held(mirror.folder):
-        is_ahead = lock.take()
-        try:
-            found = _fill(mirror, is_ahead=is_ahead)
-            mirror.fetch_all(_unfinished(mirror, found))
-        except BaseException:
-            with suppress(UserError, OSError):
-                lock.release()
-            raise
+        with mirror.alone():
+            is_ahead = lock.take()
+            lock.keep()
+            try:
+                found = _fill(mirror, is_ahead=is_ahead)
+                mirror.fetch_all(_unfinished(mirror, found))
+            except BaseException:
+                _give_up(mirror, lock, is_ahead=is_ahead)
+                raise
         with publishing(mirror, lock):
             yield mirror.root
+
+
+def _give_up(mirror: Mirror, lock: RemoteLock, *, is_ahead: bool) -> None:
+    """Gives back a lock under which nothing was done; one that says that the mirror is ahead of the URL stays."""
+    lock.leave()
+    if not is_ahead:
+        wait, mirror.store.wait = mirror.store.wait, min(mirror.store.wait, LAST_WAIT_SECONDS)
+        with suppress(UserError, OSError):
+            lock.release()
+        mirror.store.wait = wait
 
 
 def _fill(mirror: Mirror, *, is_ahead: bool) -> dict[str, Found]:
     """Makes a run's mirror hold what lies at its URL, unless it is ahead of that; returns what was listed there.
 
     It is ahead where the last to write there was this mirror (``is_ahead``), or where nothing there has changed since:
-    a killed process left in it what it could not publish. Where another machine went on, that counts.
+    a killed process left in it what it could not publish. Where another machine went on, that counts. So it does where
+    the mirror lost files: it lies in a cache, and is never the copy that decides.
     """
     for _ in range(_TRIES):
         listing = mirror.store.listing()
@@ -132,23 +166,21 @@ def _fill(mirror: Mirror, *, is_ahead: bool) -> dict[str, Found]:
 
 
 def _agree_with(mirror: Mirror, found: Mapping[str, Found], *, is_ahead: bool) -> None:
-    known = mirror.known()
-    changed = {name for name in {*known, *found} if not _agree(known.get(name), found.get(name))}
-    if not changed:
-        return
-    if is_ahead and not any(is_placeholder(mirror.root / name) for name in changed):
-        # A publication was cut off; a time of change that no file has makes it done again.
-        same = {name: facts for name, facts in known.items() if name not in changed}
-        mirror.remember(same | {name: Known(found[name].size, "", -1) for name in changed & found.keys()})
+    known, local = mirror.known(), {name for name, _ in mirror.files()}
+    changed = {name for name in {*known, *found} if name not in known or not known[name].is_of(found.get(name))}
+    lacking = found.keys() - local
+    if is_ahead and not lacking & never_removed(mirror.root, local):
+        if not any(is_placeholder(mirror.root / name) for name in changed):
+            if changed:  # a publication was cut off; a time of change that no file has makes it done again
+                same = {name: facts for name, facts in known.items() if name not in changed}
+                mirror.remember(same | {name: Known(found[name].size, "", -1) for name in changed & found.keys()})
+            return
+    elif not changed and not lacking:
         return
     mirror.refresh(found)
     mirror.fetch_all(name for name in found if name.startswith("stages/"))
     mirror.refresh(found, _times(mirror, found))
     mirror.fetch_all(name for name in found if not _is_bulk(name))
-
-
-def _agree(known: Known | None, found: Found | None) -> bool:
-    return known is not None and found is not None and known.is_of(found)
 
 
 def _times(mirror: Mirror, found: Mapping[str, Found]) -> dict[str, int]:
@@ -174,12 +206,8 @@ def _is_bulk(name: str) -> bool:
 
 def _unfinished(mirror: Mirror, found: Iterable[str]) -> list[str]:
     """Returns the files in whose folders no finished stage left any: their stages go on with them."""
-    finished: set[str] = set()
-    for name in found:
-        if name.startswith("stages/") and name.endswith(".json"):
-            with suppress(UserError, KeyError, TypeError):
-                files = map(str, read_sealed(mirror.root / name)["files"])
-                finished |= {file.rpartition("/")[0] for file in files if not file.endswith("folds.csv")}
+    files = finished_files(mirror.root, found)
+    finished = {file.rpartition("/")[0] for file in files if not file.endswith("folds.csv")}
 
     def is_open(name: str) -> bool:
         above = name

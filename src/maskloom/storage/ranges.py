@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from maskloom.errors import UserError
 from maskloom.storage.mirror import Mirror
-from maskloom.storage.placeholders import is_placeholder, mirror_root
+from maskloom.storage.placeholders import at_hand, is_placeholder, mirror_root
 from maskloom.storage.remote import Changed
 
 BLOCK = 2**16
@@ -32,7 +32,7 @@ os.register_at_fork(after_in_child=lambda: _forget())
 
 def open_part(path: Path) -> BinaryIO:
     """Returns a file opened for reading of which little will be read: of a placeholder, only that is asked for."""
-    return io.BufferedReader(RangedFile(Parts(path)), BLOCK) if is_placeholder(path) else path.open("rb")
+    return io.BufferedReader(RangedFile(Parts(path)), BLOCK) if is_placeholder(path) else at_hand(path).open("rb")
 
 
 def is_worth_fetching(path: Path) -> bool:
@@ -48,13 +48,13 @@ class Parts:
         root = mirror_root(path)
         assert root is not None
         mirror, self._path, self._name = Mirror.at(root), path, path.relative_to(root).as_posix()
-        known = mirror.known().get(self._name)
+        known = mirror.listed().get(self._name)
         if known is None:
             raise Changed(mirror.store.place(self._name))
         self._store, self._tag, self.size = mirror.store, known.tag, known.size
         self.num_read = 0
         """Bytes asked of the store."""
-        self.problem: UserError | None = None
+        self.problem: BaseException | None = None
         """Why it could not be read, for libraries that say so in other words, or go on without."""
         self._is_checked = False
 
@@ -133,10 +133,11 @@ class RangedFile(io.RawIOBase):
             return 0
         try:
             data = self._parts.read(start, end)
-        except UserError:
-            if self._is_silent:
-                return 0
-            raise
+        except BaseException as problem:  # in a library that no exception may cross an interrupt would be lost, too
+            if not self._is_silent:
+                raise
+            self._parts.problem = problem
+            return 0
         buffer[: len(data)] = data
         self._at = end
         return len(data)

@@ -10,9 +10,8 @@ import errno
 import logging
 import os
 import random
-import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,7 +19,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from maskloom.errors import UserError
-from maskloom.storage.urls import check_name, endpoint
+from maskloom.storage.faults import explained, is_passing, reason
+from maskloom.storage.urls import check_name, endpoint, store_name
 
 WAIT_VARIABLE = "MASKLOOM_STORAGE_WAIT"
 """The environment variable with the seconds for which a lost connection is waited out."""
@@ -35,9 +35,8 @@ LARGE = 32 * 2**20
 
 _PART = 16 * 2**20
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 15.0
-_FINAL = (errno.EINVAL, errno.ENOSYS, errno.EMSGSIZE, errno.ENAMETOOLONG, errno.EPERM, getattr(errno, "EREMCHG", -1))
-_SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-_BREAKS = {"HTTPClientError", "ClientError", "ResponseStreamingError", "IncompleteReadError", "ConnectionError"}
+_LOOK_SECONDS = 0.5  # a pause ends so soon after the waiting was made shorter
+_LISTED = 1000  # objects that one answer to a listing holds
 
 logger = logging.getLogger("maskloom.storage")
 T = TypeVar("T")
@@ -57,6 +56,11 @@ class Changed(UserError):
 
     def __init__(self, place: str) -> None:
         super().__init__(f"{place}: changed or removed while it was read; start the same command again, it continues")
+        self.place = place
+
+    def __reduce__(self) -> tuple[type[Changed], tuple[str]]:
+        # As for ``BadFile``: loader workers send their errors through a queue.
+        return (Changed, (self.place,))
 
 
 class Store:
@@ -89,7 +93,9 @@ class Store:
             while "/" in above:
                 above = above.rpartition("/")[0]
                 if above in found:
-                    raise UserError(f"{self.url}: expected {above!r} to be a file or a folder, found both; rename one")
+                    raise UserError(
+                        f"{self.url}: expected {above!r:.200} to be a file or a folder, found both; rename one"
+                    )
         return found
 
     def _listed(self, prefix: str) -> dict[str, dict[str, Any]]:
@@ -128,6 +134,17 @@ class Store:
         except (FileNotFoundError, NotADirectoryError):
             return None
         return None if facts.get("type") == "directory" else _found(facts)
+
+    def look_up(self, names: Collection[str], *, of: int) -> dict[str, Found]:
+        """Returns what is known about those of these objects that are there, of about ``of`` below the URL.
+
+        Few are asked for one by one; of many, a listing of all takes less time.
+        """
+        if len(names) > THREADS * (1 + of // _LISTED):
+            return self.listing()
+        with ThreadPoolExecutor(THREADS) as pool:
+            answers = dict(zip(names, pool.map(self.stat, names), strict=True))
+        return {name: found for name, found in answers.items() if found is not None}
 
     def read(self, name: str, start: int, end: int) -> bytes:
         """Returns the bytes [start, end) of an object; raises ``Changed`` where it is gone or shorter."""
@@ -173,7 +190,16 @@ class Store:
 
     def write(self, name: str, content: bytes) -> None:
         """Writes an object in one go, in the place of one of that name."""
-        self._call("write", name, lambda: self._fs.pipe_file(self._path(name), content))
+        self._put("write", name, lambda: self._fs.pipe_file(self._path(name), content))
+
+    def _put(self, what: str, name: str, ask: Callable[[], object]) -> None:
+        """Writes; raises ``UserError`` where there is nothing to write into."""
+        try:
+            self._call(what, name, ask)
+        except FileNotFoundError:
+            raise UserError(
+                f"{self.url}: expected a bucket or folder to write to, found none; make it, or check the name"
+            ) from None
 
     def create(self, name: str, content: bytes) -> bool:
         """Writes an object unless there is one of that name; returns whether it did, as far as it knows.
@@ -182,7 +208,7 @@ class Store:
         a store without conditional writes two that ask at once may both be told that they wrote it.
         """
         try:
-            self._call("create", name, lambda: self._fs.pipe_file(self._path(name), content, mode="create"))
+            self._put("create", name, lambda: self._fs.pipe_file(self._path(name), content, mode="create"))
         except FileExistsError:
             return False
         except (OSError, NotImplementedError, TypeError) as error:
@@ -198,7 +224,7 @@ class Store:
         if file.stat().st_size <= LARGE:
             self.write(name, file.read_bytes())
         else:
-            self._call("write", name, lambda: self._fs.put_file(str(file), self._path(name)))
+            self._put("write", name, lambda: self._fs.put_file(str(file), self._path(name)))
 
     def remove(self, names: Iterable[str]) -> None:
         """Removes objects; those that are not there count as removed."""
@@ -233,20 +259,22 @@ class Store:
             try:
                 answer = ask()
             except Exception as error:
-                if not _is_passing(error):
-                    explained = _explained(self.place(name), what, error)
-                    if explained is error:
+                if not is_passing(error):
+                    told = explained(self.place(name), what, error)
+                    if told is error:
                         raise
-                    raise explained from error
-                limit = self.wait if self._answered else min(self.wait, FIRST_WAIT_SECONDS)
+                    raise told from error
                 spent = time.monotonic() - began
-                if spent >= limit:
+                if spent >= self._limit():
                     raise self._lost(what, name, tries, spent, error) from error
                 if tries == 1:
                     logger.warning(
-                        "%s: no answer (%s); waiting for it, %.0f s at most", self.place(name), _reason(error), limit
+                        "%s: no answer (%s); waiting for it, %.0f s at most",
+                        self.place(name),
+                        reason(error),
+                        self._limit(),
                     )
-                time.sleep(min(pause * random.uniform(0.8, 1.2), max(limit - spent, 0.01)))
+                self._rest(began, pause * random.uniform(0.8, 1.2))
                 pause = min(pause * 2, _LONGEST_PAUSE)
             else:
                 if tries > 1:
@@ -254,11 +282,20 @@ class Store:
                 self._answered = True
                 return answer
 
+    def _limit(self) -> float:
+        return self.wait if self._answered else min(self.wait, FIRST_WAIT_SECONDS)
+
+    def _rest(self, began: float, seconds: float) -> None:
+        """Pauses, until the waiting is over at most: ``wait`` may be made shorter meanwhile."""
+        until = time.monotonic() + seconds
+        while (left := min(until, began + self._limit()) - time.monotonic()) > 0:
+            time.sleep(min(left, _LOOK_SECONDS))
+
     def _lost(self, what: str, name: str, tries: int, spent: float, error: Exception) -> UserError:
         known = "" if self._answered else "; check the address of the store (AWS_ENDPOINT_URL) and the network"
         return UserError(
             f"{self.place(name)}: expected the store to answer, found no answer to {what} it, asked {tries} times in "
-            f"{spent:.0f} s ({_reason(error)}){known}; start the same command again once it answers, it continues "
+            f"{spent:.0f} s ({reason(error)}){known}; start the same command again once it answers, it continues "
             f"where it was ({WAIT_VARIABLE} sets how long is waited, in seconds)"
         )
 
@@ -268,7 +305,7 @@ _stores: dict[tuple[int, str, str], Store] = {}
 
 def store_at(url: str) -> Store:
     """Returns this process's store of a URL: connections do not survive a fork."""
-    key = (os.getpid(), url, endpoint())
+    key = (os.getpid(), url, store_name())
     if key not in _stores:
         _stores[key] = Store(url)
     return _stores[key]
@@ -329,51 +366,3 @@ def _found(facts: dict[str, Any]) -> Found:
     size = int(facts.get("size") or 0)
     tag = next((str(facts[key]) for key in ("ETag", "etag", "md5Hash", "md5") if facts.get(key)), f"{size}-{modified}")
     return Found(size, tag.strip('"'), modified)
-
-
-def _is_passing(error: Exception) -> bool:
-    """Returns whether an error is of the connection or the store's load, and may be gone in a while."""
-    if isinstance(error, TimeoutError | ConnectionError):
-        return True
-    if isinstance(
-        error, FileNotFoundError | FileExistsError | PermissionError | IsADirectoryError | NotADirectoryError
-    ):
-        return False
-    if isinstance(error, OSError):
-        return error.errno not in _FINAL
-    kinds = [kind for kind in type(error).__mro__ if kind.__module__.split(".")[0] in _LIBRARIES]
-    return any(kind.__name__ in _BREAKS for kind in kinds)
-
-
-_LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "asyncio", "urllib3")
-
-
-def _explained(place: str, what: str, error: Exception) -> Exception:
-    """Returns the one line for what a user can mend; other errors, and those about one object, as they are."""
-    if isinstance(error, UserError | FileNotFoundError | FileExistsError | IsADirectoryError | NotADirectoryError):
-        return error
-    if isinstance(error, PermissionError):
-        return UserError(
-            f"{place}: expected to be allowed to {what} it, found a refusal ({_reason(error)}); check the credentials "
-            "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE) and what they are allowed to"
-        )
-    if type(error).__module__.startswith(("botocore", "aiobotocore")):
-        return UserError(
-            f"{place}: the store cannot be used with these settings ({_reason(error)}); give credentials in the "
-            "environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE) and check AWS_ENDPOINT_URL"
-        )
-    if isinstance(error, OSError) and error.errno in (errno.EPERM, getattr(errno, "EREMCHG", -1)):
-        return UserError(
-            f"{place}: the store refuses to {what} it ({_reason(error)}); check the bucket's name and its region"
-        )
-    return error
-
-
-def _reason(error: Exception) -> str:
-    """Returns an error's words in a line, without what credentials or signatures may be in it."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    text = re.sub(r"\?[^\s\"']*", "", text)
-    for name in _SECRETS:
-        if os.environ.get(name):
-            text = text.replace(os.environ[name], "…")
-    return text[:200]

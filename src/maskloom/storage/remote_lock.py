@@ -1,17 +1,23 @@
 """One machine at a time at a URL: an object that says who works there, and is written again as a sign of life.
 
-Times are the store's own: clocks of different machines are not compared. Knows nothing about runs.
+Times are the store's own: clocks of different machines are not compared. Every sign differs, and is noted in a folder
+of this machine: so a copy of that folder, or the folder itself after somebody else worked there, is told from the one
+that gave the last sign. Knows nothing about runs.
 """
 
 from __future__ import annotations
 
 import json
+import threading
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from maskloom.errors import UserError
+from maskloom.files import read_json, write_json
 from maskloom.run_lock import Holder
 from maskloom.storage.remote import Store
 
@@ -22,6 +28,8 @@ SIGN_SECONDS = 20.0
 GONE_SECONDS = 120.0
 """A holder whose last sign is older is taken to be gone."""
 
+_PROBE = f"{LOCK_NAME}.now"  # an object that is written to learn the store's time
+_NOTE = "signs.json"
 _SETTLE_SECONDS = 1.0
 _TRIES = 3
 
@@ -32,49 +40,63 @@ class TakenOver(UserError):
 
 @dataclass(frozen=True, slots=True)
 class _Claim:
-    mirror: str
+    key: str
+    """Of the ``RemoteLock`` that wrote it."""
+    sign: str
     holder: Holder | None
 
 
 class RemoteLock:
-    """The lock of a URL for one mirror of it."""
+    """The lock of a URL, for this process; ``folder`` is where its signs are noted."""
 
-    def __init__(self, store: Store, mirror: str, *, sleep: Callable[[float], None] = time.sleep) -> None:
-        self._store, self._mirror, self._sleep = store, mirror, sleep
+    def __init__(self, store: Store, folder: Path, *, sleep: Callable[[float], None] = time.sleep) -> None:
+        self._store, self._note, self._sleep = store, folder / _NOTE, sleep
         self._holder = Holder.present()
+        self._key = uuid.uuid4().hex
+        self._noted: list[str] = []  # the last that was given for certain, and those that may have been since
+        self._is_over, self._thread = (
+            threading.Event(),
+            threading.Thread(target=self._sign_on, name="sign", daemon=True),
+        )
+        self.lost: TakenOver | None = None
+        """Why it is this one's no more, once a sign could not be given."""
 
     def take(self) -> bool:
-        """Takes the lock; returns whether this mirror had it last, and was not done.
+        """Takes the lock; returns whether the last sign was given from the same folder, by one that was not done.
 
-        Raises ``UserError``, naming who holds it, unless that one gave no sign for ``GONE_SECONDS``.
+        Nobody else may work in the folder. Raises ``UserError``, naming who holds the lock, unless that one gave no
+        sign for ``GONE_SECONDS`` or was killed on this machine.
         """
         for _ in range(_TRIES):
             claim = self._read()
             if claim is None:
-                self._store.create(LOCK_NAME, self._content())
-                if self._is_ours(self._read()):
+                self._store.create(LOCK_NAME, self._next_claim())
+                if self._is_mine(self._read()):
                     return False
                 continue
-            if self._is_ours(claim):
-                self._store.write(LOCK_NAME, self._content())
-                return True
-            age = self._age()
-            if age is not None and age < GONE_SECONDS:
-                raise self._taken(claim)
-            self._store.write(LOCK_NAME, self._content())
+            was_here = self._was_here(claim)
+            self._noted = [claim.sign] if was_here else []
+            if not (was_here and claim.holder is not None and claim.holder.host == self._holder.host):
+                age = self._age()
+                if age is None:  # given back just now
+                    continue
+                if age < GONE_SECONDS:
+                    raise self._taken(claim)
+            self._store.write(LOCK_NAME, self._next_claim())
             self._sleep(_SETTLE_SECONDS)  # somebody else may have found it old at the same moment
-            if self._is_ours(self._read()):
-                return False
+            if self._is_mine(self._read()):
+                return was_here
         raise self._taken(self._read())
 
     def was_last(self) -> bool:
-        """Returns whether this mirror holds the lock, or was killed while it did."""
-        return self._is_ours(self._read())
+        """Returns whether the last sign was given from the same folder, by one that was killed or works there still."""
+        claim = self._read()
+        return claim is not None and self._was_here(claim)
 
     def check(self) -> None:
-        """Raises ``TakenOver`` unless the lock is this mirror's."""
+        """Raises ``TakenOver`` unless the lock is this one's."""
         claim = self._read()
-        if not self._is_ours(claim):
+        if not self._is_mine(claim):
             by = "nobody" if claim is None else claim.holder or "another process"
             raise TakenOver(
                 f"{self._store.url}: expected to hold it, found that {by} does (no sign was given for "
@@ -82,20 +104,43 @@ class RemoteLock:
                 "command again when it is free"
             )
 
-    def sign(self) -> None:
-        """Gives a sign of life; raises ``TakenOver`` as ``check`` does."""
-        self.check()
-        self._store.write(LOCK_NAME, self._content())
+    def keep(self) -> None:
+        """Gives signs of life from now on, in a thread that does nothing else: no other work may delay them."""
+        self._thread.start()
+
+    def leave(self) -> None:
+        """Gives no more signs. Who was here last can be told until somebody else takes the lock."""
+        self._is_over.set()
 
     def release(self) -> None:
-        """Gives the lock back, where it is still this mirror's."""
-        if self._is_ours(self._read()):
+        """Gives the lock back, where it is still this one's."""
+        self.leave()
+        if self._thread.ident is not None:
+            self._thread.join()  # a sign that it is about to give would be a new lock
+        if self._is_mine(self._read()):
+            self._store.remove([_PROBE])
             self._store.remove([LOCK_NAME])
 
-    def _content(self) -> bytes:
-        # Never twice the same, so that its tag changes, too.
-        claim = {"mirror": self._mirror, "holder": asdict(self._holder) | {"command": ""}, "sign": uuid.uuid4().hex}
-        return json.dumps(claim).encode()
+    def _sign_on(self) -> None:
+        while not self._is_over.wait(SIGN_SECONDS):
+            try:
+                claim = self._next_claim()  # which may take a while: nothing is done between looking and writing
+                self.check()
+                self._store.write(LOCK_NAME, claim)
+                del self._noted[:-1]
+            except TakenOver as problem:
+                self.lost = problem
+                return
+            except (UserError, OSError):  # perhaps it answers next time
+                continue
+
+    def _next_claim(self) -> bytes:
+        """Returns a claim with the next sign, which is noted before it is given: an answer may be lost."""
+        self._noted.append(uuid.uuid4().hex)
+        with suppress(UserError, OSError):  # on a full disk; it is then not known again after a kill
+            write_json(self._note, self._noted)
+        holder = asdict(self._holder) | {"command": ""}
+        return json.dumps({"key": self._key, "sign": self._noted[-1], "holder": holder}).encode()
 
     def _read(self) -> _Claim | None:
         content = self._store.read_all(LOCK_NAME)
@@ -103,21 +148,24 @@ class RemoteLock:
             return None
         try:
             values = json.loads(content)
-            return _Claim(str(values["mirror"]), Holder(**values["holder"]))
+            return _Claim(str(values["key"]), str(values["sign"]), Holder(**values["holder"]))
         except (ValueError, TypeError, KeyError, RecursionError):
-            return _Claim("", None)
+            return _Claim("", "", None)
 
-    def _is_ours(self, claim: _Claim | None) -> bool:
-        return claim is not None and claim.mirror == self._mirror
+    def _is_mine(self, claim: _Claim | None) -> bool:
+        return claim is not None and claim.key == self._key
+
+    def _was_here(self, claim: _Claim) -> bool:
+        try:
+            noted = read_json(self._note)
+        except UserError:
+            return False
+        return claim.sign != "" and isinstance(noted, list) and claim.sign in noted
 
     def _age(self) -> float | None:
         """Returns the seconds since the last sign of life by the store's clock; None where the lock is gone."""
-        probe = f"{LOCK_NAME}.{uuid.uuid4().hex}"
-        self._store.write(probe, b"now")
-        try:
-            now, signed = self._store.stat(probe), self._store.stat(LOCK_NAME)
-        finally:
-            self._store.remove([probe])
+        self._store.write(_PROBE, b"now")
+        now, signed = self._store.stat(_PROBE), self._store.stat(LOCK_NAME)
         return None if now is None or signed is None else (now.modified_ns - signed.modified_ns) / 1e9
 
     def _taken(self, claim: _Claim | None) -> UserError:

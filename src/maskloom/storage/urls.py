@@ -16,6 +16,8 @@ CACHE_VARIABLE = "MASKLOOM_CACHE"
 """The environment variable that names the folder of mirrors; ``~/.cache/maskloom`` unless it is set."""
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.\-]+):/(/?)(.*)", re.DOTALL)
+_PASSWORD = re.compile(r"[^/@]*:[^@]*@")  # which may hold "/"
+_QUERY = re.compile(r"\?[^/]*=")
 _MAX_PART = 240  # bytes of a file name, as for ids of records
 
 
@@ -48,11 +50,15 @@ def path_of(place: Path | str) -> Path:
 
 
 def _check_secrets(scheme: str, rest: str) -> None:
-    host = rest.partition("/")[0]
-    if "@" in host or (scheme in ("http", "https") and "?" in rest):
+    """Raises for a password, and for parameters behind a "?": those that stores know are signatures and tokens.
+
+    A name before "@" is none: Azure's containers and users of SFTP stand there.
+    """
+    if _PASSWORD.match(rest) or _QUERY.search(rest) or (scheme in ("http", "https") and "?" in rest):
         raise UserError(
-            f"{scheme}://…: expected a URL without user, password or signature, found one with them; give the store's "
-            "credentials in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or in a profile (AWS_PROFILE)"
+            f"{scheme}://…: expected a URL without password or signature, found a password, or parameters "
+            "behind a '?'; give the store's credentials in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) "
+            "or in a profile (AWS_PROFILE)"
         )
 
 
@@ -60,6 +66,11 @@ def endpoint() -> str:
     """Returns the address of the S3 store as the environment says; "" for that of AWS or of a profile."""
     stated = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
     return stated.rstrip("/")
+
+
+def store_name() -> str:
+    """Returns which store URLs are of, as far as the environment says: its address, or the profile that names it."""
+    return endpoint() or os.environ.get("AWS_PROFILE", "")
 
 
 def cache_folder() -> Path:
@@ -70,7 +81,7 @@ def cache_folder() -> Path:
 
 def mirror_folder(url: str) -> Path:
     """Returns the folder of a URL's mirror: the same for the same URL and store in every process of this machine."""
-    digest = hashlib.sha256(f"{endpoint()} {url}".encode()).hexdigest()[:16]
+    digest = hashlib.sha256(f"{store_name()} {url}".encode()).hexdigest()[:16]
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", url.partition("://")[2]).strip("-.")[-60:]
     return cache_folder() / f"{name or 'root'}-{digest}"
 
@@ -89,6 +100,6 @@ def check_name(url: str, name: str) -> str:
     )
     if unsafe:
         raise UserError(
-            f"{url}: expected names that can be files below a folder, found {name!r}; rename or remove that object"
+            f"{url}: expected names that can be files below a folder, found {name!r:.200}; rename or remove that object"
         )
     return name

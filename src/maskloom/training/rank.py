@@ -11,17 +11,17 @@ import pickle
 import signal
 import sys
 import threading
-import traceback
 import warnings
 from typing import BinaryIO
 
 import torch
 
-from maskloom.errors import UserError
+from maskloom.executors.children import portable
 from maskloom.runtime import make_deterministic
+from maskloom.training.checkpoint import interrupt_waits
 from maskloom.training.engine import train
 from maskloom.training.supervisor import Kind, Order
-from maskloom.training.team import Lost, joined
+from maskloom.training.team import joined
 
 
 def main() -> None:
@@ -40,7 +40,7 @@ def main() -> None:
     except KeyboardInterrupt:
         _say(said, "stopped", None)
     except BaseException as error:
-        _say(said, "failed", _portable(error))
+        _say(said, "failed", portable(error))
     sys.stderr.flush()
     os._exit(code)  # nothing is left to do that might wait for ranks that are gone
 
@@ -61,21 +61,10 @@ def _train(order: Order, said: BinaryIO) -> None:
 
 
 def _say(said: BinaryIO, kind: Kind, value: object) -> None:
-    said.write(pickle.dumps((kind, value)))
-    said.flush()
-
-
-def _portable(error: BaseException) -> BaseException:
-    """Returns the error as another process can raise it; what is no user's error keeps its traceback as text."""
-    if isinstance(error, Lost):
-        return Lost(str(error))
-    if not isinstance(error, UserError):
-        return RuntimeError("".join(traceback.format_exception(error)))
-    try:
-        copy: UserError = pickle.loads(pickle.dumps(error))
-    except Exception:  # of a class that cannot be made from its message
-        return UserError(str(error))
-    return copy
+    """Tells the parent; Ctrl-C waits, so that it never leaves half a message in the pipe."""
+    with interrupt_waits():
+        said.write(pickle.dumps((kind, value)))
+        said.flush()
 
 
 def _end_with_the_parent() -> None:

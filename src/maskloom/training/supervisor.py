@@ -12,7 +12,6 @@ import pickle
 import queue
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -25,6 +24,7 @@ from typing import Any, Literal
 import torch
 
 from maskloom.errors import BadFile, UserError
+from maskloom.executors.children import ended, start
 from maskloom.training.checkpoint import read_position
 from maskloom.training.engine import finished_result, train
 from maskloom.training.job import TrainingJob, TrainingResult
@@ -104,7 +104,7 @@ class _Rank:
     def listen(self, heard: queue.Queue[tuple[int, Kind, Any]]) -> None:
         """Hands the order over, and passes on what the process says until it says no more."""
         assert self.process.stdin is not None and self.process.stdout is not None
-        with contextlib.suppress(OSError, EOFError, pickle.UnpicklingError):
+        with contextlib.suppress(Exception):  # its end, or half a message
             self.process.stdin.write(self.order)
             self.process.stdin.flush()
             while True:
@@ -129,14 +129,11 @@ class _Rank:
 
     @property
     def end_in_words(self) -> str:
-        """How the process ended, after "found that of …"."""
+        """How the process ended, after "found that the one on …"."""
         try:
-            code = self.process.wait(GRACE_SECONDS)
+            return ended(self.process.wait(GRACE_SECONDS))
         except subprocess.TimeoutExpired:
-            return "silent"
-        if code >= 0:
-            return f"ended with exit code {code}"
-        return f"killed by {signal.Signals(-code).name}, mostly for want of memory"
+            return "says nothing any more"
 
 
 @contextmanager
@@ -156,19 +153,12 @@ def _started(make_job: MakeJob, devices: Sequence[torch.device], folder: Path) -
         )
         for number in range(size)
     ]
-    # Where this process finds its modules, they find theirs; nothing of the working folder comes before that.
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)}
     ranks: list[_Rank] = []
     seconds = 0.0
     try:
         for number, order in enumerate(orders):
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "maskloom.training.rank"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                env=environment,
-                start_new_session=True,  # Ctrl-C is for this process, which passes it on to rank 0 alone
-            )
+            # Ctrl-C is for this process, which passes it on to rank 0 alone.
+            process = start("maskloom.training.rank", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
             ranks.append(_Rank(number=number, device=names[number], process=process, order=order))
         yield ranks
         seconds = 5.0
@@ -223,7 +213,7 @@ def _raise_cause(job: TrainingJob, ranks: Sequence[_Rank], *, any_cause: bool) -
             raise failure
     for rank in ranks:
         if rank.has_ended:
-            found = f"found that of {rank.device} (rank {rank.number}) {rank.end_in_words}"
+            found = f"found that the one on {rank.device} (rank {rank.number}) {rank.end_in_words}"
             raise _broken(job, ranks, found)
     if not any_cause:
         return
@@ -249,12 +239,12 @@ def _broken(job: TrainingJob, ranks: Sequence[_Rank], found: str) -> UserError:
 
 
 def _stop(leader: _Rank, heard: queue.Queue[tuple[int, Kind, Any]]) -> None:
-    """Lets rank 0 save the state."""
+    """Lets rank 0 save the state, at the end of which it says that it has stopped, and ends."""
     if not leader.is_ready or leader.process.poll() is not None:
         return
     leader.process.send_signal(signal.SIGINT)
     deadline = time.monotonic() + STOP_SECONDS
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and leader.process.poll() is None:
         with contextlib.suppress(queue.Empty):
             number, kind, _ = heard.get(timeout=LOOK_SECONDS)
             if number == leader.number and kind in ("stopped", "failed", "done", "silent"):

@@ -7,6 +7,7 @@ nothing about networks, losses and how a step is made.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -27,9 +28,6 @@ PATIENCE = timedelta(minutes=30)
 """A rank that waited so long for another one gives up."""
 BUCKET = 2**23
 """Numbers that are added up over the ranks in one go."""
-
-_Key = TypeVar("_Key")
-_Value = TypeVar("_Value")
 
 
 class Lost(RuntimeError):
@@ -49,7 +47,7 @@ class Team:
     tensors: dist.ProcessGroup
     """Through which tensors of the device go."""
     words: dist.ProcessGroup
-    """Through which numbers and objects of the CPU go."""
+    """Through which numbers and texts of the CPU go."""
 
     @property
     def leads(self) -> bool:
@@ -73,18 +71,25 @@ class Team:
         self.highest([0])
 
     def of_leader(self, value: Any) -> Any:
-        """Returns the value that rank 0 has; anything that can be pickled."""
-        told = [value]
-        with _losses_told():
-            dist.broadcast_object_list(told, src=0, group=self.words)
-        return told[0]
+        """Returns the value that rank 0 has; anything that JSON holds."""
+        return self._told(value if self.leads else None)[0]
 
-    def merged(self, own: Mapping[_Key, _Value]) -> dict[_Key, _Value]:
-        """Returns the entries of all ranks together, rank by rank; no two may have the same key."""
-        told: list[Mapping[_Key, _Value]] = [{} for _ in range(self.size)]
+    def merged(self, own: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the entries of all ranks together, rank by rank; no two may have the same key.
+
+        Values are what JSON holds.
+        """
+        return {key: value for each in self._told(dict(own)) for key, value in each.items()}
+
+    def _told(self, own: Any) -> list[Any]:
+        """Returns every rank's value, as JSON: nothing that comes from a socket is unpickled."""
+        text = json.dumps(own).encode()
+        (longest,) = self.highest([len(text)])
+        filled = torch.frombuffer(bytearray(text.ljust(longest)), dtype=torch.uint8)
+        told = torch.empty((self.size, longest), dtype=torch.uint8)
         with _losses_told():
-            dist.all_gather_object(told, dict(own), group=self.words)
-        return {key: value for each in told for key, value in each.items()}
+            dist.all_gather_single(told.view(-1), filled, group=self.words)
+        return [json.loads(bytes(row.numpy())) for row in told]
 
     def tensor_of_leader(self, tensor: Tensor) -> Tensor:
         """Returns the tensor of the device that rank 0 has, in the place of this rank's own of the same shape."""
@@ -93,9 +98,13 @@ class Team:
         return tensor
 
     def gathered(self, tensor: Tensor, into: Tensor) -> Tensor:
-        """Returns ``into`` (ranks × the tensor's shape) filled with the ranks' tensors of one shape."""
+        """Returns ``into`` (ranks × the tensor's shape) filled with the ranks' tensors of one shape.
+
+        Takes no memory, so that no rank runs out of it while others wait; the tensor lies in memory as its shape says.
+        """
+        assert tensor.is_contiguous() and into.is_contiguous(), "made so where memory may run out"
         with _losses_told():
-            dist.all_gather_single(into.flatten(0, 1), tensor.contiguous(), group=self.tensors)
+            dist.all_gather_single(into.flatten(0, 1), tensor, group=self.tensors)
         return into
 
     def sum_(self, tensor: Tensor) -> Tensor:
@@ -105,12 +114,24 @@ class Team:
         return tensor
 
     @torch.no_grad()
-    def add_up(self, tensors: Sequence[Tensor]) -> None:
-        """Gives each tensor, in place, the sum of all ranks' own; few go together, so that little memory is taken."""
+    def add_up(self, tensors: Sequence[Tensor], room: Tensor) -> None:
+        """Gives each tensor, in place, the sum of all ranks' own; takes no memory but the ``room`` of ``room_for``."""
         for bucket in _buckets(tensors):
-            flat = self.sum_(torch.cat([tensor.reshape(-1) for tensor in bucket]))
+            count, size = sum(tensor.numel() for tensor in bucket), bucket[0].element_size()
+            flat = room[: count * size].view(bucket[0].dtype)
             parts = torch.split(flat, [tensor.numel() for tensor in bucket])
-            torch._foreach_copy_(list(bucket), [part.view(t.shape) for part, t in zip(parts, bucket, strict=True)])
+            shaped = [part.view(tensor.shape) for part, tensor in zip(parts, bucket, strict=True)]
+            torch._foreach_copy_(shaped, bucket)
+            self.sum_(flat)
+            torch._foreach_copy_(bucket, shaped)
+
+
+def room_for(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Returns the bytes that ``Team.add_up`` takes for these tensors, or for some of them."""
+    largest = max((tensor.nbytes for tensor in tensors), default=0)
+    most = max((BUCKET * tensor.element_size() for tensor in tensors), default=0)
+    total = sum(tensor.nbytes for tensor in tensors)
+    return torch.empty(max(largest, min(most, total)), dtype=torch.uint8, device=device)
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
@@ -149,8 +170,8 @@ def joined(*, rank: int, size: int, device: torch.device, meeting: Path) -> Iter
             f"{device}: expected a torch with NCCL to train one network on several GPUs, found one without; use one "
             "GPU per network"
         )
-    if sys.platform == "linux":  # all on this machine, whatever its name resolves to
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    if sys.platform == "linux":  # all on this machine, whatever its name resolves to and the environment says
+        os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
     with _losses_told():
         store = dist.FileStore(str(meeting), size)  # type: ignore[attr-defined]
         dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE)

@@ -19,7 +19,7 @@ from maskloom.runtime import derive_seed
 from maskloom.training.gradients import cut_smaller, logits_of, prepared
 from maskloom.training.memory import is_out_of_memory
 from maskloom.training.session import Session
-from maskloom.training.team import Team
+from maskloom.training.team import Team, room_for
 from maskloom.training.team_norm import SharedNorm, running_statistics
 
 
@@ -94,26 +94,25 @@ def _attempt(session: Session, team: Team, group: list[Batch]) -> Tensor | None:
             with memory:
                 loss += _learn(session, team, piece, own, share=len(piece) / total)
     parameters = [parameter for parameter in job.segmenter.network.parameters() if parameter.requires_grad]
-    ran_out, *learning = team.highest([memory.ran_out, *(parameter.grad is not None for parameter in parameters)])
+    statistics = [] if job.training.sync_batch_norm else running_statistics(job.segmenter.network)
+    learning: list[int] = [parameter.grad is not None for parameter in parameters]
+    sums: list[Tensor] = []
+    room: Tensor | None = None
+    with memory:  # for all that adding up takes, before ranks wait for each other in it
+        sums = [torch.zeros_like(each) if each.grad is None else each.grad for each in parameters]
+        room = room_for([*parameters, *statistics], job.device)
+    ran_out, *learning = team.highest([memory.ran_out, *learning])
     if ran_out:
         return None
-    of_any = [parameter for parameter, learns in zip(parameters, learning, strict=True) if learns]
-    for parameter in of_any:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    team.add_up([parameter.grad for parameter in of_any if parameter.grad is not None])
-    if not job.training.sync_batch_norm:
-        _mean_statistics(session, team, weight=sum(len(batch.ids) for batch in group) / total)
+    assert room is not None, "memory had not run out"
+    of_any = [number for number, learns in enumerate(learning) if learns]
+    for number in of_any:
+        parameters[number].grad = sums[number]
+    team.add_up([sums[number] for number in of_any], room)
+    if statistics:  # become the mean of all ranks', each of which weighs as many images as it has seen
+        torch._foreach_mul_(statistics, sum(len(batch.ids) for batch in group) / total)
+        team.add_up(statistics, room)
     return loss
-
-
-@torch.no_grad()
-def _mean_statistics(session: Session, team: Team, *, weight: float) -> None:
-    """Sets the running statistics to the mean of all ranks', each weighing as many images as it has seen."""
-    statistics = running_statistics(session.job.segmenter.network)
-    if statistics:
-        torch._foreach_mul_(statistics, weight)
-        team.add_up(statistics)
 
 
 class _Memory:
@@ -169,7 +168,8 @@ def _forward(session: Session, team: Team, piece: Piece, images: Tensor, labels:
             logits = logits_of(session, images[rows])
     outputs = logits if isinstance(logits, tuple) else (logits,)
     longest = -(-len(piece) // team.size)
-    tensors = tuple(_filled(tensor.detach(), longest) for tensor in (*outputs, labels[rows]))
+    # Contiguous now, where memory may run out, and not when the others wait for them.
+    tensors = tuple(_filled(tensor.detach(), longest).contiguous() for tensor in (*outputs, labels[rows]))
     room = tuple(tensor.new_empty((team.size, *tensor.shape)) for tensor in tensors)
     return _Own(outputs, counts, tensors, room)
 

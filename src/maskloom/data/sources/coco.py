@@ -19,6 +19,7 @@ from maskloom.data.sources.table import resolve
 from maskloom.errors import BadFile, UserError, closest
 from maskloom.files import read_json
 from maskloom.records import BadSize, CocoSegments, Record, Size, check_id
+from maskloom.storage.ranges import open_part
 
 _SNIFFED = 65536  # bytes of a JSON file looked at to recognise it: whole files reach hundreds of megabytes
 _KEYS = (b'"images"', b'"annotations"', b'"categories"')
@@ -104,7 +105,7 @@ def _looks_like_coco(path: Path) -> bool:
     if path.suffix.lower() != ".json":
         return False
     try:
-        with path.open("rb") as stream:
+        with open_part(path) as stream:
             start = stream.read(_SNIFFED)
     except OSError:
         return False

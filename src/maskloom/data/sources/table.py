@@ -23,6 +23,7 @@ from maskloom.encodings import rle
 from maskloom.encodings.table_files import open_table as open_rows
 from maskloom.errors import BadFile, UserError, closest
 from maskloom.records import BadSize, BandFile, MaskFile, Record, RunLengths, Shapes, Size, Truth, check_id
+from maskloom.storage.placeholders import at_hand
 
 TRUTH_COLUMNS = ("mask", "rle", "wkt")
 _ALIASES = {
@@ -109,7 +110,7 @@ def _columns(table: Path) -> list[str]:
         if table.suffix.lower() == ".parquet":
             from pyarrow import parquet  # type: ignore[import-untyped]
 
-            return list(parquet.read_schema(table).names)
+            return list(parquet.read_schema(at_hand(table)).names)
         with open_rows(table) as rows:
             return next(rows, [])
     except Exception:  # any reader's way of saying that this is no table
@@ -120,6 +121,7 @@ def _read(table: Path) -> list[Row]:
     """Returns the rows as text by canonical column name; raises ``UserError`` for damaged files and double columns."""
     import pandas as pd
 
+    at_hand(table)
     try:
         if table.suffix.lower() == ".parquet":
             frame = pd.read_parquet(table)
