@@ -191,6 +191,7 @@ def test_decisions_hold_only_with_their_recipe(run: RunDirectory) -> None:
         ("pseudo/0/choices.csv", "pseudo/0"),
         ("data/survey.json", "survey"),
         ("data/registration/a.json", "register"),
+        ("data/alignment/a.json", "align"),
         ("data/source.json", None),
         ("ensemble/errors.json", "ensemble"),
         ("ensemble/postprocess_counts.json", "postprocess"),

@@ -105,6 +105,7 @@ class Names(Silent):
 def test_stages_of_a_system_in_the_order_of_the_pipeline() -> None:
     recipe = {
         "registration": {"kind": "x"},
+        "alignment": {"maximum_shift": 4},
         "folds": {"kind": "kfold", "count": 2},
         "members": [
             {"name": "a"},
@@ -117,9 +118,9 @@ def test_stages_of_a_system_in_the_order_of_the_pipeline() -> None:
         "delivery": {"submission": True},
     }
     assert planned_stages(recipe, unlabelled=True, submission=True) == [
-        "register", "survey", "folds", "folds/b", "folds/c", "oof/theirs", "train/a/fold0", "train/a/fold1", "oof/a",
-        "pseudo/0", "train/b/fold*", "oof/b", "train/c/fold0", "oof/c", "ensemble", "postprocess", "predict", "submit",
-        "report",
+        "register", "survey", "align", "folds", "folds/b", "folds/c", "oof/theirs", "train/a/fold0", "train/a/fold1",
+        "oof/a", "pseudo/0", "train/b/fold*", "oof/b", "train/c/fold0", "oof/c", "ensemble", "postprocess", "predict",
+        "submit", "report",
     ]  # fmt: skip
     assert planned_stages(recipe, unlabelled=False, submission=True)[-2:] == ["postprocess", "report"]
     assert "submit" not in planned_stages(recipe, unlabelled=True, submission=False)

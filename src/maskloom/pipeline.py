@@ -23,6 +23,7 @@ from maskloom.recipe import MemberSettings, OutsideMember
 from maskloom.records import Record, Task
 from maskloom.runtime import rank_devices
 from maskloom.stages import data as data_stages
+from maskloom.stages.alignment import align_polygons
 from maskloom.stages.contest_score import Scorers
 from maskloom.stages.context import Context
 from maskloom.stages.ensemble import check_tree, fit_ensemble
@@ -108,6 +109,7 @@ def _run_stages(context: Context, submit: Callable[[Context], Path] | None, scor
     write_sealed(context.run.source, context.source.to_json())
     context = data_stages.without_bad_records(context)
 
+    aligned = _aligned(context, data_mark)
     tables = _folds(context, data_mark)
     recipe.partial_members(context.source.task)  # raises for classes that the data has not
     check_tree(recipe, tables)
@@ -116,7 +118,7 @@ def _run_stages(context: Context, submit: Callable[[Context], Path] | None, scor
     check_pseudo(context)
     numbered(recipe.delivery.precedence or (), context.source.task)  # raises for classes that the data has not
     _write_recipe(context)
-    members = _Members(context, data_mark, tables)
+    members = _Members(context, data_mark, tables, aligned)
     for outside in recipe.outside:
         check_maps(outside, context.source.unlabelled, context.source.task)
         members.take_in(outside)
@@ -181,6 +183,15 @@ def _registered(context: Context) -> Context:
     return with_registration(context)
 
 
+def _aligned(context: Context, data_mark: str) -> list[str]:
+    """Returns the mark of where polygons were found to lie, where the recipe asks for it; else none."""
+    settings = context.recipe.alignment
+    if settings is None:
+        return []
+    mark = fingerprint(data_mark, settings.model_dump(mode="json"))
+    return [run_stage(context, "align", mark, lambda: align_polygons(context, settings, fingerprint=mark))]
+
+
 def _folds(context: Context, data_mark: str) -> FoldTables:
     """Makes or checks every fold table of the run, and returns them."""
 
@@ -201,8 +212,8 @@ def _folds(context: Context, data_mark: str) -> FoldTables:
 class _Members:
     """The stages of the members, one after the other, and the marks that later ones depend on."""
 
-    def __init__(self, context: Context, data_mark: str, tables: FoldTables) -> None:
-        self._context, self._data_mark, self._tables = context, data_mark, tables
+    def __init__(self, context: Context, data_mark: str, tables: FoldTables, aligned: list[str]) -> None:
+        self._context, self._data_mark, self._tables, self._aligned = context, data_mark, tables, aligned
         self._weights = {member.name: weights_mark(member.network) for member in context.recipe.members}
         check_first_weights(context, tables, self._weights)
         self._training_marks: dict[str, list[str]] = {}
@@ -299,7 +310,7 @@ class _Members:
         number = round_of(context.recipe, member.name)
         taught = [] if number is None else [self._pseudo_marks[number]]
         for fold in range(self._tables.of(member.name).num_folds):
-            before = [*self._start(member, fold), *self._guides(member), *taught]
+            before = [*self._start(member, fold), *self._guides(member), *taught, *self._aligned]
             yield fingerprint(self._data_mark, table_mark, fold, trained, *before)
 
     def _train(self, member: MemberSettings, fold: int, mark: str) -> Left:

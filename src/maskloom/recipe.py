@@ -16,6 +16,7 @@ from maskloom.data.augment import AugmentSettings
 from maskloom.data.band_registration import RegistrationSettings
 from maskloom.data.folds import FoldSettings
 from maskloom.data.input_policy import InputPolicy
+from maskloom.data.polygon_alignment import AlignmentSettings
 from maskloom.data.scene_windows import policy_problem
 from maskloom.data.sources.base import DataSettings
 from maskloom.encodings.polygon_settings import PolygonSettings
@@ -259,6 +260,9 @@ class Recipe(Config):
     data: DataSettings = DataSettings()
     registration: RegistrationSettings | None = None
     """How further band files are brought onto their image; None: they stay as they lie."""
+    alignment: AlignmentSettings | None = None
+    """How polygons that were drawn beside their image are moved onto it where they are learnt from; None: they are
+    not. Truth that scores stays as it lies."""
     folds: FoldSettings = FoldSettings()
     members: tuple[MemberSettings, ...] = Field(min_length=1)
     """Trained in this order; what a member needs of others comes before it."""
@@ -354,6 +358,8 @@ class Recipe(Config):
         if self.pseudo:
             found = f"{len(self.pseudo)} round(s)"
             return f"pseudo: folds of blocks expect no pseudo-labels, found {found}; remove them, {kfold}"
+        if self.alignment is not None:
+            return f"alignment: folds of blocks expect polygons as they lie, found some to be moved; remove it, {kfold}"
         if self.outside:
             name = self.outside[0].name
             return f"outside: folds of blocks expect maps of this run alone, found {name}; remove it, {kfold}"

@@ -163,6 +163,8 @@ class RunDirectory:
                 return "folds"
             case ("data", "registration", *_):
                 return "register"
+            case ("data", "alignment", *_):
+                return "align"
             case ("data", "survey.json" | "near_duplicates.json"):
                 return "survey"
             case ("members", member, "folds.csv"):

@@ -36,7 +36,8 @@ def planned_stages(recipe: Mapping[str, Any], *, unlabelled: bool, submission: b
     """
     members = recipe["members"]
     names = ["register"] if recipe.get("registration") else []
-    names += ["survey", "folds", *(f"folds/{member['name']}" for member in members if member.get("folds"))]
+    names += ["survey", *(["align"] if recipe.get("alignment") else []), "folds"]
+    names += [*(f"folds/{member['name']}" for member in members if member.get("folds"))]
     names += [f"oof/{outside['name']}" for outside in recipe.get("outside", ())]
     for member in members:
         for number, settings in enumerate(recipe.get("pseudo", ())):

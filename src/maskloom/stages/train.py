@@ -35,6 +35,7 @@ from maskloom.progress import Silent
 from maskloom.recipe import MemberSettings
 from maskloom.records import Record
 from maskloom.runtime import derive_seed
+from maskloom.stages.alignment import to_learn_from
 from maskloom.stages.block_folds import training_ground
 from maskloom.stages.context import Context
 from maskloom.stages.data import load_survey
@@ -68,7 +69,7 @@ def train_fold(
     """
     if member.network.index is not None:
         training_ids, _ = context.fold_tables().of(member.name).split(fold)
-        return search_fold(context, member, fold, context.records(set(training_ids)))
+        return search_fold(context, member, fold, to_learn_from(context, context.records(set(training_ids))))
     ledger = context.run.ledger(f"train/{leaf_name(member.name, fold)}")
     files: list[Path] = []
     for number, job in enumerate(_jobs(context, member, fold, fingerprint, learns_here=len(devices) < 2)):
@@ -105,7 +106,7 @@ def _jobs(
     training_ids, validation_ids = tables.of(member.name).split(fold)
     seed = derive_seed(context.recipe.seed, member.name, fold)
     validation = evenly_spread(context.records(set(validation_ids)), member.validation_images)
-    labelled = context.records(set(training_ids))
+    labelled = to_learn_from(context, context.records(set(training_ids)))
     forbidden: dict[str, list[Window]] | None = None
     if tables.blocks is not None:
         labelled, forbidden = training_ground(context, tables.blocks, fold, member.input)

@@ -14,6 +14,7 @@ from maskloom.data.augment import AugmentSettings
 from maskloom.data.band_math import BandSettings
 from maskloom.data.folds import FoldSettings
 from maskloom.data.input_policy import InputPolicy
+from maskloom.data.polygon_alignment import AlignmentSettings
 from maskloom.data.sources.base import DataSource
 from maskloom.errors import UserError
 from maskloom.inference.predictor import InferenceSettings
@@ -75,6 +76,7 @@ def dstl_swir(source: DataSource, *, device: str, scale: Scale = "full") -> Reci
     recipe = Recipe(
         name="dstl_swir",
         metric="iou",
+        alignment=AlignmentSettings(),
         folds=FoldSettings(kind="kfold", count=min(max(num_scenes, 2), NUM_FOLDS)),
         members=(_index(), _unet_elu("unet_elu"), _unet_elu("unet_log", LOGARITHMS)),
         inference=InferenceSettings(views="symmetry"),
