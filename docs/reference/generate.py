@@ -69,6 +69,7 @@ NETWORKS = {
     "dinknet": "LinkNet over DenseNet (Carvana, 6th)",
     "unet_elu": "U-Net with ELUs, depth 4 (Dstl, 3rd)",
     "index": "thresholds of spectral indices, searched for instead of trained",
+    "trees": "boosted trees on pixels and their smoothed surroundings, grown by LightGBM",
 }
 BOUNDS = {Ge: ("≥", "ge"), Gt: (">", "gt"), Le: ("≤", "le"), Lt: ("<", "lt")}
 

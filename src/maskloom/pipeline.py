@@ -41,11 +41,12 @@ from maskloom.stages.reporting import write_report
 from maskloom.stages.rows import chunks_in
 from maskloom.stages.stage import Left, forget, look_for, make_room, run_stage
 from maskloom.stages.train import check_weights, train_fold, weights_mark
+from maskloom.stages.tree_member import check_trees
 
 RESULT_FORMAT = 2
 """Raise it when a stage computes something else from the same inputs: runs then repeat what depends on it."""
 
-_SINCE = {("input", "padding_at"): "both", ("training", "sync_batch_norm"): False}
+_SINCE = {("input", "padding_at"): "both", ("training", "sync_batch_norm"): False, ("network", "trees"): None}
 """Settings that members had not at first, and what held then: where it still does, a training is not done again."""
 
 
@@ -216,6 +217,7 @@ class _Members:
         self._context, self._data_mark, self._tables, self._aligned = context, data_mark, tables, aligned
         self._weights = {member.name: weights_mark(member.network) for member in context.recipe.members}
         check_first_weights(context, tables, self._weights)
+        check_trees(context, tables)
         self._training_marks: dict[str, list[str]] = {}
         self._pseudo_marks: dict[int, str] = {}
         self._begun: dict[str, Ticket] = {}

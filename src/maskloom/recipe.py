@@ -51,7 +51,7 @@ class MemberSettings(Config):
     network: NetworkSettings
     input: InputPolicy
     loss: LossSettings = LossSettings()
-    """What is minimised. To be stated, but for an index classifier: nothing of it is trained."""
+    """What is minimised. To be stated, but for an index classifier and trees, which minimise none in epochs."""
     optimiser: OptimiserSettings = OptimiserSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     augment: AugmentSettings = AugmentSettings()
@@ -87,11 +87,25 @@ class MemberSettings(Config):
     @model_validator(mode="after")
     def _what_trains_is_stated(self) -> MemberSettings:
         for name in ("loss", "training"):
-            if self.network.index is None and name not in self.model_fields_set:
+            if self.network.minimises_loss and name not in self.model_fields_set:
                 raise ValueError(
                     f"{name}: expected it for a network that is trained, found none; state it (only an index "
-                    "classifier needs none)"
+                    "classifier and trees need none)"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _trees_see_pixels_alone(self) -> MemberSettings:
+        trees = self.network.trees
+        if trees is None:
+            return self
+        if problem := trees.input_problem(self.input):
+            raise ValueError(problem)
+        if self.keep not in ("last", "best"):
+            raise ValueError(f"keep: trees are grown once, found {self.keep}; state last")
+        for name in ("start", "guidance"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name}: trees are grown from nothing and see the image alone; leave it out")
         return self
 
     @model_validator(mode="after")
@@ -374,6 +388,14 @@ class Recipe(Config):
             if problem := policy_problem(member.input):
                 return f"{at}.input: folds of blocks: {problem}; change it, {kfold}"
         return ""
+
+    @model_validator(mode="after")
+    def _trees_learn_from_truth(self) -> Recipe:
+        grown = {member.name for member in self.members if member.network.trees is not None}
+        for number, settings in enumerate(self.pseudo):
+            if found := sorted(grown & set(settings.members)):
+                raise ValueError(f"pseudo.{number}.members: trees learn from true labels alone, remove {found[0]}")
+        return self
 
     @model_validator(mode="after")
     def _blocks_fit_in(self) -> Recipe:

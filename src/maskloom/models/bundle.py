@@ -101,7 +101,7 @@ def load_bundle(path: Path | str) -> Segmenter:
         )
     plain = settings.model_copy(update={"weights": "none", "bundle": None})
     network = _build(path, plain, task.num_maps, claims)
-    network.load_state_dict(_read_tensors(path, config))
+    _fill(path, network, _read_tensors(path, config))
     return Segmenter(
         network=network.eval(), normalisation=normalisation, policy=policy, task=task, network_settings=settings
     )
@@ -159,7 +159,15 @@ def start_from_bundle(network: nn.Module, path: Path, settings: NetworkSettings,
             f"{_maps(num_maps, settings.auxiliary_maps)}; start from a bundle with as many",
         )
     _check_claims(path, network, claims)
-    network.load_state_dict(_read_tensors(path, config))
+    _fill(path, network, _read_tensors(path, config))
+
+
+def _fill(path: Path, network: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Loads tensors into the network that they fit; raises ``BadFile`` where it refuses their values."""
+    try:
+        network.load_state_dict(tensors)
+    except UserError as error:
+        raise BadFile(path, f"its weights: {error}") from None
 
 
 def _maps(num_maps: int, auxiliary: int) -> str:

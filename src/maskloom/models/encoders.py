@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from maskloom.config import Config
 from maskloom.errors import UserError, closest
 from maskloom.models.classic.traits import CLASSIC_TRAITS, DECODER_OPTIONS, NO_ENCODER, OPTIONS, OWN_ENCODERS, Traits
+from maskloom.models.tree_settings import TreeSettings
 from maskloom.rasters.indices import IndexSettings
 
 Architecture = Literal[
@@ -23,7 +24,7 @@ Architecture = Literal[
     "manet", "deeplabv3",
     "unet_scratch", "unet_vgg11", "ternausnet", "linknet_deconv", "unet_dilated", "unet_resnet",
     "unet_plain", "unet_resnet50_4th", "unet_vgg_4th", "unet_inception_resnet_4th", "unet_mobilenet_4th",
-    "incnet", "dinknet", "unet_elu", "unet_wideresnet38", "index",
+    "incnet", "dinknet", "unet_elu", "unet_wideresnet38", "index", "trees",
 ]  # fmt: skip
 """First the decoders that go with any encoder; the others are published networks as they are (``classic``)."""
 
@@ -86,6 +87,15 @@ class NetworkSettings(Config):
     and "upernet". ``loss.deep_supervision`` (0.4) is the loss's factor on each of them."""
     index: IndexSettings | None = None
     """The rules of "index", a classifier by spectral indices: nothing is trained, thresholds are searched for."""
+    trees: TreeSettings | None = None
+    """What "trees", boosted trees on pixels, see and how they are grown; nothing stated: the usual ones. They need
+    `pip install maskloom[trees]` to be trained, and nothing to predict."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual_trees(cls, values: Any) -> Any:
+        is_bare = isinstance(values, dict) and values.get("architecture") == "trees" and values.get("trees") is None
+        return {**values, "trees": {}} if is_bare else values
 
     @model_validator(mode="before")
     @classmethod
@@ -126,6 +136,22 @@ class NetworkSettings(Config):
                 f"channels: expected {len(self.index.bands)}, one per band of index.bands, found {self.channels}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _trees_stand_alone(self) -> NetworkSettings:
+        if self.trees is None:
+            return self
+        if self.architecture != "trees":
+            raise ValueError(f"trees: expected settings for the architecture trees alone, found {self.architecture}")
+        if self.bundle is not None or self.auxiliary_maps:
+            name = "auxiliary_maps" if self.bundle is None else "bundle"
+            raise ValueError(f"{name}: trees are grown from nothing and for the task alone; leave it out")
+        return self
+
+    @property
+    def minimises_loss(self) -> bool:
+        """Whether it learns by a loss in epochs; rules of indices are searched for, and trees are grown."""
+        return self.index is None and self.trees is None
 
     @property
     def traits(self) -> Traits | None:

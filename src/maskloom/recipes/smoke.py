@@ -1,8 +1,9 @@
 """A recipe shrunk until it ends in minutes on two cores: the same stages, architectures, losses and folds, less of all.
 
-Only numbers change: sizes, epochs, images per epoch, batches, widths, what is validated, and how sure a pseudo-label
-must be (networks that learnt for an epoch are sure of nothing). What a system *is* stays: architectures, losses,
-kinds of schedules and optimisers, fold schemes, the ensemble's tree, guided and later members, post-processing.
+Only numbers change: sizes, epochs, images per epoch, batches, widths, trees, what is validated, and how sure a
+pseudo-label must be (networks that learnt for an epoch are sure of nothing). What a system *is* stays: architectures,
+losses, kinds of schedules and optimisers, fold schemes, the ensemble's tree, guided and later members, post-
+processing.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ MINING = 3
 """Steps among which a hard negative is looked for."""
 VALIDATION_IMAGES = 2
 WIDTH = 1 / 16
+NUM_TREES = 10
+"""Of each class, where a member grows trees."""
 PSEUDO_LABELS = 8
 DRAWS = 200
 """Of the paired bootstrap in the search for post-processing steps."""
@@ -66,10 +69,11 @@ def usual_size(records: Sequence[Record]) -> Size:
 
 
 def _member(member: MemberSettings, size: Size) -> MemberSettings:
+    grows = member.network.trees is not None
     return member.model_copy(
         update={
             "network": _network(member.network),
-            "input": _input(member.input, size, in_regions=_looks_at_regions(member)),
+            "input": _input(member.input, size, in_regions=_looks_at_regions(member), is_bound=grows),
             "training": _training(member),
             "validation_images": min(member.validation_images or VALIDATION_IMAGES, VALIDATION_IMAGES),
         }
@@ -102,18 +106,21 @@ def _num_epochs(told_apart: bool) -> int:
 
 def _network(settings: NetworkSettings) -> NetworkSettings:
     """Returns the network with few filters and no pretrained weights, which would not fit so few."""
-    return settings.model_copy(update={"width": min(settings.width, WIDTH), "weights": "none", "bundle": None})
+    trees = settings.trees and settings.trees.model_copy(update={"num_trees": min(settings.trees.num_trees, NUM_TREES)})
+    few = {"width": min(settings.width, WIDTH), "weights": "none", "bundle": None, "trees": trees}
+    return settings.model_copy(update=few)
 
 
 def _looks_at_regions(member: MemberSettings) -> bool:
     return member.guidance is not None and member.guidance.region is not None
 
 
-def _input(policy: InputPolicy, size: Size, *, in_regions: bool) -> InputPolicy:
+def _input(policy: InputPolicy, size: Size, *, in_regions: bool, is_bound: bool) -> InputPolicy:
     """Returns the policy on smaller images.
 
     Whole images become one small size, so that larger ones cost no more. Windows, parts and regions of images are of
-    images that shrink by a scale; windows shrink more, so that an image still is several of them.
+    images that shrink by a scale; windows shrink more, so that an image still is several of them, unless the network
+    ``is_bound`` to their margin.
     """
     if policy.mode == "resize" or (policy.mode == "full" and not in_regions):
         height, width = policy.size or size
@@ -121,7 +128,7 @@ def _input(policy: InputPolicy, size: Size, *, in_regions: bool) -> InputPolicy:
         smaller = round_up((max(round(height * factor), 1), max(round(width * factor), 1)), policy.multiple)
         return policy.model_copy(update={"mode": "resize", "size": smaller, "scale": 1.0})
     changes: dict[str, object] = {"scale": policy.scale * _factor(size)}
-    if policy.size is not None:
+    if policy.size is not None and not is_bound:
         window = min(policy.size[0], WINDOW), min(policy.size[1], WINDOW)
         smaller = round_up(window, policy.multiple)
         changes |= {"size": smaller, "margin": policy.margin * min(smaller) // min(policy.size)}

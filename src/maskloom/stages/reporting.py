@@ -228,7 +228,7 @@ def _learning_curves(run: RunDirectory, recipe: Recipe, tables: FoldTables) -> d
     return {
         leaf_name(member.name, fold): read_log(run.checked(run.fold(member.name, fold) / "log.jsonl"))
         for member in recipe.members
-        if member.network.index is None  # which learns nothing
+        if member.network.minimises_loss
         for fold in range(tables.of(member.name).num_folds)
     }
 

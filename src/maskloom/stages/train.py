@@ -51,6 +51,7 @@ from maskloom.stages.index_member import search_fold
 from maskloom.stages.pseudo import pseudo_records
 from maskloom.stages.pseudo_views import round_of
 from maskloom.stages.scoring import answer, decided, of_classes, reader_of_parts
+from maskloom.stages.tree_member import grow_fold
 from maskloom.training.checkpoint import Position, read_position
 from maskloom.training.engine import TrainingJob, TrainingResult, train
 from maskloom.training.supervisor import train_together
@@ -68,8 +69,10 @@ def train_fold(
     then left alone. Raises ``Damaged`` for a checkpoint that cannot be continued.
     """
     if member.network.index is not None:
-        training_ids, _ = context.fold_tables().of(member.name).split(fold)
-        return search_fold(context, member, fold, to_learn_from(context, context.records(set(training_ids))))
+        labelled, _ = _ground(context, member, fold)
+        return search_fold(context, member, fold, labelled)
+    if member.network.trees is not None:
+        return grow_fold(context, member, fold, *_ground(context, member, fold))
     ledger = context.run.ledger(f"train/{leaf_name(member.name, fold)}")
     files: list[Path] = []
     for number, job in enumerate(_jobs(context, member, fold, fingerprint, learns_here=len(devices) < 2)):
@@ -103,13 +106,10 @@ def _jobs(
     Where nothing ``learns_here``, jobs only say where things lie: they have no segmenter, and nothing is read for them.
     """
     tables = context.fold_tables()
-    training_ids, validation_ids = tables.of(member.name).split(fold)
+    _, validation_ids = tables.of(member.name).split(fold)
     seed = derive_seed(context.recipe.seed, member.name, fold)
     validation = evenly_spread(context.records(set(validation_ids)), member.validation_images)
-    labelled = to_learn_from(context, context.records(set(training_ids)))
-    forbidden: dict[str, list[Window]] | None = None
-    if tables.blocks is not None:
-        labelled, forbidden = training_ground(context, tables.blocks, fold, member.input)
+    labelled, forbidden = _ground(context, member, fold)
     seen = {record.id for record in labelled}
     segmenter = first_segmenter(context, member, fold, seed, seen) if learns_here else None
     job: TrainingJob | None = None
@@ -173,6 +173,15 @@ def _check_written(job: TrainingJob, position: Position, ledger: Ledger) -> None
             raise BadFile(bundle, "its checksum differs")
         if bundle.is_file():
             load_bundle(bundle)
+
+
+def _ground(context: Context, member: MemberSettings, fold: int) -> tuple[list[Record], dict[str, list[Window]] | None]:
+    """Returns the labelled records that train a fold, and by id what of them may not be seen; None: all may."""
+    tables = context.fold_tables()
+    if tables.blocks is not None:
+        return training_ground(context, tables.blocks, fold, member.input)
+    training_ids, _ = tables.of(member.name).split(fold)
+    return to_learn_from(context, context.records(set(training_ids))), None
 
 
 @dataclass(frozen=True, slots=True)

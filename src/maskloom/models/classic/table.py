@@ -97,6 +97,13 @@ def _index(settings: NetworkSettings, num_maps: int) -> nn.Module:
     return IndexNetwork(settings.index, num_maps)
 
 
+def _trees(settings: NetworkSettings, num_maps: int) -> nn.Module:
+    from maskloom.models.tree_network import TreeNetwork
+
+    assert settings.trees is not None, "the settings see to that"
+    return TreeNetwork(settings.trees, settings.channels, num_maps)
+
+
 CLASSIC: dict[str, Builder] = {
     "unet_scratch": _unet_scratch,
     "unet_vgg11": _unet_vgg11,
@@ -114,4 +121,5 @@ CLASSIC: dict[str, Builder] = {
     "unet_elu": _unet_elu,
     "unet_wideresnet38": _unet_wide_resnet,
     "index": _index,
+    "trees": _trees,
 }

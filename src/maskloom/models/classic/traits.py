@@ -90,4 +90,5 @@ CLASSIC_TRAITS: dict[str, Traits] = {
         options=("upsampling", "attention", "deep_supervision"),
     ),
     "index": Traits(multiple=1, imagenet_input=False),
+    "trees": Traits(multiple=1, imagenet_input=False),
 }
