@@ -1,4 +1,4 @@
-"""Dstl's eight SWIR bands: networks, an index classifier and both together against boosted trees on smoothed bands.
+"""Dstl's eight SWIR bands: the members of a recipe, apart and together, against boosted trees on smoothed bands.
 
     python benchmarks/swir.py --data DIR [--apart images|scenes] [--out DIR] [--smoke] [--set KEY=VALUE ...]
                               [--classes NAME ...]
@@ -62,9 +62,9 @@ PARTS = {"water": ("fast_water", "slow_water")}
 Apart = Literal["images", "scenes"]
 GROUPS: dict[Apart, str | None] = {"images": "(.+)", "scenes": None}
 """What is one group of the data, as ``data.group`` has it; None: as the layout has it."""
-INDEX, NETWORK, BOTH = "index", "network", "both"
-SYSTEMS = (BOOSTING, INDEX, NETWORK, BOTH)
-PAIRS = ((NETWORK, BOOSTING), (BOTH, BOOSTING), (NETWORK, INDEX), (BOTH, NETWORK))
+INDEX, GROWN, NETWORK, BOTH = "index", "grown", "network", "both"
+SYSTEMS = (BOOSTING, INDEX, GROWN, NETWORK, BOTH)
+PAIRS = ((NETWORK, BOOSTING), (GROWN, BOOSTING), (BOTH, BOOSTING), (NETWORK, INDEX), (BOTH, NETWORK))
 """The first is compared with the second."""
 
 Maps = Callable[[Record], np.ndarray]
@@ -207,17 +207,21 @@ class Judged:
 
         return {
             BOOSTING: lambda _: lambda record: stored(boosting, record.id),
-            INDEX: lambda _: self._of_members(self._members(index=True)),
-            NETWORK: lambda _: self._of_members(self._members(index=False)),
+            INDEX: lambda _: self._of_members(self._members(INDEX)),
+            GROWN: lambda _: self._of_members(self._members(GROWN)),
+            NETWORK: lambda _: self._of_members(self._members(NETWORK)),
             BOTH: both,
         }
 
-    def _members(self, *, index: bool) -> list[str]:
-        """Returns the members that are index classifiers, or those that are not."""
-        return [member.name for member in self.recipe.members if (member.network.index is not None) == index]
+    def _members(self, kind: str) -> list[str]:
+        """Returns the members that are index classifiers, trees, or networks that minimise a loss."""
+        kinds = {"index": INDEX, "trees": GROWN}
+        return [
+            member.name for member in self.recipe.members if kinds.get(member.network.architecture, NETWORK) == kind
+        ]
 
     def seconds(self) -> dict[str, float]:
-        """Returns the seconds that the run spent on index classifiers, on networks, and on all of its stages."""
+        """Returns the seconds that the run spent on each kind of members, and on all of its stages."""
 
         def spent(*names: str) -> float:
             return sum(
@@ -226,7 +230,7 @@ class Judged:
                 for path in (self.context.run.root / "stages").glob(name)
             )
 
-        kinds = {INDEX: self._members(index=True), NETWORK: self._members(index=False)}
+        kinds = {kind: self._members(kind) for kind in (INDEX, GROWN, NETWORK)}
         return {
             kind: spent(*(f"train/{name}/*.json" for name in names), *(f"oof/{name}.json" for name in names))
             for kind, names in kinds.items()

@@ -11,7 +11,7 @@ import maskloom
 from maskloom.config import parse
 from maskloom.contests.dstl import open_dstl
 from maskloom.contests.dstl.stand_in import write_stand_in
-from maskloom.contests.dstl.swir import BANDS, CANDIDATES, dstl_swir
+from maskloom.contests.dstl.swir import BANDS, CANDIDATES, TREES, dstl_swir
 from maskloom.contests.dstl.truth import CLASSES
 from maskloom.data.sources.base import DataSettings
 from maskloom.errors import UserError
@@ -29,7 +29,7 @@ def test_every_member_takes_the_bands_as_they_are_stored() -> None:
     assert {member.image_channels for member in recipe.members} == {len(BANDS)} == {8}
     assert {member.classes for member in recipe.members} == {None}
     kinds = {member.network.architecture for member in recipe.members}
-    assert "index" in kinds and len(kinds) > 1
+    assert {"index", "trees", "unet_elu"} == kinds
     assert {member.network.channels for member in recipe.members} == {8, 16}  # one has logarithms beside the bands
     assert all(member.in_ensemble for member in recipe.members)
     assert parse(Recipe, recipe.model_dump(mode="json")) == recipe
@@ -63,6 +63,17 @@ def test_smoke_scale_changes_numbers_alone() -> None:
         assert small.loss == large.loss
         assert small.network.index == large.network.index and small.input.bands == large.input.bands
         assert small.training.epochs <= 2
+    trees = {member.name: member.network.trees for member in smoke.members}
+    assert trees.pop("trees") == TREES.model_copy(update={"num_trees": 10}) and not any(trees.values())
+
+
+def test_trees_are_those_of_the_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[3] / "benchmarks"))
+    import swir_baseline
+
+    stated = {"max_iter": TREES.num_trees, "learning_rate": TREES.learning_rate, "max_leaf_nodes": TREES.num_leaves}
+    stated |= {"min_samples_leaf": TREES.min_samples_leaf, "l2_regularization": TREES.l2}
+    assert (stated, TREES.sigmas, TREES.share) == (swir_baseline.TREES, swir_baseline.SIGMAS, swir_baseline.SHARE)
 
 
 # rasterio hides its warnings about arrays without a place in a way that threads disturb for each other.
@@ -72,7 +83,7 @@ def test_end_to_end(tmp_path: Path) -> None:
     source = open_dstl(data, SWIR)
     assert not source.records[0].bands and len({record.group for record in source.records}) == 2
     recipe = dstl_swir(source, device="cpu", scale="smoke")
-    recipe = recipe.model_copy(update={"data": SWIR, "members": recipe.members[::2]})  # one of the networks
+    recipe = recipe.model_copy(update={"data": SWIR, "members": recipe.members[:3]})  # one of the networks
     run = maskloom.fit(recipe, data, run=folder, device="cpu", workers=0, settings=["inference.views=none"])
     scores = run.evaluate()
     assert set(scores["members"]) == {member.name for member in recipe.members}
@@ -80,4 +91,7 @@ def test_end_to_end(tmp_path: Path) -> None:
     assert sum(scores["weights"].values()) == pytest.approx(1)
     found = load_bundle(RunDirectory(folder).bundle("index", 0, "last")).network_settings.index
     assert found is not None and len(found.rules) == len(CLASSES)
+    assert load_bundle(RunDirectory(folder).bundle("trees", 0, "last")).network_settings.trees == TREES.model_copy(
+        update={"num_trees": 10}
+    )
     assert (folder / "report.html").is_file()
