@@ -22,3 +22,7 @@ def test_padding_on_both_sides_is_what_always_was() -> None:
 
 def test_norms_of_each_device_alone_are_what_always_was() -> None:
     assert "sync_batch_norm" not in _training_part(member())["training"]
+
+
+def test_networks_without_trees_are_what_always_was() -> None:
+    assert "trees" not in _training_part(member())["network"]

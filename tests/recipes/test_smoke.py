@@ -40,7 +40,9 @@ def what_it_is(member: MemberSettings) -> dict[str, Any]:
     """Returns everything of a member but numbers of how large and how long."""
     training = member.training
     return {
-        "network": member.network.model_dump(exclude={"width", "weights", "bundle"}),
+        "network": member.network.model_dump(
+            exclude={"width": True, "weights": True, "bundle": True, "trees": {"num_trees"}}
+        ),
         "loss": member.loss,
         "optimiser": member.optimiser,
         "schedule": member.schedule,
