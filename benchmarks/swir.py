@@ -273,7 +273,15 @@ class Judged:
             "differences": {f"{after} - {before}": self._differences(counts, before, after) for after, before in PAIRS},
             "by_image": self._by_image(counts),
             "true_pixels": self._true_pixels(),
-            "ensemble_weights": read_json(self.context.run.ensemble)["weights"],
+            "ensemble_weights": self._weights(),
+        }
+
+    def _weights(self) -> dict[str, dict[str, float]]:
+        """Returns, by class of the data, the weight of every member in the final ensemble."""
+        weights = read_json(self.context.run.ensemble)["weights"]
+        return {
+            name: {member: each[name] if isinstance(each, dict) else each for member, each in weights.items()}
+            for name in self.source.task.classes
         }
 
     def _jaccard(self, counts: Mapping[str, Mapping[str, Counts]]) -> dict[str, dict[str, float | None]]:
@@ -332,7 +340,6 @@ def rounded(score: float) -> float | None:
 
 def markdown(result: Mapping[str, Any]) -> str:
     """Returns the tables, and what one must know to read them."""
-    weights = ", ".join(f"{name} {weight:.2f}" for name, weight in result["ensemble_weights"].items())
     seconds = ", ".join(f"{name} {value} s" for name, value in result["seconds"].items())
     return "\n".join(
         [
@@ -342,9 +349,11 @@ def markdown(result: Mapping[str, Any]) -> str:
             "",
             *_of_images(result),
             "",
+            *_of_weights(result["ensemble_weights"]),
+            "",
             f"Jaccard index of pixels summed over {result['images']} images of {len(result['scenes'])} scenes, out of "
             f"fold in {len(result['folds'])} folds that keep {result['apart']} apart; thresholds fitted on the other "
-            f"folds, intervals over scenes. Weights of the members in the final ensemble: {weights}. Time: {seconds} "
+            f"folds, intervals over scenes; weights of the members are those of the final ensemble. Time: {seconds} "
             f"({BOTH}: all stages of the run).",
             "",
         ]
@@ -387,6 +396,16 @@ def _of_images(result: Mapping[str, Any]) -> list[str]:
             cells = " | ".join(f"{scores[system]:.3f}" for system in SYSTEMS)
             rows.append(f"| {name} | {image} | {count} | {cells} |")
     return rows
+
+
+def _of_weights(weights: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Returns the weights of the members in each class of the data."""
+    members = next(iter(weights.values()))
+    rows = [f"| class | {' | '.join(f'weight of {member}' for member in members)} |"]
+    rows.append("|---" * (len(members) + 1) + "|")
+    return rows + [
+        f"| {name} | {' | '.join(f'{each:.2f}' for each in found.values())} |" for name, found in weights.items()
+    ]
 
 
 if __name__ == "__main__":

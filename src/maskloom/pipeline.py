@@ -30,6 +30,7 @@ from maskloom.stages.ensemble import check_tree, fit_ensemble
 from maskloom.stages.first_weights import check_first_weights
 from maskloom.stages.fold_tables import FoldTables
 from maskloom.stages.guides import check_guidance
+from maskloom.stages.member_weights import check_member_weights
 from maskloom.stages.oof import predict_out_of_fold
 from maskloom.stages.outside import check_maps, map_files, take_in
 from maskloom.stages.postprocess import check_postprocess, fit_postprocess
@@ -113,6 +114,7 @@ def _run_stages(context: Context, submit: Callable[[Context], Path] | None, scor
     aligned = _aligned(context, data_mark)
     tables = _folds(context, data_mark)
     recipe.partial_members(context.source.task)  # raises for classes that the data has not
+    check_member_weights(recipe, context.source.task)
     check_tree(recipe, tables)
     check_guidance(recipe, tables)
     check_postprocess(recipe, context.source.task)

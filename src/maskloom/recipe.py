@@ -222,9 +222,11 @@ class EnsembleSettings(Config):
     tree: Merge | None = None
     """The tree over "member/fold" leaves, where a member's name stands for the mean of its folds; None: the mean of
     each member's folds, then of the members."""
-    weights: Literal["equal", "fitted", "score", "rank"] = "equal"
-    """Of the members in the standard tree. "fitted": by log loss on out-of-fold maps; "score": in proportion to
-    1 / (1 - score) out of fold; "rank": n for the best of n members out of fold, 1 for the worst."""
+    weights: Literal["equal", "fitted", "fitted_per_class", "score", "rank"] = "equal"
+    """Of the members in the standard tree. "fitted": by log loss on out-of-fold maps; "fitted_per_class": the same in
+    each class by itself, for multilabel tasks (exclusive classes share each pixel: their maps would no longer add up
+    to 1); "score": in proportion to 1 / (1 - score) out of fold; "rank": n for the best of n members out of fold, 1 for
+    the worst."""
     thresholds: Literal["fitted"] | float = "fitted"
     """Per class on the stored 8-bit value (binary and multilabel): fitted on out-of-fold maps, or one probability."""
 
@@ -357,10 +359,10 @@ class Recipe(Config):
         for member in self.members:
             if member.classes is None:
                 continue
-            if self.ensemble.weights != "equal":
+            if self.ensemble.weights not in ("equal", "fitted_per_class"):
                 raise ValueError(
                     f"ensemble.weights: {self.ensemble.weights} compares members that predict the same classes, "
-                    f"{member.name} predicts some of them; state equal"
+                    f"{member.name} predicts some of them; state equal or fitted_per_class"
                 )
             if member.guidance is not None and member.guidance.region is not None:
                 raise ValueError(f"{member.name}: expected a member of all classes for guidance.region; remove classes")

@@ -1,8 +1,9 @@
 """Weights of an ensemble's members, fitted on pixels of maps by networks that never saw them.
 
 The log loss of a weighted mean of probabilities is convex in the weights, and only what each member gave to the
-truth matters. Fitted weights are kept only when they beat equal ones on records that they were not fitted on. Knows
-nothing about files, networks or where the maps come from.
+truth matters. Fitted weights are kept only when they beat equal ones on records that they were not fitted on. In a
+multilabel task each class may have weights of its own, fitted on its own maps as a task of one class. Knows nothing
+about files, networks or where the maps come from.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from maskloom.ensembling.crossfit import crossfit
 from maskloom.inference.merging import STORED_EPSILON
 from maskloom.records import IGNORE, Task
-from maskloom.runtime import generator
+from maskloom.runtime import derive_seed, generator
 
 GAP = 1e-5
 """Certified distance (nats per pixel) from the best log loss at which fitting ends."""
@@ -49,6 +50,26 @@ def sample_pixels(
     truth = labels.ravel()[chosen]
     rows = [_given_to_truth(values, truth, chosen, task) for values in maps.values()]
     return PixelSample(np.clip(np.array(rows, np.float32) / 255, STORED_EPSILON, 1 - STORED_EPSILON))
+
+
+def sample_each_class(
+    maps: Mapping[str, np.ndarray], labels: np.ndarray, task: Task, *, seed: int, num_pixels: int = 2000
+) -> list[PixelSample]:
+    """Returns a sample of each class of a multilabel task, in their order; see ``sample_pixels``.
+
+    ``num_pixels`` are drawn of every class, so a rare one has as many as a frequent one.
+    """
+    alone = [Task(kind="binary", classes=(name,)) for name in task.classes]
+    return [
+        sample_pixels(
+            {name: values[[number]] for name, values in maps.items()},
+            labels[number],
+            one,
+            seed=derive_seed(seed, "class", number),
+            num_pixels=num_pixels,
+        )
+        for number, one in enumerate(alone)
+    ]
 
 
 def _given_to_truth(values: np.ndarray, truth: np.ndarray, chosen: np.ndarray, task: Task) -> np.ndarray:
@@ -96,13 +117,15 @@ def fit_weights(samples: Sequence[PixelSample], parts: Sequence[int] | None = No
     """Returns one weight per member, at least 0 and of sum 1: fitted, or equal ones where fitting does not help.
 
     Fitting helps when, over all ``parts`` (one number per sample, such as its fold; dealt round-robin when None),
-    weights fitted on the other parts have a smaller log loss than equal ones.
+    weights fitted on the other parts have a smaller log loss than equal ones. Samples without a pixel do not count.
     """
     if not samples:
         raise ValueError("expected at least one sample, got none")
     num_members = len(samples[0].given_to_truth)
     equal = [1 / num_members] * num_members
     parts = [index % 5 for index in range(len(samples))] if parts is None else list(parts)
+    filled = [index for index, sample in enumerate(samples) if sample.given_to_truth.size]
+    samples, parts = [samples[index] for index in filled], [parts[index] for index in filled]
     if num_members == 1 or len(set(parts)) < 2:
         return equal
 
@@ -111,3 +134,21 @@ def fit_weights(samples: Sequence[PixelSample], parts: Sequence[int] | None = No
 
     honest = sum(crossfit(samples, parts, fit=optimal_weights, apply=loss).values()) / len(samples)
     return optimal_weights(samples) if honest < log_loss(samples, equal) else equal
+
+
+def fit_class_weights(
+    samples: Sequence[Sequence[PixelSample]], predicts: NDArray[np.bool_], parts: Sequence[int] | None = None
+) -> list[tuple[float, ...]]:
+    """Returns, per member, one weight per class: each class's are fitted by themselves, as ``fit_weights`` does.
+
+    ``samples`` hold every record's sample of each class (see ``sample_each_class``), ``predicts`` (members×classes)
+    says who predicts a class. The weights of a class are at least 0, of sum 1 over those who predict it and 0 for the
+    others; where fitting does not help they are equal. That a class is combined from the members' maps of this class
+    alone is what StackingC does (Seewald, "How to make stacking better and faster", ICML 2002).
+    """
+    weights = np.zeros(predicts.shape)
+    for number, inside in enumerate(predicts.T):
+        if inside.any():
+            found = [PixelSample(of_record[number].given_to_truth[inside]) for of_record in samples]
+            weights[inside, number] = fit_weights(found, parts)
+    return [tuple(map(float, row)) for row in weights]

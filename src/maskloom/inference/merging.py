@@ -3,8 +3,9 @@
 One evaluator serves the one pass over many networks and the merging of stored maps. It walks the tree in a fixed
 order and keeps one sum per open node, never all leaves. Arithmetic means are linear, and so is bringing a map back
 to the image's size; a mean therefore stays a sum per *space* (where the leaves' maps lie) until something that is
-not linear, a tap or the result needs it at the image's size. A network may predict only some of the classes: each
-class is merged over those that predict it. Knows nothing about images and networks.
+not linear, a tap or the result needs it at the image's size. A network may predict only some of the classes, and
+children may weigh otherwise in each class: a class is merged over those that predict it. Knows nothing about images
+and networks.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from torch import Tensor
 
 from maskloom.config import Config
 from maskloom.errors import UserError
+from maskloom.inference.shares import Weight, is_used, numbers, shares_of, some_lost
+from maskloom.records import Task
 
 MergeKind = Literal["mean", "logit_mean", "geometric", "vote", "mode"]
 
@@ -38,8 +41,9 @@ class Merge(Config):
     """"mean": of probabilities; "logit_mean": of logits (for exclusive classes: of log-probabilities, then softmax);
     "geometric": weighted geometric mean, not normalised over classes; "vote": the share of children that decide for
     the class, at one half or by the largest; "mode": 1 for the class with most votes, the mean deciding ties."""
-    weights: tuple[float, ...] | None = None
-    """One per child, at least 0, of any sum above 0; equal when None."""
+    weights: tuple[float | tuple[float, ...], ...] | None = None
+    """One per child, at least 0, of any sum above 0; equal when None. In a multilabel task a child's may be a list of
+    one number per class, in their order, then every child's; a class for which all children state 0 is 0."""
     children: tuple[Merge | str, ...] = Field(min_length=1)
     """Nodes, or names of networks ("member/fold0"); in a recipe a member's name stands for the mean of its folds."""
     classes: tuple[int, ...] | None = None
@@ -61,7 +65,15 @@ class Merge(Config):
             return self
         if len(self.weights) != len(self.children):
             raise ValueError(f"expected {len(self.children)} weights, one per child, found {len(self.weights)}")
-        if min(self.weights) < 0 or sum(self.weights) <= 0:
+        if (
+            len({len(weight) if isinstance(weight, tuple) else None for weight in self.weights}) > 1
+            or () in self.weights
+        ):
+            raise ValueError(
+                "expected one number for every child, or a list of as many numbers as there are classes for every "
+                f"child, found {list(self.weights)}"
+            )
+        if min(map(min, map(numbers, self.weights))) < 0 or not any(map(is_used, self.weights)):
             raise ValueError(f"weights must be at least 0 and not all 0, found {list(self.weights)}")
         return self
 
@@ -72,28 +84,39 @@ class Merge(Config):
             raise ValueError(f"names of taps must differ from each other, found {names}")
         return self
 
-    def shares(self) -> Iterator[tuple[float, Merge | str]]:
-        """Yields (share, child); shares add up to 1. Children of share 0 are left out unless they hold a tap."""
-        weights = self.weights or (1.0,) * len(self.children)
-        total = sum(weights)
-        for weight, child in zip(weights, self.children, strict=True):
-            if weight > 0 or (isinstance(child, Merge) and tap_names(child)):
-                yield weight / total, child
+    def shares(self) -> Iterator[tuple[Weight, Merge | str]]:
+        """Yields (share, child), a share per class where weights are; shares of a class add up to 1, or to 0 where all
+        its weights are 0. Children of share 0 (in every class) are left out unless they hold a tap."""
+        for share, child in zip(shares_of(_weights(self)), self.children, strict=True):
+            if is_used(share) or (isinstance(child, Merge) and tap_names(child)):
+                yield share, child
 
     def leaves(self) -> list[str]:
         """Returns the leaves that an evaluation asks for, in that order; one that occurs twice is listed twice."""
         return [leaf for _, child in self.shares() for leaf in ([child] if isinstance(child, str) else child.leaves())]
 
 
+def _weights(node: Merge) -> tuple[Weight, ...]:
+    return node.weights or (1.0,) * len(node.children)
+
+
 def predicted_classes(node: Merge | str) -> frozenset[int] | None:
-    """Returns the classes that something below a node predicts; None: all."""
+    """Returns the classes that something below a node predicts and has a weight for; None: all."""
     if isinstance(node, str):
         return None
     if node.classes is not None:
         return frozenset(node.classes)
-    below = [predicted_classes(child) for share, child in node.shares() if share > 0]
+    below = [_weighted_classes(share, predicted_classes(child)) for share, child in node.shares() if is_used(share)]
     known = [classes for classes in below if classes is not None]
     return frozenset[int]().union(*known) if len(known) == len(below) else None
+
+
+def _weighted_classes(share: Weight, predicted: frozenset[int] | None) -> frozenset[int] | None:
+    """Returns those of a child's predicted classes in which its share is not 0; None: all."""
+    if not isinstance(share, tuple) or (predicted is None and all(share)):
+        return predicted
+    weighted = frozenset(number for number, part in enumerate(share) if part > 0)
+    return weighted if predicted is None else weighted & predicted
 
 
 def tap_names(node: Merge) -> list[str]:
@@ -104,12 +127,13 @@ def tap_names(node: Merge) -> list[str]:
 
 def standard_tree(
     members: Mapping[str, Sequence[str]],
-    weights: Sequence[float] | None = None,
+    weights: Sequence[Weight] | None = None,
     classes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Merge:
     """Returns the mean over each member's folds, then over members: ``members`` maps a name to its leaves.
 
-    ``classes`` are those of the members that predict only some.
+    ``weights`` are one per member, all numbers, or all a number per class; ``classes`` are those of the members that
+    predict only some.
     """
     classes = classes or {}
     children = tuple(Merge(children=tuple(folds), classes=classes.get(name)) for name, folds in members.items())
@@ -119,8 +143,8 @@ def standard_tree(
 def pruned(node: Merge, keep: Callable[[str], bool]) -> Merge:
     """Returns the tree with only the leaves that ``keep`` accepts, the remaining weights in the same proportion.
 
-    For out-of-fold maps: the tree of the networks that never saw a record. Raises ``UserError`` when a tap or
-    everything would vanish.
+    For out-of-fold maps: the tree of the networks that never saw a record. A node vanishes with the last child that
+    has a weight, or one for some class. Raises ``UserError`` when a tap or everything would vanish.
     """
     kept = _pruned(node, keep)
     if kept is None or tap_names(kept) != tap_names(node):
@@ -133,16 +157,35 @@ def pruned(node: Merge, keep: Callable[[str], bool]) -> Merge:
 
 
 def _pruned(node: Merge, keep: Callable[[str], bool]) -> Merge | None:
-    weights = node.weights or (1.0,) * len(node.children)
-    pairs: list[tuple[float, Merge | str]] = []
-    for weight, child in zip(weights, node.children, strict=True):
+    pairs: list[tuple[Weight, Merge | str]] = []
+    for weight, child in zip(_weights(node), node.children, strict=True):
         below = (child if keep(child) else None) if isinstance(child, str) else _pruned(child, keep)
         if below is not None:
             pairs.append((weight, below))
-    if not any(weight > 0 for weight, _ in pairs):
+    if some_lost(_weights(node), [weight for weight, _ in pairs]):
         return None
     values = {"weights": tuple(weight for weight, _ in pairs) if node.weights else None}
     return node.model_copy(update=values | {"children": tuple(child for _, child in pairs)})
+
+
+def check_class_weights(node: Merge, task: Task) -> None:
+    """Raises ``UserError`` unless weights per class in the tree are as many as the classes of a multilabel task."""
+    for weight in node.weights or ():
+        if not isinstance(weight, tuple):
+            continue
+        if task.kind != "multilabel":
+            raise UserError(
+                "the ensemble tree: weights per class expect a multilabel task, whose maps are merged class by class, "
+                f"found a {task.kind} one; state one number per child"
+            )
+        if len(weight) != task.num_maps:
+            raise UserError(
+                f"the ensemble tree: expected weights of {task.num_maps} classes, found a list of {len(weight)}; "
+                "state one number per class, or one per child"
+            )
+    for child in node.children:
+        if isinstance(child, Merge):
+            check_class_weights(child, task)
 
 
 Spread = dict[Hashable, Tensor]
@@ -202,16 +245,18 @@ class _Evaluation:
     def _mean(self, node: Merge) -> Spread:
         total: Spread = {}
         shares = list(node.shares())
-        is_alone = sum(share > 0 for share, _ in shares) == 1
+        is_alone = sum(is_used(share) for share, _ in shares) == 1
         for share, child in shares:
             for space, part in self.value(child).items():
-                if share == 0:  # only there for its tap
+                if not is_used(share):  # only there for its tap
                     continue
                 factor = _factor(share, child, node, part)
                 if space in total:
                     _add(total[space], part, factor)
+                elif is_alone and isinstance(factor, float):  # it is 1
+                    total[space] = part
                 else:
-                    total[space] = part if is_alone else part * factor  # a sum of its own: others may hold the part
+                    total[space] = part * factor  # a sum of its own: others may hold the part
         return total
 
     def _merged(self, node: Merge) -> Tensor:
@@ -219,7 +264,7 @@ class _Evaluation:
         total: Tensor | None = None
         for share, child in node.shares():
             value = self.value(child)
-            if share == 0:  # only there for its tap
+            if not is_used(share):  # only there for its tap
                 continue
             encoded = code.encode(self.restored(value))
             factor = _factor(share, child, node, encoded)
@@ -229,14 +274,18 @@ class _Evaluation:
         return merged if classes is None else merged * _marked(classes, merged)
 
 
-def _factor(share: float, child: Merge | str, node: Merge, like: Tensor) -> float | Tensor:
+def _factor(share: Weight, child: Merge | str, node: Merge, like: Tensor) -> float | Tensor:
     """Returns what a child's map is multiplied with: its share, per class among the children that predict it."""
-    children = [(share, predicted_classes(child)) for share, child in node.shares() if share > 0]
+    children = [(share, predicted_classes(child)) for share, child in node.shares() if is_used(share)]
     own = predicted_classes(child)
-    if all(classes == own for _, classes in children):
+    if not isinstance(share, tuple) and all(classes == own for _, classes in children):
         return share
-    total = torch.stack([share * _marked(classes, like) for share, classes in children]).sum(dim=0)
-    return share * _marked(own, like) / total.clamp(min=torch.finfo(total.dtype).tiny)
+
+    def parts(share: Weight, classes: frozenset[int] | None) -> Tensor:
+        return like.new_tensor(numbers(share))[:, None, None] * _marked(classes, like)
+
+    total = torch.stack([parts(*each) for each in children]).sum(dim=0)
+    return parts(share, own) / total.clamp(min=torch.finfo(total.dtype).tiny)
 
 
 def _marked(classes: frozenset[int] | None, like: Tensor) -> Tensor:

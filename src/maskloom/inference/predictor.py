@@ -20,7 +20,7 @@ from maskloom.errors import UnfitImage, UserError, closest
 from maskloom.inference.frames import Frame
 from maskloom.inference.fusing import fuse
 from maskloom.inference.guidance import GuidanceSettings
-from maskloom.inference.merging import RESULT, Merge, store
+from maskloom.inference.merging import RESULT, Merge, check_class_weights, store
 from maskloom.inference.needs import Ensemble
 from maskloom.inference.one_pass import Asking, OnePass
 from maskloom.inference.view_merging import ViewMerger
@@ -116,6 +116,7 @@ class Predictor:
             leaf = tree.leaves()[0]
             raise UserError(f"the ensemble tree: unknown network {leaf!r}; {closest(leaf, segmenters)}")
         self.task = task or ready[names[0]].task
+        check_class_weights(tree, self.task)
         for name in names:
             if not is_part(ready[name].task, self.task):
                 raise UserError(f"{name}: expected a network for {self.task}, found one for {ready[name].task}")

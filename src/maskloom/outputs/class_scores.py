@@ -1,4 +1,4 @@
-"""The scores of classes as columns, for a terminal and for a page: which there are, and what they are called.
+"""The scores of classes, and members' weights in each, as columns for a terminal and for a page.
 
 Knows only what ``maskloom evaluate --json`` prints.
 """
@@ -12,13 +12,13 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class ClassColumn:
-    """One score of every class."""
+    """One score of every class, or one weight."""
 
     head: str
     scores: Mapping[str, float | None]
     """By class; None where the truth holds none of it."""
     mean: float | None
-    """Over the classes that the truth holds."""
+    """Over the classes that the truth holds; None of weights."""
     with_absent: float | None = None
     """Over all classes, where that is known."""
 
@@ -42,3 +42,16 @@ def class_columns(evaluation: Mapping[str, Any]) -> list[ClassColumn]:
     if boundary:
         columns.append(ClassColumn("boundary F", boundary["classes"], boundary["mean"]))
     return columns
+
+
+def weight_columns(evaluation: Mapping[str, Any]) -> list[ClassColumn]:
+    """Returns the weight of each member of the ensemble in every class; [] where no weight differs by class."""
+    weights, classes = evaluation["weights"], evaluation["oof"]["classes"]
+    if not any(isinstance(weight, Mapping) for weight in weights.values()):
+        return []
+    return [
+        ClassColumn(
+            f"weight of {name}", weight if isinstance(weight, Mapping) else dict.fromkeys(classes, weight), None
+        )
+        for name, weight in weights.items()
+    ]

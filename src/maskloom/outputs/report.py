@@ -7,6 +7,7 @@ from is said in ``report_words``, ``report_tables`` and ``report_pictures``; ``r
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -15,7 +16,7 @@ from markupsafe import Markup
 
 from maskloom.files import write_text
 from maskloom.outputs import page as html
-from maskloom.outputs.class_scores import class_columns
+from maskloom.outputs.class_scores import class_columns, weight_columns
 from maskloom.outputs.report_charts import learning_charts, score_histogram, threshold_chart
 from maskloom.outputs.report_errors import by_attribute, calibration, confusion, mean_ious, worst_of_classes
 from maskloom.outputs.report_input import Example, LookAlikes, ReportInput
@@ -126,7 +127,7 @@ def _scores(page: ReportInput) -> html.Section:
         spread = f" ± {page.score_text(row.std)}" if len(row.folds) > 1 else ""
         cells.append(Markup("<b>{}</b>{}").format(page.score_text(row.mean), spread))
         cells += [page.score_text(value) for value in row.folds] + [""] * (num_folds - len(row.folds))
-        cells += [("" if row.weight is None else f"{row.weight:.3f}")] if several else []
+        cells += [_weight(row.weight)] if several else []
         rows.append(cells)
     numbers = [f"fold {fold}" for fold in range(num_folds)]
     headers = ["system", "mean ± std", *numbers, *(["weight"] if several else [])]
@@ -141,6 +142,12 @@ def _scores(page: ReportInput) -> html.Section:
         explained += " A member with folds of its own is scored over those: its columns are of other images."
     table = Markup('<div class="scores">{}</div>').format(html.table(headers, rows))
     return html.section("Scores", explained, table)
+
+
+def _weight(weight: float | Mapping[str, float] | None) -> str:
+    if isinstance(weight, Mapping):
+        return "by class"
+    return "" if weight is None else f"{weight:.3f}"
 
 
 def _learning(page: ReportInput) -> html.Section:
@@ -179,6 +186,8 @@ def _thresholds(page: ReportInput) -> html.Section:
 
 def _classes(page: ReportInput) -> html.Section:
     columns = class_columns(page.evaluation)
+    threshold = [] if page.task_kind == "multiclass" else ["threshold"]
+    weights = [column.head for column in weight_columns(page.evaluation)]
     rows: list[list[html.Cell]] = []
     for row in class_rows(page):
         name = Markup(
@@ -187,13 +196,14 @@ def _classes(page: ReportInput) -> html.Section:
         scores = [page.score_text(score) for score in row.scores]
         cells: list[html.Cell] = [name, *scores, f"{row.share:.2%}", _bar(row.share), row.num_images]
         cells += [] if row.threshold is None else [f"{row.threshold / 255:.3f}"]
+        cells += [_weight(weight) for weight in row.weights]
         rows.append(cells)
     if len(columns) > 1 and len(rows) > 1:
         means = [page.score_text(column.mean) for column in columns]
-        empty = [""] * (0 if page.task_kind == "multiclass" else 1)
+        empty = [""] * (len(threshold) + len(weights))
         rows.append([Markup("<b>all images together</b>"), *means, "", "", None, *empty])
-    threshold = [] if page.task_kind == "multiclass" else ["threshold"]
-    headers = ["class", *(column.head for column in columns), "share of pixels", "", "images with it", *threshold]
+    heads = [column.head for column in columns]
+    headers = ["class", *heads, "share of pixels", "", "images with it", *threshold, *weights]
     explained = "Shares are of the pixels whose truth is known; scores are out of fold and cross-fitted."
     return html.section("Classes", explained, _meaning_of_columns(page), html.table(headers, rows), mean_ious(page))
 

@@ -125,9 +125,9 @@ class ReportInput:
     evaluation: Mapping[str, Any]
     """``metric``; ``oof`` (cross-fitted), ``fitted_on_all``, ``half`` and each of ``members``: ``mean``, ``std``,
     ``folds``, ``classes``; members also ``without_views``; ``thresholds`` and ``weights`` (of the members that are in
-    the ensemble); of versions that know them also ``pixels``, ``boundary`` and ``contest`` (see
-    ``stages.evaluation``). Where masks are post-processed, ``postprocess``: ``choose``, ``trials``, ``steps_of_parts``,
-    ``scores`` (``without``, ``with``) and ``gain``."""
+    the ensemble, by class where they differ by class); of versions that know them also ``pixels``, ``boundary`` and
+    ``contest`` (see ``stages.evaluation``). Where masks are post-processed, ``postprocess``: ``choose``, ``trials``,
+    ``steps_of_parts``, ``scores`` (``without``, ``with``) and ``gain``."""
     classes: Sequence[str]
     task_kind: TaskKind
     learning_curves: Mapping[str, Sequence[Mapping[str, Any]]]

@@ -16,7 +16,7 @@ import numpy as np
 from maskloom.data.duplicates import exact_duplicates
 from maskloom.data.folds import ALWAYS_TRAINING
 from maskloom.errors import BadFile
-from maskloom.outputs.class_scores import class_columns
+from maskloom.outputs.class_scores import class_columns, weight_columns
 from maskloom.outputs.overlays import Colour, class_colours
 from maskloom.outputs.report_input import ReportInput
 from maskloom.outputs.report_words import duration, plural
@@ -35,7 +35,8 @@ class ScoreRow:
     folds: list[float]
     mean: float
     std: float
-    weight: float | None = None
+    weight: float | Mapping[str, float] | None = None
+    """Of a member in the ensemble; by class where it differs by class."""
     honest: bool = False
     """Fitted on other images than it is scored on."""
     notes: Sequence[str] = ()
@@ -54,6 +55,8 @@ class ClassRow:
     """In the columns of ``class_columns``."""
     threshold: int | None
     """8-bit value."""
+    weights: Sequence[float | None] = ()
+    """In the columns of ``weight_columns``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +116,7 @@ def _score_row(
     detail: str,
     scores: Mapping[str, Any],
     *,
-    weight: float | None = None,
+    weight: float | Mapping[str, float] | None = None,
     honest: bool = False,
     notes: Sequence[str] = (),
 ) -> ScoreRow:
@@ -134,6 +137,7 @@ def class_rows(page: ReportInput) -> list[ClassRow]:
             num_images=sum(counts[index] > 0 for counts in counted),
             scores=[column.scores.get(name) for column in columns],
             threshold=None if page.task_kind == "multiclass" else int(thresholds[index]),
+            weights=[column.scores.get(name) for column in weight_columns(page.evaluation)],
         )
         for index, name in enumerate(page.classes)
     ]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,16 +20,15 @@ import torch
 from maskloom.data.truth import read_truth
 from maskloom.ensembling.crossfit import crossfit, deal_parts
 from maskloom.ensembling.thresholds import HALF, curve, decide, fit_thresholds, histograms
-from maskloom.ensembling.weights import PixelSample, fit_weights, sample_pixels
 from maskloom.errors import UserError, closest
 from maskloom.files import read_json, write_json, write_text
 from maskloom.inference.merging import RESULT, Merge, merge_stored, predicted_classes, pruned, standard_tree
 from maskloom.inference.predictor import Predictor
+from maskloom.inference.shares import Weight
 from maskloom.metrics import Counts, Metric, dice, from_labels, iou, per_class, score_records
 from maskloom.recipe import Recipe
 from maskloom.records import Record, Task
 from maskloom.run_directory import RunDirectory
-from maskloom.runtime import derive_seed
 from maskloom.stages.context import Context
 from maskloom.stages.error_analysis import ErrorSums, error_analysis, errors_path, has_outlines
 from maskloom.stages.fold_tables import FoldTables, leaf_parts
@@ -40,8 +39,8 @@ from maskloom.stages.guides import (
     networks_of,
     own_inference,
     stored_map,
-    stored_maps,
 )
+from maskloom.stages.member_weights import MemberWeights, Weights, by_class, stored_counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +57,8 @@ class Ensemble:
     of ``members``: mean, std and folds."""
     curve: list[list[float]]
     """Score at every 8-bit threshold per class; empty for multiclass."""
-    weights: dict[str, float]
-    """Per member."""
+    weights: dict[str, float | dict[str, float]]
+    """Per member; where they differ by class, of each class."""
     task: Task | None = None
     """Of the map; None: that of the networks, which is the same for all."""
     guiding: dict[str, Merge] = field(default_factory=dict)
@@ -144,7 +143,7 @@ def fit_ensemble(context: Context) -> list[Path]:
         "thresholds": thresholds,
         "scores": scores,
         "curve": curves.round(6).tolist(),
-        "weights": weights,
+        "weights": by_class(weights, task.classes),
         "task": {"kind": task.kind, "classes": list(task.classes)},
     }
     write_json(context.run.ensemble, result)
@@ -182,33 +181,20 @@ class Fitting:
     """Stored maps of every member, merged and counted; keeps per-record histograms of the last weights asked for."""
 
     def __init__(self, context: Context, records: Sequence[Record], fold_of: Mapping[str, int]) -> None:
-        self._context, self._fold_of = context, fold_of
+        self._context = context
         self._tables = context.fold_tables()
-        self._members = asked_members(context.recipe)
-        self._samples: dict[str, PixelSample] = {}
-        self._weights: tuple[float, ...] = ()
+        self._fitted = MemberWeights(context, asked_members(context.recipe), records, fold_of)
+        self._weights: tuple[Weight, ...] = ()
         self._histograms: dict[str, np.ndarray] = {}
-        self._counts: dict[str, dict[str, Counts]] = {}
-        if len(self._members) > 1 and context.recipe.ensemble.weights in ("score", "rank"):
-            self._counts = {name: _stored_counts(context, name, "views") for name in self._members}
-        if len(self._members) > 1 and context.recipe.ensemble.weights == "fitted":
-            self._samples = dict(zip((record.id for record in records), self._map(self._sample, records), strict=True))
 
     @property
-    def equal_weights(self) -> dict[str, float]:
+    def equal_weights(self) -> Weights:
         """The same weight for every member."""
-        return {name: 1 / len(self._members) for name in self._members}
+        return self._fitted.equal
 
-    def fit(self, records: Sequence[Record]) -> tuple[dict[str, float], list[int]]:
+    def fit(self, records: Sequence[Record]) -> tuple[Weights, list[int]]:
         """Returns member weights and thresholds fitted on these records."""
-        weights = self.equal_weights
-        if self._samples:
-            folds = [self._fold_of[record.id] for record in records]
-            parts = deal_parts([record.group for record in records], folds, seed=self._context.recipe.seed)
-            fitted = fit_weights([self._samples[record.id] for record in records], parts)
-            weights = dict(zip(self._members, fitted, strict=True))
-        if self._counts:
-            weights = self._by_score(records)
+        weights = self._fitted.fit(records)
         task, wanted = self._context.source.task, self._context.recipe.ensemble.thresholds
         if task.kind == "multiclass" or wanted != "fitted":
             stated = HALF if wanted == "fitted" else round(255 * wanted)
@@ -218,21 +204,7 @@ class Fitting:
         # A class that no member predicts is 0 everywhere: only threshold 0, which marks everything, could score.
         return weights, [cut if predicted is None or number in predicted else HALF for number, cut in enumerate(cuts)]
 
-    def _by_score(self, records: Sequence[Record]) -> dict[str, float]:
-        """Returns weights that follow from the members' scores on these records, by value or by rank; sum 1."""
-        recipe = self._context.recipe
-        scores = {
-            name: score_records([counts[record.id] for record in records], recipe.metric)
-            for name, counts in self._counts.items()
-        }
-        if recipe.ensemble.weights == "rank":
-            ordered = sorted(scores, key=lambda name: scores[name])
-            raw = {name: float(ordered.index(name) + 1) for name in self._members}
-        else:
-            raw = {name: 1 / max(1 - score, 1e-6) for name, score in scores.items()}
-        return {name: value / sum(raw.values()) for name, value in raw.items()}
-
-    def histograms(self, records: Sequence[Record], weights: Mapping[str, float]) -> list[np.ndarray]:
+    def histograms(self, records: Sequence[Record], weights: Mapping[str, Weight]) -> list[np.ndarray]:
         """Returns the merged map's histogram of every record, int64 C×2×256."""
         if self._weights != tuple(weights.values()):  # those of one set of weights at a time: memory stays flat
             self._weights, self._histograms = tuple(weights.values()), {}
@@ -244,7 +216,7 @@ class Fitting:
     def counts(
         self,
         records: Sequence[Record],
-        weights: Mapping[str, float],
+        weights: Mapping[str, Weight],
         thresholds: list[int],
         *,
         errors: ErrorSums | None = None,
@@ -275,20 +247,13 @@ class Fitting:
     def _truth(self, record: Record) -> np.ndarray:
         return read_truth(record, self._context.source.task, self._context.source.coding)
 
-    def _maps(self, record: Record) -> dict[str, np.ndarray]:
-        return stored_maps(self._context.run, self._members, record)
-
-    def _merged(self, record: Record, weights: Mapping[str, float]) -> np.ndarray:
+    def _merged(self, record: Record, weights: Mapping[str, Weight]) -> np.ndarray:
         """Returns the map of the part of the tree that never saw the record."""
         tree = ensemble_tree(self._context, self._tables, weights)
         return out_of_fold_maps(self._context.run, tree, record, self._tables, self._context.source.task)[RESULT]
 
-    def _histogram(self, record: Record, weights: Mapping[str, float]) -> np.ndarray:
+    def _histogram(self, record: Record, weights: Mapping[str, Weight]) -> np.ndarray:
         return histograms(self._merged(record, weights), self._truth(record), self._context.source.task)
-
-    def _sample(self, record: Record) -> PixelSample:
-        seed = derive_seed(self._context.recipe.seed, "weights", record.id)
-        return sample_pixels(self._maps(record), self._truth(record), self._context.source.task, seed=seed)
 
 
 def check_tree(recipe: Recipe, tables: FoldTables) -> None:
@@ -310,7 +275,7 @@ def check_tree(recipe: Recipe, tables: FoldTables) -> None:
             pruned(tree, honest)
 
 
-def ensemble_tree(context: Context, tables: FoldTables, weights: Mapping[str, float]) -> Merge:
+def ensemble_tree(context: Context, tables: FoldTables, weights: Mapping[str, Weight]) -> Merge:
     """Returns the recipe's tree, or the mean of each member's folds and the weighted mean of the members."""
     recipe = context.recipe
     trained = [member.name for member in recipe.members]
@@ -359,16 +324,10 @@ def _member_scores(context: Context, member: str) -> dict[str, Any]:
     fold_of = {record_id: tables.fold(member, record_id) for record_id in tables.validated([member])}
     records = [record for record in context.source.records if record.id in fold_of]
     with_views, plain = (
-        summary(records, fold_of, recipe.metric, task, _stored_counts(context, member, kind))
+        summary(records, fold_of, recipe.metric, task, stored_counts(context.run, member, kind))
         for kind in ("views", "plain")
     )
     return with_views | {"without_views": plain}
-
-
-def _stored_counts(context: Context, member: str, kind: Literal["views", "plain"]) -> dict[str, Counts]:
-    """Returns the counts of a member's own out-of-fold masks by record."""
-    scores = read_json(context.run.checked(context.run.oof(member) / "scores.json"))
-    return {record_id: Counts.from_json(value[kind]) for record_id, value in scores.items()}
 
 
 def _image_rows(records: Sequence[Record], fold_of: Mapping[str, int], counts: Mapping[str, Counts], task: Task) -> str:

@@ -8,12 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from maskloom.config import load_yaml, parse
 from maskloom.files import read_json
 from maskloom.inference.merging import Merge
+from maskloom.inference.shares import Weight
 from maskloom.integrity import read_sealed
 from maskloom.metrics import Counts, total
-from maskloom.outputs.class_scores import class_columns
+from maskloom.outputs.class_scores import class_columns, weight_columns
 from maskloom.outputs.report_input import score_digits
 from maskloom.outputs.report_words import chosen_steps, interval_text, signed
 from maskloom.recipe import Recipe
@@ -23,6 +27,7 @@ from maskloom.stages.contest_score import Scorers
 from maskloom.stages.ensemble import Ensemble, counts_path, load_ensemble, read_counts
 from maskloom.stages.error_analysis import counted_errors, load_errors, pixel_scores
 from maskloom.stages.fold_tables import leaf_parts
+from maskloom.stages.member_weights import by_class
 from maskloom.stages.postprocess import result_path, with_steps_path
 
 
@@ -34,7 +39,8 @@ def read_recipe(run: RunDirectory) -> Recipe:
 def evaluation(run: RunDirectory, scorers: Scorers | None = None) -> dict[str, Any]:
     """Returns the scores of a finished run; with post-processing, ``postprocess`` as its stage left it.
 
-    The ``weights`` of an ensemble whose tree is stated are the shares that members have of that tree. ``pixels``, of
+    The ``weights`` of members are numbers, or by class where they differ by class; of an ensemble whose tree is stated
+    they are the shares that members have of that tree. ``pixels``, of
     the ensemble and of each member, are IoU and Dice per class of the pixels of all images together (see
     ``error_analysis.pixel_scores``), ``boundary`` is the boundary F-score per class; both before post-processing.
     ``contest`` is the contest's own score of the masks as delivered, where ``scorers`` has one for the data's contest.
@@ -42,14 +48,15 @@ def evaluation(run: RunDirectory, scorers: Scorers | None = None) -> dict[str, A
     recipe, ensemble = read_recipe(run), load_ensemble(run)
     found = ensemble.evaluation()
     order = {name: place for place, name in enumerate(recipe.names)}  # files hold names in alphabetical order
-    found["members"] = dict(sorted(found["members"].items(), key=lambda item: order.get(item[0], len(order))))
-    if recipe.ensemble.tree is not None:
-        found["weights"] = _shares(ensemble.tree)
+    for part in ("members", "weights"):
+        found[part] = dict(sorted(found[part].items(), key=lambda item: order.get(item[0], len(order))))
     is_changed = bool(recipe.postprocess.steps and run.finished("postprocess"))
     if is_changed:
         found["postprocess"] = read_json(run.checked(result_path(run)))
     source = read_sealed(run.source) if run.source.is_file() else {}
     task = _task(ensemble, source)
+    if recipe.ensemble.tree is not None:
+        found["weights"] = _shares(ensemble.tree, task.classes if task else ())
     if task is not None:
         _add_classes(found, run, recipe, task)
         scorer = (scorers or {}).get(source.get("submission", ""))
@@ -61,6 +68,10 @@ def evaluation(run: RunDirectory, scorers: Scorers | None = None) -> dict[str, A
 
 def _add_classes(found: dict[str, Any], run: RunDirectory, recipe: Recipe, task: Task) -> None:
     """Puts classes into their own order, and what else is known of each class beside the scores."""
+    found["weights"] = {
+        name: _in_order(weight, task.classes) if isinstance(weight, Mapping) else weight
+        for name, weight in found["weights"].items()
+    }
     for scores in _summaries(found):
         scores["classes"] = _in_order(scores["classes"], task.classes)
     for name, scores in found["members"].items():
@@ -105,20 +116,25 @@ def _in_order(scores: Mapping[str, Any], classes: Sequence[str]) -> dict[str, An
     return dict(sorted(scores.items(), key=lambda item: place.get(item[0], len(place))))
 
 
-def _shares(tree: Merge) -> dict[str, float]:
-    """Returns what part of the tree each member is, all its networks together."""
-    found: dict[str, float] = {}
+def _shares(tree: Merge, classes: Sequence[str]) -> dict[str, Any]:
+    """Returns what part of the tree each member is, all its networks together; by class where the tree says so."""
+    found: dict[str, NDArray[np.float64]] = {}
 
-    def walk(node: Merge, share: float) -> None:
-        for part, child in node.shares():
+    def walk(node: Merge, share: NDArray[np.float64]) -> None:
+        for weight, child in node.shares():
+            part = share * np.asarray(weight)
             if isinstance(child, Merge):
-                walk(child, share * part)
+                walk(child, part)
             else:
                 member = leaf_parts(child)[0]
-                found[member] = found.get(member, 0.0) + share * part
+                found[member] = found.get(member, np.zeros(())) + part
 
-    walk(tree, 1.0)
-    return {member: round(share, 6) for member, share in found.items()}
+    walk(tree, np.ones(()))
+    shares: dict[str, Weight] = {
+        member: tuple(round(each, 6) for each in share.tolist()) if share.ndim else round(float(share), 6)
+        for member, share in found.items()
+    }
+    return by_class(shares, classes)
 
 
 def score_lines(evaluation: Mapping[str, Any]) -> list[str]:
@@ -152,7 +168,7 @@ def score_lines(evaluation: Mapping[str, Any]) -> list[str]:
 
 def _class_lines(evaluation: Mapping[str, Any], digits: int) -> list[str]:
     """Returns a line per class between the names of its scores and their means."""
-    oof, columns = evaluation["oof"]["classes"], class_columns(evaluation)
+    oof, columns = evaluation["oof"]["classes"], [*class_columns(evaluation), *weight_columns(evaluation)]
     room, widths = max(20, *map(len, oof)), [max(len(column.head), digits + 2) for column in columns]
 
     def line(name: str, cells: Iterable[str]) -> str:

@@ -37,6 +37,7 @@ from maskloom.ensembling.thresholds import decide, fit_thresholds
 from maskloom.errors import BadFile
 from maskloom.files import read_json, write_json, write_text
 from maskloom.inference.merging import RESULT, Merge, tap_names
+from maskloom.inference.shares import Weight
 from maskloom.metrics import Counts, from_labels, score_records
 from maskloom.outputs.report_input import ChangedMask
 from maskloom.recipe import Recipe
@@ -156,7 +157,7 @@ def _rows(context: Context, records: Sequence[Record], fold_of: Mapping[str, int
 class _Fitted:
     """What was fitted on some records."""
 
-    weights: Mapping[str, float]
+    weights: Mapping[str, Weight]
     thresholds: list[int]
     found: Found
 
@@ -209,13 +210,13 @@ class _Choice:
         }
 
     def _tallies(
-        self, plans: Sequence[Plan], records: Sequence[Record], weights: Mapping[str, float], thresholds: list[int]
+        self, plans: Sequence[Plan], records: Sequence[Record], weights: Mapping[str, Weight], thresholds: list[int]
     ) -> list[Tally]:
         counted = np.stack(list(self._counted(plans, records, weights, thresholds)))
         return [counted[:, index] for index in range(len(plans))]
 
     def _counted(
-        self, plans: Sequence[Plan], records: Sequence[Record], weights: Mapping[str, float], thresholds: list[int]
+        self, plans: Sequence[Plan], records: Sequence[Record], weights: Mapping[str, Weight], thresholds: list[int]
     ) -> Iterator[Tally]:
         """Yields the counts P×3×C of each record after each plan, in order."""
         task = self._context.source.task

@@ -28,6 +28,7 @@ from maskloom.stages.block_folds import with_parts
 from maskloom.stages.context import Context
 from maskloom.stages.ensemble import Fitting, asked_members, counts_path, load_ensemble, read_counts
 from maskloom.stages.fold_tables import FoldTables
+from maskloom.stages.member_weights import Weights
 from maskloom.stages.postprocess import with_steps_path
 from maskloom.storage.places import local_data
 from maskloom.storage.urls import path_of, url_of
@@ -119,7 +120,7 @@ class FinishedRun:
             return fitting.counts(records, fitting.equal_weights, [HALF] * self.source.task.num_maps)
         done = 0
 
-        def apply(fitted: tuple[dict[str, float], list[int]], inside: list[Record]) -> dict[str, Counts]:
+        def apply(fitted: tuple[Weights, list[int]], inside: list[Record]) -> dict[str, Counts]:
             nonlocal done
             found = fitting.counts(inside, *fitted)
             done += len(inside)

@@ -31,7 +31,7 @@ def test_every_member_takes_the_bands_as_they_are_stored() -> None:
     kinds = {member.network.architecture for member in recipe.members}
     assert {"index", "trees", "unet_elu"} == kinds
     assert {member.network.channels for member in recipe.members} == {8, 16}  # one has logarithms beside the bands
-    assert all(member.in_ensemble for member in recipe.members)
+    assert all(member.in_ensemble for member in recipe.members) and recipe.ensemble.weights == "fitted_per_class"
     assert parse(Recipe, recipe.model_dump(mode="json")) == recipe
 
 
@@ -88,7 +88,9 @@ def test_end_to_end(tmp_path: Path) -> None:
     scores = run.evaluate()
     assert set(scores["members"]) == {member.name for member in recipe.members}
     assert set(scores["oof"]["classes"]) == set(CLASSES)
-    assert sum(scores["weights"].values()) == pytest.approx(1)
+    weights = scores["weights"].values()
+    of_classes = [[each[name] if isinstance(each, dict) else each for each in weights] for name in CLASSES]
+    assert [sum(each) for each in of_classes] == pytest.approx([1] * len(CLASSES))
     found = load_bundle(RunDirectory(folder).bundle("index", 0, "last")).network_settings.index
     assert found is not None and len(found.rules) == len(CLASSES)
     assert load_bundle(RunDirectory(folder).bundle("trees", 0, "last")).network_settings.trees == TREES.model_copy(

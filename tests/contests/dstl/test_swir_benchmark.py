@@ -115,7 +115,7 @@ def result(benchmark: ModuleType) -> dict[str, Any]:
         "differences": {pair: {"crops": gain, "trees": gain} for pair in pairs},
         "by_image": {"crops": {"6010_0_0": scores, "6010_0_1": worse}, "trees": {}},
         "true_pixels": {"crops": {"6010_0_1": 30, "6010_0_0": 20}, "trees": {}},
-        "ensemble_weights": {"index": 0.25, "unet": 0.75},
+        "ensemble_weights": {"crops": {"index": 0.25, "unet": 0.75}, "trees": {"index": 1.0, "unet": 0.0}},
         "seconds": {"index": 1, "grown": 2, "network": 20, "both": 22, "boosting": 3},
     }
 
@@ -128,6 +128,9 @@ def test_every_system_is_told_by_class_and_by_image(benchmark: ModuleType) -> No
     assert "| crops | both - boosting | +0.125 | -0.100 … +0.300 | 0.900 | 1, 0 of 2 |" in text
     first, second = text.index("| crops | 6010_0_1 | 30 |"), text.index("| crops | 6010_0_0 | 20 | 0.500 | 0.250 |")
     assert first < second
+    assert (
+        "| class | weight of index | weight of unet |\n|---|---|---|\n| crops | 0.25 | 0.75 |\n| trees | 1.00 |" in text
+    )
     assert "folds that keep images apart" in text and "network 20 s" in text and "boosting 3 s" in text
 
 

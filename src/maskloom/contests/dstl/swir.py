@@ -86,7 +86,7 @@ def dstl_swir(source: DataSource, *, device: str, scale: Scale = "full") -> Reci
         folds=FoldSettings(kind="kfold", count=min(max(num_scenes, 2), NUM_FOLDS)),
         members=(_index(), _trees(), _unet_elu("unet_elu"), _unet_elu("unet_log", LOGARITHMS)),
         inference=InferenceSettings(views="symmetry"),
-        ensemble=EnsembleSettings(weights="fitted"),
+        ensemble=EnsembleSettings(weights="fitted_per_class"),
     )
     if scale == "full":
         return recipe
