@@ -219,12 +219,21 @@ def test_a_run_whose_decisions_are_being_made_anew_does_not_predict(
         maskloom.open_run(run)
 
 
-def test_a_refused_recipe_leaves_the_run_as_it_was(finished_run: Path, studio: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ('members.0.classes=["chair"]', "expected a multilabel task"),
+        ("ensemble.weights=fitted_per_class", "expects a multilabel task, .* found a binary one; use fitted"),
+    ],
+)
+def test_a_refused_recipe_leaves_the_run_as_it_was(
+    finished_run: Path, studio: Path, tmp_path: Path, setting: str, says: str
+) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
     recipe = (run / "recipe.yaml").read_bytes()
-    with pytest.raises(UserError, match="expected a multilabel task"):
-        settings = [*SMALL, 'members.0.classes=["chair"]']
+    with pytest.raises(UserError, match=says):
+        settings = [*SMALL, setting]
         maskloom.fit("default", studio, run=run, settings=settings, device="cpu", workers=0)
     assert (run / "recipe.yaml").read_bytes() == recipe
     assert maskloom.open_run(run).evaluate() == maskloom.open_run(finished_run).evaluate()

@@ -21,7 +21,7 @@ from maskloom.outputs.report_input import (
     ReportInput,
 )
 from maskloom.outputs.report_systems import postprocessing, pseudo_labels
-from maskloom.outputs.report_tables import score_rows, stage_times
+from maskloom.outputs.report_tables import class_rows, score_rows, stage_times
 from maskloom.outputs.report_words import chosen_steps, findings, interval_text, signed
 from maskloom.records import TaskKind
 
@@ -102,6 +102,25 @@ def test_masks_before_and_after(kind: TaskKind) -> None:
     assert "0.5000 → 0.7500" in text and "<script" not in text
     assert shown.headings.index("Post-processing") + 1 == shown.headings.index("Worst images")
     assert "those before post-processing" in text
+
+
+def test_weights_per_class_stand_beside_the_classes() -> None:
+    page = report_input("multilabel")
+    first, second = page.classes[:2]
+    member = page.evaluation["members"]["unet"]
+    evaluation = {**page.evaluation, "members": {"unet": member, "index": member}}
+    by_class = dict.fromkeys(page.classes, 0.25) | {second: 0.8125}
+    weights = {"unet": by_class, "index": {name: 1 - weight for name, weight in by_class.items()}}
+    found = replace(page, evaluation={**evaluation, "weights": weights})
+    assert next(row.weight for row in score_rows(found) if row.name == "index") == weights["index"]
+    assert {row.name: list(row.weights) for row in class_rows(found)}[second] == [0.8125, 0.1875]
+    text = report_page(found)
+    assert text.count(">by class<") == 2 and "weight of unet" in text and "weight of index" in text
+    assert re.search(
+        rf">{re.escape(first)}<.*>0\.250<.*>0\.750<.*>{re.escape(second)}<.*>0\.812<.*>0\.188<", text, re.S
+    )
+    plain = report_page(replace(page, evaluation={**evaluation, "weights": {"unet": 0.25, "index": 0.75}}))
+    assert "by class" not in plain and "weight of" not in plain and ">0.250<" in plain
 
 
 def test_post_processing_stands_in_the_result_and_the_scores() -> None:
