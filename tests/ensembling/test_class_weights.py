@@ -55,6 +55,9 @@ def test_a_class_in_which_fitting_does_not_help_unseen_records_stays_equal() -> 
     contrary = PixelSample(np.array([unsure, sure], np.float32))
     found = fit_class_weights([[better, better], [better, contrary]], BOTH, [0, 1])
     assert found == [pytest.approx((1, 0.5)), pytest.approx((0, 0.5))]
+    mostly = [[better]] * 10 + [[contrary]] * 2
+    assert fit_class_weights(mostly, BOTH[:, :1], [0] * 10 + [1] * 2) == [(0.5,), (0.5,)], "each fold misleads"
+    assert fit_class_weights(mostly, BOTH[:, :1])[0] > (0.7,), "dealt one by one they do not"
 
 
 def test_members_that_do_not_predict_a_class_have_no_weight_there() -> None:

@@ -167,7 +167,7 @@ def test_trees_must_fit_the_task() -> None:
     ):
         check_class_weights(Merge(children=(Merge(children=("a",), weights=((1, 1),)), "c")), TASK)
     for kind in ("binary", "multiclass"):
-        task = Task(kind=kind, classes=TASK.classes[: 1 if kind == "binary" else 3])  # type: ignore[arg-type]
+        task = Task(kind=kind, classes=TASK.classes[: 1 if kind == "binary" else 3])
         with pytest.raises(UserError, match=f"expect a multilabel task, .*found a {kind} one; state one number"):
             check_class_weights(Merge(children=(inner, "c")), task)
 
