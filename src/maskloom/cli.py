@@ -54,6 +54,12 @@ class _Commands(TyperGroup):
         with _in_one_line():
             return super().invoke(ctx)
 
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Lists the commands, each with the whole first paragraph of its help."""
+        first = {name: (command.help or "").partition("\n\n")[0] for name, command in self.commands.items()}
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, " ".join(text.split())) for name, text in first.items()])
+
 
 app = typer.Typer(
     name="maskloom",
@@ -62,6 +68,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
+    rich_markup_mode=None,  # importing rich would take longer than all the rest of --help
+    context_settings={"max_content_width": 100},
 )
 
 
