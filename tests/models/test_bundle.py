@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import pickle
 import socket
@@ -16,7 +17,8 @@ import torch
 
 from maskloom.data.input_policy import InputPolicy
 from maskloom.errors import BadFile, UserError
-from maskloom.models.bundle import load_bundle, read_extra, save_bundle
+from maskloom.models.bundle import is_filled_by_its_state, load_bundle, read_extra, save_bundle
+from maskloom.models.decoders import build_network
 from maskloom.models.encoders import NetworkSettings
 from maskloom.models.segmenter import Normalisation, Segmenter, build_segmenter
 from maskloom.records import Task
@@ -60,6 +62,79 @@ def test_the_same_logits_bit_for_bit(tmp_path: Path, encoder: str, channels: int
         assert torch.equal(loaded.logits(images), original.eval().logits(images))
     for name in ("normalisation", "policy", "task", "network_settings"):
         assert getattr(loaded, name) == getattr(original, name)
+
+
+@pytest.mark.parametrize("encoder", ["mobilenetv3_small_050", "resnet18", "mobilenet_v2"])
+def test_a_network_that_its_weights_fill_is_built_once(
+    tmp_path: Path, encoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, built = small(encoder), []
+
+    def build(settings: NetworkSettings, num_maps: int) -> torch.nn.Module:
+        built.append(torch.empty(0).device.type)
+        return build_network(settings, num_maps)
+
+    monkeypatch.setattr("maskloom.models.bundle.build_network", build)
+    save_bundle(tmp_path / "a.safetensors", original)
+    loaded = load_bundle(tmp_path / "a.safetensors")
+    assert built == ["meta"], "drawing first weights takes longer than all the rest"
+    assert all(torch.equal(loaded.network.state_dict()[name], value) for name, value in state_of(original).items())
+    assert {name: p.requires_grad for name, p in loaded.network.named_parameters()} == {
+        name: p.requires_grad for name, p in original.network.named_parameters()
+    }
+
+
+def state_of(segmenter: Segmenter) -> dict[str, torch.Tensor]:
+    return segmenter.network.state_dict()
+
+
+class Holding(torch.nn.Module):
+    """A layer beside whose weight lies what a test puts there."""
+
+    def __init__(self, **held: Any) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 2)
+        for name, value in held.items():
+            setattr(self, name, value)
+
+
+def with_a_table() -> torch.nn.Module:
+    network = torch.nn.Linear(2, 2)
+    network.register_buffer("table", torch.arange(3), persistent=False)
+    return network
+
+
+def with_a_shared_weight() -> torch.nn.Module:
+    network = Holding(other=torch.nn.Linear(2, 2))
+    network.other.weight = network.layer.weight
+    return network
+
+
+def with_a_shared_layer() -> torch.nn.Module:
+    network = Holding()
+    network.again = network.layer
+    return network
+
+
+@pytest.mark.parametrize(
+    ("make", "is_filled"),
+    [
+        (Holding, True),
+        (lambda: Holding(sizes=(3, [4], {"a": torch.float32}), act=torch.nn.functional.relu), True),
+        (with_a_shared_layer, True),
+        (with_a_shared_weight, False),
+        (with_a_table, False),
+        (lambda: Holding(grid=torch.ones(2)), False),
+        (lambda: Holding(tables=[{"deep": (torch.ones(2),)}]), False),
+        (lambda: Holding(half=functools.partial(torch.mul, torch.ones(2))), False),
+        (lambda: Holding(act=lambda x: x * 2), False),
+        (lambda: Holding(device=torch.device("meta")), False),
+    ],
+)
+def test_a_network_is_filled_by_its_state_if_it_holds_no_other_tensors(
+    make: Callable[[], torch.nn.Module], is_filled: bool
+) -> None:
+    assert is_filled_by_its_state(make()) is is_filled
 
 
 def test_equal_segmenters_give_equal_bytes(tmp_path: Path, written: Path) -> None:

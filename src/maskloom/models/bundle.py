@@ -7,7 +7,9 @@ A bundle is not a checkpoint: it holds no optimiser. Loading needs neither pretr
 
 from __future__ import annotations
 
+import io
 import json
+import pickle
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
@@ -268,7 +270,7 @@ def _build(path: Path, settings: NetworkSettings, num_maps: int, claims: Claims)
         with torch.device("meta"):
             network = build_network(settings, num_maps)
         _check_claims(path, network, claims)
-        if _is_filled_by_its_state(network):  # drawing first weights takes seconds for large networks
+        if is_filled_by_its_state(network):  # drawing first weights takes seconds for large networks
             return network.to_empty(device="cpu")
     except BadFile:
         raise
@@ -283,10 +285,39 @@ def _build(path: Path, settings: NetworkSettings, num_maps: int, claims: Claims)
     return network
 
 
-def _is_filled_by_its_state(network: nn.Module) -> bool:
-    """Returns whether the network holds no tensors beside those of its state dict; only known layers are trusted."""
-    known = all(type(module).__module__.startswith(("torch.nn.", "maskloom.")) for module in network.modules())
-    return known and {name for name, _ in network.named_buffers()} <= network.state_dict().keys()
+class _Held(pickle.Pickler):
+    """Walks through all that an object holds, whoever's its classes are, and writes nothing that is kept."""
+
+    def __init__(self) -> None:
+        super().__init__(io.BytesIO())
+        self.tensors: list[Tensor] = []
+
+    def persistent_id(self, value: object) -> str | None:
+        """Notes a tensor and does not look into it; a device that was remembered would be the wrong one."""
+        if isinstance(value, torch.device):
+            raise pickle.PicklingError("a device")
+        if isinstance(value, Tensor):
+            self.tensors.append(value)
+        return "tensor" if isinstance(value, Tensor) else None
+
+
+def is_filled_by_its_state(network: nn.Module) -> bool:
+    """Returns whether all tensors that the network holds, in whatever attribute, are those of its state dict.
+
+    One that two layers share does not count: they would each be given their own.
+    """
+    held = _Held()
+    try:
+        held.dump(network)
+    except Exception:  # one that cannot be walked through is not trusted
+        return False
+    own = [
+        id(tensor)
+        for module in network.modules()
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False))
+    ]
+    state = {id(tensor) for tensor in network.state_dict(keep_vars=True).values()}
+    return len(own) == len(set(own)) and {id(tensor) for tensor in held.tensors} == state
 
 
 def _check_claims(path: Path, network: nn.Module, claims: Claims) -> None:
