@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 
 from maskloom.data.fold_rows import ALWAYS_TRAINING as ALWAYS_TRAINING
 from maskloom.data.fold_rows import columns_of, read_rows
-from maskloom.data.spatial_folds import SpatialFoldSettings
+from maskloom.data.spatial_folds import MAX_FOLDS, SpatialFoldSettings
 from maskloom.data.union_find import UnionFind
 from maskloom.errors import UserError, closest
 from maskloom.files import write_text
@@ -39,7 +39,7 @@ class FoldSettings(SpatialFoldSettings):
     fixed fold; "table": a file, also one of blocks; "blocks": scenes are divided into squares, whose place decides,
     so that a few large rasters, or one, can be learnt from and scored; "auto": given folders where there are any, else
     "kfold"."""
-    count: int = Field(default=5, ge=2)
+    count: int = Field(default=5, ge=2, le=MAX_FOLDS)
     """The number of folds (kfold, blocks); its inverse is the part that is kept out (holdout)."""
     stratify: Literal["none", "area_dealt", "area_bins", "attributes"] = "none"
     """What is to be alike in all folds. "area_dealt": groups sorted by their mask area and dealt round-robin;

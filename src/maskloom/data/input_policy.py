@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import cv2
 import numpy as np
@@ -23,6 +23,9 @@ from maskloom.windows import Padding, Window, padding_to, round_up, tile_grid
 
 _BORDERS = {"reflect": cv2.BORDER_REFLECT_101, "edge": cv2.BORDER_REPLICATE}
 
+Side = Annotated[int, Field(le=32_768)]
+"""Pixels of what a network may be asked to see at once, or parts of an image."""
+
 
 class InputPolicy(Config):
     """How images are brought to the network."""
@@ -31,18 +34,18 @@ class InputPolicy(Config):
     """"full": the whole image, padded; "resize": the whole image resized to ``size``, then padded; "window": windows
     of ``size`` in training, overlapping tiles of ``size`` in prediction; "parts": the image cut into ``parts``, one
     of them in training, all in prediction."""
-    size: tuple[int, int] | None = None
+    size: tuple[Side, Side] | None = None
     """(height, width) in pixels of the resized image or of the window; None for "full" and "parts"."""
-    parts: tuple[int, int] | None = None
+    parts: tuple[Side, Side] | None = None
     """(rows, columns) of equal parts, for instance [1, 2] for left and right halves; None for the other modes."""
-    multiple: int = Field(default=32, ge=1)
+    multiple: int = Field(default=32, ge=1, le=4096)
     """Both sides of what the network sees are multiples of this."""
     padding: Literal["reflect", "edge"] = "reflect"
     """How padding is filled: mirrored about the outermost pixel centres (reflect-101), or the outermost pixel."""
     padding_at: Literal["both", "end"] = "both"
     """Where padding lies: on both sides, the image in the middle, or at the bottom and right alone; a margin is on
     every side all the same."""
-    margin: int = Field(default=0, ge=0)
+    margin: int = Field(default=0, ge=0, le=4096)
     """So many pixels on every side of a window are surroundings only ("window"): they count in no loss, and of each
     tile only what lies inside them is kept. Images are padded by as much on every side, so that their border pixels
     are learnt and predicted like all others; 16 of windows of 112 are published (Dstl, 3rd place)."""

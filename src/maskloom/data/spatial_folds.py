@@ -27,6 +27,8 @@ from maskloom.windows import Window
 
 MAX_BLOCKS = 100_000
 """Of one scene; more are taken for a mistake in the side of blocks."""
+MAX_FOLDS = 1_000
+"""Each is a network of every member."""
 
 _COLUMNS = ("scene", "top", "left", "height", "width", "fold")
 _BUFFER = "buffer"
@@ -35,7 +37,7 @@ _BUFFER = "buffer"
 class SpatialFoldSettings(Config):
     """How scenes are divided into blocks."""
 
-    count: int = Field(default=5, ge=2)
+    count: int = Field(default=5, ge=2, le=MAX_FOLDS)
     """The number of folds."""
     side: float = Field(default=512, gt=0)
     """Of a square block, in ``unit``."""
@@ -47,7 +49,7 @@ class SpatialFoldSettings(Config):
     """What is to be alike in all folds. "none": a block's fold depends on nothing but its place and the seed; "valid":
     the valid area; "classes": the area of each class. Balanced blocks are dealt from the largest share of anything
     down, each to the fold that has least of what it holds."""
-    buffer: int = Field(default=0, ge=0)
+    buffer: int = Field(default=0, ge=0, le=1_000_000)
     """Pixels that lie at least between a validation block and any training window; blocks of a table that states more
     keep that."""
     seed: int = Field(default=0, ge=0)

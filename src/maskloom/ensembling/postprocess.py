@@ -28,6 +28,9 @@ MIN_GROUPS = 6
 MERGED = "result"
 """The merged map of the whole ensemble, beside its taps."""
 
+ElementSide = Annotated[int, Field(le=1_000)]
+"""Pixels of an element that masks are eroded with."""
+
 
 class _Step(Config):
     """What all steps have in common."""
@@ -64,17 +67,17 @@ class HullStep(_PixelStep):
     low: int = Field(default=30, ge=0, le=255)
     high: int = Field(default=210, ge=0, le=255)
     """Unsure are the 8-bit values between ``low`` and ``high``, both excluded."""
-    element: tuple[int, int] = (2, 1)
+    element: tuple[ElementSide, ElementSide] = (2, 1)
     """Height and width of the rectangle that the unsure region is eroded with, anchored at (height // 2, width // 2).
     (2, 1) reproduces the original: its call hands OpenCV the tuple (55, 55), which is taken as a column of two
     elements. (55, 55) is what was probably meant; 10 erosions with it leave nothing of most regions."""
-    iterations: int = Field(default=10, ge=0)
+    iterations: int = Field(default=10, ge=0, le=1_000)
     """How often it is eroded: what is scaled is the length that all erosions together take."""
     top: float = Field(default=0.5, gt=0, le=1)
     """Only this upper share of the image's rows is looked at."""
     minimum_area: float = Field(default=40_000, ge=0)
     """The largest contour left must enclose more, in square pixels."""
-    margin: int = Field(default=50, ge=0)
+    margin: int = Field(default=50, ge=0, le=1_000_000)
     """Pixels by which its bounding box is grown."""
     above: int = Field(default=55, ge=0, le=255)
     """The object is the largest contour of 8-bit values above this."""
@@ -114,7 +117,7 @@ class ThinStep(_PixelStep):
     """Removes thin parts such as antennas. Source: Carvana, 10th place; width and length are ours."""
 
     kind: Literal["thin"] = "thin"
-    width: float = Field(default=12, gt=0)
+    width: float = Field(default=12, gt=0, le=1_000)
     """Parts narrower than so many pixels are thin; below 2 after scaling nothing is."""
     length: float = Field(default=24, ge=0)
     """They go where they reach farther than so many pixels from what is not thin; less is a corner."""
@@ -137,7 +140,7 @@ class PostprocessSettings(Config):
     confidence: float = Field(default=0.95, gt=0, lt=1)
     """A step helps beyond noise when the whole interval of its gain over groups lies above 0; the interval holds this
     share of the draws after Bonferroni's correction for the number of candidates."""
-    draws: int = Field(default=DRAWS, ge=100)
+    draws: int = Field(default=DRAWS, ge=100, le=1_000_000)
     """Draws of the paired bootstrap."""
 
     @model_validator(mode="after")

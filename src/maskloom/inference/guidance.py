@@ -33,16 +33,16 @@ class RegionSettings(Config):
     components that are large enough."""
     threshold: float = Field(default=100 / 255, ge=0, lt=1)
     """The object is where the map lies above this probability (8-bit value above round(255·threshold))."""
-    minimum_area: int = Field(default=50_000, ge=1)
+    minimum_area: int = Field(default=50_000, ge=1, le=10**9)
     """Components of fewer pixels are no object."""
-    margin: int = Field(default=64, ge=0)
+    margin: int = Field(default=64, ge=0, le=32_768)
     """Pixels. "box": added on each side of the component (published: 64 by Carvana's 4th place, 150 by its 7th);
     "contour": every pixel that has the outline within so many rows and columns, at least 1, is looked at."""
-    round_to: int = Field(default=64, ge=1)
+    round_to: int = Field(default=64, ge=1, le=32_768)
     """"box": its sides are rounded up to multiples of so many pixels; 1: left as they are."""
-    window: int = Field(default=256, ge=1)
+    window: int = Field(default=256, ge=1, le=32_768)
     """"contour": the side of a window in pixels."""
-    context: int = Field(default=32, ge=0)
+    context: int = Field(default=32, ge=0, le=32_768)
     """"contour": pixels that are looked at lie at least so far inside a window, except along the image's border."""
     scale_pixels: bool = True
     """Whether the pixel constants are meant for images of 1280 rows and follow the image's height."""

@@ -56,7 +56,7 @@ class InferenceSettings(Config):
     published (Signate's 22nd place). None: overlapping tiles, blended. Other networks are asked as ever."""
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     """What networks compute in; "auto": the fastest that the device computes natively. Sums are always float32."""
-    batch_pixels: int | None = Field(default=None, ge=1)
+    batch_pixels: int | None = Field(default=None, ge=1, le=10**11)
     """Views and tiles share a forward pass up to so many pixels; None: what suits the device."""
     seams: Literal["cut", "blended"] = "cut"
     """How rasters are predicted by block. "cut": from tiles inside what is read for a block, so tiles of two blocks are

@@ -100,11 +100,11 @@ class LossTerm(Config):
     """What is mixed into the target: the predicted probability, or that rounded ("bootstrapped_bce")."""
     alpha: float = Field(default=0.95, ge=0, le=1)
     """The label's part of the target ("bootstrapped_bce")."""
-    hardest: int = Field(default=32_768, ge=1)
+    hardest: int = Field(default=32_768, ge=1, le=10**9)
     """At most so many pixels per image count, for photos of 1280 rows; scales as an area ("online_bootstrapping")."""
     threshold: float = Field(default=0.3, ge=0, lt=1)
     """Only pixels count whose probability is off by more ("online_bootstrapping" and "ohem")."""
-    least: int = Field(default=65_536, ge=1)
+    least: int = Field(default=65_536, ge=1, le=10**9)
     """Where fewer pixels of an image are off by more, so many of the hardest ones count, for photos of 1280 rows;
     scales as an area ("ohem")."""
     fraction: float | None = Field(default=None, gt=0, le=1)

@@ -15,27 +15,27 @@ from maskloom.config import Config
 from maskloom.data.dataset import SegmentationDataset
 from maskloom.models.segmenter import Segmenter
 from maskloom.training.optimisers import OptimiserSettings
-from maskloom.training.phases import EpochPlan, Phase, plan_epochs
+from maskloom.training.phases import MAX_EPOCHS, EpochPlan, Phase, plan_epochs
 from maskloom.training.schedules import ScheduleSettings, cycle_ends
 
 
 class TrainingSettings(Config):
     """How long and in what portions a network learns."""
 
-    epochs: int = Field(default=10, ge=1)
+    epochs: int = Field(default=10, ge=1, le=MAX_EPOCHS)
     """How many; with ``phases`` their sum, which need not be stated."""
     phases: tuple[Phase, ...] = ()
     """Parts with an optimiser, schedule or augmentation of their own; none: one phase of ``epochs`` epochs."""
     progressive: float = Field(default=0.0, ge=0, lt=1)
     """Progressive resizing: this share of the epochs, the first ones, sees whole resized images at half their sides,
     for about 40 % of the time each; validation and prediction see them at full size."""
-    images_per_epoch: int | None = Field(default=None, ge=1)
+    images_per_epoch: int | None = Field(default=None, ge=1, le=10_000_000)
     """How many draws make an epoch; None: every image once."""
-    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 8
+    batch_size: Annotated[int, Field(ge=1, le=65_536)] | Literal["auto"] = 8
     """Images per batch; "auto": ``auto_batch_size`` images, cut into as few pieces as memory asks for, which is found
     once at the start. Any batch is cut smaller when memory runs out in the middle."""
-    auto_batch_size: int = Field(default=16, ge=1)
-    accumulation: int = Field(default=1, ge=1)
+    auto_batch_size: int = Field(default=16, ge=1, le=65_536)
+    accumulation: int = Field(default=1, ge=1, le=65_536)
     """Batches per step: the gradient is the mean over all their images."""
     hard_negative_every: int | None = Field(default=None, ge=1)
     """Within each so many steps of an epoch, the one with the highest loss is made once more, as a step of its own."""
@@ -74,6 +74,8 @@ class TrainingSettings(Config):
     @model_validator(mode="after")
     def _epochs_are_those_of_the_phases(self) -> TrainingSettings:
         total = sum(phase.epochs for phase in self.phases)
+        if total > MAX_EPOCHS:
+            raise ValueError(f"phases: expected at most {MAX_EPOCHS} epochs together, found {total}")
         if self.phases and "epochs" not in self.model_fields_set:
             object.__setattr__(self, "epochs", total)  # the class is frozen for everyone else
         if self.phases and self.epochs != total:

@@ -19,6 +19,9 @@ from maskloom.errors import closest
 from maskloom.training.optimisers import OptimiserSettings
 from maskloom.training.schedules import ScheduleSettings
 
+MAX_EPOCHS = 100_000
+"""Of a whole training; more are taken for a mistake."""
+
 
 class Phase(Config):
     """So many epochs of a training, and what begins with them; what is left out goes on from the phase before.
@@ -27,7 +30,7 @@ class Phase(Config):
     optimiser's memory of gradients and its place in the schedule.
     """
 
-    epochs: int = Field(ge=1)
+    epochs: int = Field(ge=1, le=MAX_EPOCHS)
     """How many."""
     optimiser: OptimiserSettings | None = None
     """Begins anew here, without memory of gradients; left out: the one so far goes on."""

@@ -54,7 +54,7 @@ class ScheduleSettings(Config):
     """plateau: so many validations (epochs, for the loss) after the factor was multiplied do not count."""
     minimum: float = Field(default=1e-4, ge=0, le=1)
     """plateau: the factor never falls below; a floor of the learning rate itself, divided by ``optimiser.lr``."""
-    cycle: tuple[tuple[Annotated[int, Field(ge=1)], Annotated[float, Field(ge=0, le=1)]], ...] = Field(
+    cycle: tuple[tuple[Annotated[int, Field(ge=1, le=1_000_000)], Annotated[float, Field(ge=0, le=1)]], ...] = Field(
         default=((10, 1.0), (5, 0.1), (5, 0.01)), min_length=1
     )
     """cycles: pairs of a number of epochs and their factor, repeated in turn to the end."""
