@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -150,6 +151,20 @@ def test_json_with_its_checksum(tmp_path: Path) -> None:
     assert read_sealed(path) == {"of": "an earlier version"}
     with pytest.raises(UserError, match="no such file"):
         read_sealed(tmp_path / "none.json")
+
+
+def test_no_flipped_bit_of_sealed_json_passes_unnoticed(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    value = {"fingerprint": "a" * 24, "list": [1, 2.5], "text": "ä"}
+    write_sealed(path, value)
+    whole, name = path.read_bytes(), path.read_bytes().index(b"checksum")
+    for place in range(len(whole)):
+        for bit in range(8) if name <= place < name + len("checksum") else (place % 8,):
+            content = bytearray(whole)
+            content[place] ^= 1 << bit
+            path.write_bytes(content)
+            with suppress(Damaged):
+                assert read_sealed(path) == value and not name <= place < name + len("checksum"), "only white space"
 
 
 def test_damage_goes_through_a_queue() -> None:

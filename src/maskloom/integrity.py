@@ -23,6 +23,7 @@ from maskloom.files import checksum, fingerprint, read_json, write_json, write_t
 CHECKSUM = "checksum"
 """The key under which a JSON file holds the fingerprint of everything else in it."""
 
+_FINGERPRINT_LENGTH = len(fingerprint())
 _THREADS = 4  # that hash at once; hashing releases the interpreter lock
 
 
@@ -212,6 +213,8 @@ def read_sealed(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise Damaged(path, "is damaged (expected a JSON object, found something else)")
     if not is_sealed(value):
+        if _holds_a_seal(value):
+            raise Damaged(path, "is damaged (its checksum has another name)")
         return value
     stated = value.pop(CHECKSUM)
     if stated != fingerprint(value):
@@ -222,3 +225,11 @@ def read_sealed(path: Path) -> dict[str, Any]:
 def is_sealed(value: dict[str, Any]) -> bool:
     """Returns whether a JSON object, as it was read, carries its checksum."""
     return CHECKSUM in value
+
+
+def _holds_a_seal(value: dict[str, Any]) -> bool:
+    """Returns whether any text in a JSON object is the fingerprint of all the rest, which chance does not make."""
+    texts = (name for name, text in value.items() if isinstance(text, str) and len(text) == _FINGERPRINT_LENGTH)
+    return any(
+        value[name] == fingerprint({other: each for other, each in value.items() if other != name}) for name in texts
+    )
