@@ -119,6 +119,21 @@ def test_a_line_that_was_cut_off_or_damaged_says_nothing(tmp_path: Path, file: P
     assert file in again and again.is_sound(other)
 
 
+def test_a_ledger_that_changed_nothing_is_not_parsed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, other, sums = tmp_path / "a", tmp_path / "b", tmp_path / "sums"
+    for path in (file, other):
+        path.write_text(path.name)
+    Ledger(tmp_path, sums).add(file)
+    first = Ledger(tmp_path, sums)
+    monkeypatch.setattr("maskloom.integrity._parsed", lambda _: pytest.fail("parsed again"))
+    second = Ledger(tmp_path, sums)
+    monkeypatch.undo()
+    assert second.names() == ["a"] and second[file] == first[file]
+    second.add(other)
+    assert first.names() == ["a"], "ledgers do not share what they know"
+    assert Ledger(tmp_path, sums).names() == ["a", "b"], "nor is what was added overlooked"
+
+
 @given(place=st.integers(0, 10_000), bit=st.integers(0, 7))
 def test_no_flipped_bit_of_a_ledger_makes_it_lie(
     tmp_path_factory: pytest.TempPathFactory, place: int, bit: int

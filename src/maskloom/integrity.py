@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -73,7 +74,7 @@ class Ledger:
     def __init__(self, root: Path, path: Path) -> None:
         self._root, self._path, self._lock = root, path, Lock()
         text = path.read_bytes() if path.is_file() else b""
-        self._seals = dict(_parsed(text))
+        self._seals = dict(_seals_in(text))
         self._is_torn = bool(text) and not text.endswith(b"\n")
 
     def __contains__(self, file: Path) -> bool:
@@ -171,6 +172,12 @@ class Ledger:
 def _line(name: str, seal: Seal) -> str:
     rest = f"{seal.sha256} {seal.size} {seal.mtime_ns} {json.dumps(name)}"
     return f"{zlib.crc32(rest.encode()):08x} {rest}\n"
+
+
+@lru_cache(maxsize=2)
+def _seals_in(text: bytes) -> dict[str, Seal]:
+    """Returns what a ledger's text says, not to be changed; kept, since each shard of a stage asks for the same one."""
+    return dict(_parsed(text))
 
 
 def _parsed(text: bytes) -> Iterator[tuple[str, Seal]]:
