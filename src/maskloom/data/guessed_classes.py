@@ -50,6 +50,7 @@ class _Seen:
 
     @property
     def values(self) -> list[int]:
+        """The values of all files together, ascending."""
         return sorted(frozenset().union(*self.files))
 
 

@@ -185,10 +185,12 @@ class _Sender:
         """Keeps it to itself: stages begin and end with the driver."""
 
     def advance(self, done: int, total: int, detail: str = "", *, seconds_left: float | None = None) -> None:
+        """Sends it on; raises what interrupts the task where it is to stop."""
         self._send(Message("advance", self._number, (done, total, detail, seconds_left)))
         self._go_on(self._number)
 
     def note(self, text: str) -> None:
+        """Sends it on."""
         self._send(Message("note", self._number, text))
 
 

@@ -92,9 +92,11 @@ class _Alone:
 
     @property
     def kind(self) -> str:
+        """What tasks compute on."""
         return self.device.type
 
     def workers(self, work: Work, listener: Progress) -> AbstractContextManager[Executor]:
+        """Returns an executor without workers; for `fit`, once those of a former one are at rest."""
         if work.command == "fit":
             wait_for_former(work.run, listener)
         return nullcontext(InProcess())
@@ -109,9 +111,11 @@ class _Local:
 
     @property
     def kind(self) -> str:
+        """What tasks compute on."""
         return self.device.type
 
     def workers(self, work: Work, listener: Progress) -> AbstractContextManager[Executor]:
+        """Returns the executor of these processes; for `fit`, once those of a former one are at rest."""
         import torch
 
         from maskloom.executors.pool import Pool

@@ -216,7 +216,9 @@ class _OneShard(Silent):
         self._whole, self._number, self._detail = whole, number, detail
 
     def advance(self, done: int, total: int, detail: str = "", *, seconds_left: float | None = None) -> None:
+        """Adds it to the whole."""
         self._whole.set(self._number, done, self._detail)
 
     def note(self, text: str) -> None:
+        """Passes it on."""
         self._whole.note(text)

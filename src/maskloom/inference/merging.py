@@ -230,6 +230,7 @@ class _Evaluation:
         self._exclusive, self._epsilon = exclusive, epsilon
 
     def value(self, node: Merge | str) -> Spread:
+        """Returns the map of a node or leaf, and keeps it where the node is a tap."""
         if isinstance(node, str):
             return {self._space_of(node): self._leaf(node)}
         value = self._remember(node, lambda: self._mean(node) if node.kind == "mean" else {None: self._merged(node)})
@@ -239,6 +240,7 @@ class _Evaluation:
         return {None: self.taps[node.name]}
 
     def restored(self, value: Spread) -> Tensor:
+        """Returns the sum of a map's parts, each brought to the image's size."""
         parts = [values if space is None else self._restore(space, values) for space, values in value.items()]
         return parts[0] if len(parts) == 1 else torch.stack(parts).sum(dim=0)
 

@@ -39,6 +39,7 @@ class _Directory:
         self._stream = stream
 
     def read(self, size: int = -1) -> bytes:
+        """Returns the next bytes; raises ``Refused`` where more are asked for than a directory may have."""
         if size > MAX_DIRECTORY_BYTES:
             raise Refused(f"a zip archive whose directory has more than {MAX_DIRECTORY_BYTES // 2**20} MiB")
         return self._stream.read(size if size >= 0 else MAX_DIRECTORY_BYTES)

@@ -144,15 +144,19 @@ class _Frame:
 
     @classmethod
     def around(cls, x: Range, y: Range) -> _Frame:
+        """Returns the frame of these ranges; one without extent is widened."""
         return cls(_widened(x), _widened(y))
 
     def across(self, value: float) -> float:
+        """Returns the horizontal place of a value."""
         return _LEFT + (value - self.x[0]) / (self.x[1] - self.x[0]) * (_WIDTH - _LEFT - _RIGHT)
 
     def down(self, value: float) -> float:
+        """Returns the vertical place of a value."""
         return _HEIGHT - _BOTTOM - (value - self.y[0]) / (self.y[1] - self.y[0]) * (_HEIGHT - _TOP - _BOTTOM)
 
     def axes(self, x_label: str, y_label: str, *, whole_x: bool = False, whole_y: bool = False) -> Markup:
+        """Returns grid, ticks and labels of both axes."""
         bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
         parts = []
         for tick in ticks(*self.y, whole=whole_y):
@@ -176,6 +180,7 @@ class _Frame:
         return Markup("").join(parts)
 
     def line(self, series: Series, index: int) -> Markup:
+        """Returns a series as a line, with dots where its points are few; broken where it is not finite."""
         points = list(zip(series.xs, series.ys, strict=True))
         step = max(-(-len(points) // _MAX_POINTS), 1)
         path, pen_down = [], False
@@ -201,6 +206,7 @@ class _Frame:
         )
 
     def vertical_line(self, x: float, label: str) -> Markup:
+        """Returns a dashed line across the whole height, with its label."""
         across = self.across(x)
         late = across > _WIDTH * 0.6
         return Markup(
@@ -211,6 +217,7 @@ class _Frame:
         )
 
     def bar(self, low: float, high: float, count: float, text: str) -> Markup:
+        """Returns a bar from the bottom up to a count, with a text that is shown under the pointer."""
         left, right, top = self.across(low), self.across(high), self.down(count)
         return Markup(
             '<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" fill="var(--c0)"><title>{}</title></rect>'

@@ -96,6 +96,7 @@ class _Pictures:
         self._plain: dict[str, Markup] = {}
 
     def legend(self) -> Markup:
+        """Returns the names of the classes beside their colours."""
         return html.colour_legend(self._source.task.classes, self._colours)
 
     def plain(self, record_id: str, caption: str = "") -> Markup:

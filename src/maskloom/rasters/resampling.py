@@ -175,6 +175,7 @@ class _Axis:
     reflected: float
 
     def covers(self, positions: np.ndarray) -> np.ndarray:
+        """Returns for which positions there are source pixels."""
         return (positions >= -self.reflected) & (positions <= self.length + self.reflected)
 
     def needed(self, positions: np.ndarray) -> tuple[int, int] | None:

@@ -86,9 +86,11 @@ class _SceneFiles:
 
     @property
     def size(self) -> Size:
+        """Height and width."""
         return self.record.size
 
     def read(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
+        """Returns a window's pixels H×W×C as stored and where they are valid, H×W."""
         return read_pixels(self.record, window)
 
 
