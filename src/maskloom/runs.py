@@ -20,6 +20,7 @@ from maskloom.storage.places import local_data, origin_of, readable_run, working
 if TYPE_CHECKING:
     import numpy as np
 
+    from maskloom.encodings.polygon_settings import PolygonChanges
     from maskloom.stages.images import Opened, Prediction
 
 
@@ -102,7 +103,7 @@ class Run:
         if to not in (*FORMATS, *SCENE_FORMATS):
             raise UserError(f"to={to!r}: expected one of {', '.join((*FORMATS, *SCENE_FORMATS))}")
         out, grid = on_this_machine(out), None if grid is None else on_this_machine(grid)
-        shapes: dict[str, Any] = {
+        shapes: PolygonChanges = {
             "simplify": simplify,
             "min_area": min_area,
             "min_hole": min_hole,

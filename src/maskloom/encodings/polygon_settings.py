@@ -6,7 +6,7 @@ Knows nothing about masks, files or where polygons lie.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 from pydantic import Field
 
@@ -15,6 +15,16 @@ from maskloom.encodings.outlines import cleaned
 
 if TYPE_CHECKING:
     from shapely import Polygon
+
+
+class PolygonChanges(TypedDict, total=False):
+    """Settings that one prediction states; those that are None, or left out, stay as they are."""
+
+    simplify: float | None
+    min_area: float | None
+    min_hole: float | None
+    buffer: float | None
+    units: str | None
 
 
 class PolygonSettings(Config):

@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 
 from maskloom.config import load_yaml, parse
 from maskloom.data.input_policy import InputPolicy
 from maskloom.data.sources.base import DataSettings, DataSource
-from maskloom.encodings.polygon_settings import PolygonSettings
+from maskloom.encodings.polygon_settings import PolygonChanges, PolygonSettings
 from maskloom.ensembling.precedence import Precedence, numbered
 from maskloom.ensembling.thresholds import decide
 from maskloom.errors import BadFile, UserError, closest
@@ -70,16 +71,12 @@ def predict_scenes(
     layout: Callable[[Path, DataSettings], DataSource | None] = lambda *_: None,
     probabilities: bool = False,
     uncertainty: bool = False,
-    simplify: float | None = None,
-    min_area: float | None = None,
-    min_hole: float | None = None,
-    buffer: float | None = None,
-    units: str | None = None,
     grid: Path | None = None,
     skip_bad: bool = False,
     shuffle: int | None = None,
     progress: Progress,
     workers: Callable[[], AbstractContextManager[Executor]] = no_workers,
+    **shapes: Unpack[PolygonChanges],
 ) -> Prediction:
     """Returns what was written for a TIFF raster, a folder of them, a table of scenes or a folder of a known layout.
 
@@ -88,8 +85,8 @@ def predict_scenes(
     ``uncertainty``. Further files of a scene are those of the table (``stages.scene_table``), those of the layout,
     which ``layout`` opens by the settings that the run's data was read with, or, of TIFFs, ``bands`` by the scene's id.
     Where the run's recipe registers further files, those of scenes are, and ``registration/<id>.json`` says how they
-    lie. ``simplify``, ``min_area``, ``min_hole``, ``buffer`` and ``units`` ("pixels", "crs") shape polygons, see
-    ``encodings.polygon_settings``; what is None is as the recipe's ``delivery.polygons`` says. Where classes overlap,
+    lie. ``shapes`` of polygons are those of ``encodings.polygon_settings``; what is None, or left out, is as the
+    recipe's ``delivery.polygons`` says. Where classes overlap,
     ``delivery.precedence`` holds. ``grid`` is a table of grid sizes, in whose coordinates WKT is written. ``shuffle``
     seeds another order of blocks, which changes nothing else. With ``skip_bad``, scenes that are damaged or cannot be
     registered are left out.
@@ -104,15 +101,8 @@ def predict_scenes(
     if to not in SCENE_FORMATS:
         raise UserError(f"to={to!r}: {closest(to, SCENE_FORMATS)}")
     recipe = parse(Recipe, load_yaml(run.recipe), origin=str(run.recipe))
-    stated: dict[str, float | str | None] = {
-        "simplify": simplify,
-        "min_area": min_area,
-        "min_hole": min_hole,
-        "buffer": buffer,
-        "units": units,
-    }
     wanted = Wanted(
-        out=out, to=to, probabilities=probabilities, uncertainty=uncertainty, polygons=_polygons(recipe, to, stated),
+        out=out, to=to, probabilities=probabilities, uncertainty=uncertainty, polygons=_polygons(recipe, to, shapes),
         grid=grid,
     )  # fmt: skip
     bad: list[BadFile] = []
@@ -156,7 +146,7 @@ def predict_scenes(
     return Prediction(out=out, num_written=len(found) - len(left_out), bad=[*bad, *left_out])
 
 
-def _polygons(recipe: Recipe, to: str, stated: Mapping[str, float | str | None]) -> PolygonSettings:
+def _polygons(recipe: Recipe, to: str, stated: PolygonChanges) -> PolygonSettings:
     """Returns how outlines are cleaned: as stated, and otherwise as the recipe says, where there are polygons."""
     usual = recipe.delivery.polygons if to != "geotiff" else PolygonSettings()
     changes = {name: value for name, value in stated.items() if value is not None}
