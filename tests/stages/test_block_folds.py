@@ -59,7 +59,7 @@ class Notes(Silent):
 def recipe(folds: Mapping[str, Any] = FOLDS, **more: Any) -> Recipe:
     member = {
         "name": "net",
-        "network": {"encoder": "resnet18", "weights": "none", "decoder_channels": [16, 8, 8, 8, 8]},
+        "network": {"architecture": "unet_elu", "weights": "none", "width": 0.125},
         "input": {"mode": "window", "size": [32, 32], "prefer_class": 0.5},
         "loss": {"terms": [{"kind": "bce"}]},
         "training": {"epochs": 1, "images_per_epoch": 4, "batch_size": 2},
