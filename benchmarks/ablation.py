@@ -64,8 +64,9 @@ from maskloom.files import write_json, write_text
 from maskloom.inference.guidance import GuidanceSettings
 from maskloom.inference.predictor import InferenceSettings
 from maskloom.losses.terms import LossSettings, LossTerm
+from maskloom.members import MemberSettings
 from maskloom.models.encoders import NetworkSettings
-from maskloom.recipe import DeliverySettings, EnsembleSettings, MemberSettings, Recipe
+from maskloom.recipe import DeliverySettings, EnsembleSettings, Recipe
 from maskloom.run_directory import RunDirectory
 from maskloom.runtime import choose_device, generator, hardware
 from maskloom.training.engine import TrainingSettings

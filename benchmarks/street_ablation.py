@@ -50,8 +50,9 @@ from maskloom.errors import UserError, closest
 from maskloom.files import write_json, write_text
 from maskloom.inference.predictor import InferenceSettings
 from maskloom.losses.terms import LossTerm
+from maskloom.members import MemberSettings
 from maskloom.progress import Progress
-from maskloom.recipe import MemberSettings, Recipe
+from maskloom.recipe import Recipe
 from maskloom.recipes.modern import BUDGETS, modern, street_loss
 from maskloom.recipes.planning import EARLY_STAGES, Budget, kind_of, portions, training_settings
 from maskloom.records import IGNORE, Record

@@ -29,10 +29,11 @@ from maskloom.errors import UserError
 from maskloom.inference.merging import RESULT, Merge
 from maskloom.inference.predictor import InferenceSettings
 from maskloom.losses.terms import LossSettings, LossTerm, build_loss
+from maskloom.members import MemberSettings
 from maskloom.models.bundle import load_bundle, save_bundle
 from maskloom.models.encoders import encoder_normalisation
 from maskloom.models.segmenter import Normalisation, Segmenter, build_segmenter
-from maskloom.recipe import MemberSettings, Recipe
+from maskloom.recipe import Recipe
 from maskloom.records import Record, Task
 from maskloom.run_directory import RunDirectory
 from maskloom.runtime import derive_seed

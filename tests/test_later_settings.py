@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from maskloom.config import parse
+from maskloom.members import MemberSettings
 from maskloom.pipeline import _training_part
-from maskloom.recipe import MemberSettings
 
 
 def member(**policy: Any) -> MemberSettings:

@@ -31,7 +31,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("inference",),
     ("training",),
     ("ensembling", "outputs"),
-    ("recipe", "recipes", "run_directory", "run_status", "stages", "pipeline"),
+    ("members", "recipe", "recipes", "run_directory", "run_status", "stages", "pipeline"),
     ("contests",),
     ("registry",),
     ("api", "fitting", "runs", "console", "cli", "__init__", "__main__"),

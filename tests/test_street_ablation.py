@@ -15,9 +15,9 @@ from maskloom.data.folds import FoldTable
 from maskloom.data.input_policy import InputPolicy
 from maskloom.errors import UserError
 from maskloom.losses.terms import balanced, build_loss
+from maskloom.members import MemberSettings
 from maskloom.metrics import Counts
 from maskloom.models.encoders import NetworkSettings
-from maskloom.recipe import MemberSettings
 from maskloom.recipes.modern import BUDGETS, street_loss
 from maskloom.recipes.planning import EARLY_STAGES
 from maskloom.records import Record, Task

@@ -19,7 +19,7 @@ from maskloom.ensembling.precedence import numbered
 from maskloom.executors.tasks import Call, Here, Ticket
 from maskloom.files import checksum, fingerprint, remove_partial, write_text
 from maskloom.integrity import Damaged, read_sealed, write_sealed
-from maskloom.recipe import MemberSettings, OutsideMember
+from maskloom.members import MemberSettings, OutsideMember
 from maskloom.records import Record, Task
 from maskloom.runtime import rank_devices
 from maskloom.stages import data as data_stages

@@ -11,8 +11,8 @@ from maskloom.data.folds import FoldSettings
 from maskloom.data.input_policy import place
 from maskloom.ensembling.postprocess import HullStep
 from maskloom.inference.merging import Merge
+from maskloom.members import MemberSettings
 from maskloom.models.published import PUBLISHED
-from maskloom.recipe import MemberSettings
 from maskloom.training.phases import EpochPlan, plan_epochs
 from maskloom.training.schedules import learning_rate_factor
 

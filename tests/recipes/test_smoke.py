@@ -14,8 +14,9 @@ from maskloom.config import parse
 from maskloom.contests.signate.layout import ATTRIBUTES
 from maskloom.data.input_policy import InputPolicy
 from maskloom.losses.terms import LossSettings
+from maskloom.members import MemberSettings
 from maskloom.models.encoders import NetworkSettings
-from maskloom.recipe import MemberSettings, Recipe, Scale, merged
+from maskloom.recipe import Recipe, Scale, merged
 from maskloom.recipes.smoke import PIXELS, smoked, smoked_parts, usual_size
 from maskloom.records import Size
 from maskloom.training.engine import TrainingSettings

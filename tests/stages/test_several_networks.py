@@ -16,8 +16,8 @@ from maskloom.encodings.probability_maps import read_map
 from maskloom.errors import UserError
 from maskloom.inference.merging import Merge
 from maskloom.inference.predictor import InferenceSettings, Predictor
+from maskloom.members import MemberSettings
 from maskloom.models.bundle import load_bundle
-from maskloom.recipe import MemberSettings
 from maskloom.run_directory import RunDirectory
 from maskloom.stages.fold_tables import kept_bundle, leaf_name, leaf_parts
 from small import SMALL

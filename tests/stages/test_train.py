@@ -13,8 +13,8 @@ from maskloom.data.statistics import RecordFacts, Survey
 from maskloom.errors import UserError
 from maskloom.files import checksum
 from maskloom.losses.terms import LossSettings
+from maskloom.members import MemberSettings
 from maskloom.models.encoders import NetworkSettings
-from maskloom.recipe import MemberSettings
 from maskloom.records import Task
 from maskloom.stages import train
 from maskloom.stages.train import balanced_loss, check_weights, normalisation, weights_mark

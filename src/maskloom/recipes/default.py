@@ -12,8 +12,9 @@ from maskloom.data.augment import PRESETS
 from maskloom.data.sources.base import DataSource
 from maskloom.inference.predictor import InferenceSettings
 from maskloom.losses.terms import LossSettings
+from maskloom.members import MemberSettings
 from maskloom.models.encoders import NetworkSettings
-from maskloom.recipe import MemberSettings, Recipe, Scale
+from maskloom.recipe import Recipe, Scale
 from maskloom.recipes.planning import (
     EARLY_STAGES,
     LIGHT_DECODER,

@@ -15,8 +15,9 @@ from collections.abc import Collection, Sequence
 from maskloom.data.input_policy import InputPolicy
 from maskloom.ensembling.postprocess import PostprocessSettings
 from maskloom.ensembling.pseudo_labels import PseudoLabelSettings
+from maskloom.members import MemberSettings
 from maskloom.models.encoders import NetworkSettings
-from maskloom.recipe import MemberSettings, Recipe
+from maskloom.recipe import Recipe
 from maskloom.records import Record, Size
 from maskloom.training.engine import TrainingSettings
 from maskloom.windows import round_up

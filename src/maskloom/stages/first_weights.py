@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from maskloom.errors import UserError
+from maskloom.members import MemberSettings
 from maskloom.models.decoders import ask_hub
 from maskloom.models.encoders import encoder_prefixes
-from maskloom.recipe import MemberSettings
 from maskloom.stages.context import Context
 from maskloom.stages.fold_tables import FoldTables, leaf_name
 

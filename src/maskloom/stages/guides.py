@@ -19,10 +19,11 @@ from maskloom.inference.merging import Merge
 from maskloom.inference.predictor import InferenceSettings
 from maskloom.integrity import Damaged
 from maskloom.losses.terms import num_auxiliary_maps
+from maskloom.members import MemberSettings
 from maskloom.models.bundle import Bundles
 from maskloom.models.encoders import NetworkSettings
 from maskloom.models.segmenter import Segmenter
-from maskloom.recipe import MemberSettings, Recipe
+from maskloom.recipe import Recipe
 from maskloom.records import Record, Size, Task
 from maskloom.run_directory import RunDirectory
 from maskloom.stages.fold_tables import FoldTables, kept_bundle, leaf_parts

@@ -11,10 +11,10 @@ from maskloom.data.band_math import with_indices
 from maskloom.data.record_images import read_record_image
 from maskloom.data.truth import read_truth
 from maskloom.errors import UserError
+from maskloom.members import MemberSettings
 from maskloom.models.bundle import save_bundle
 from maskloom.models.segmenter import Normalisation, build_segmenter
 from maskloom.rasters.indices import IndexSettings
-from maskloom.recipe import MemberSettings
 from maskloom.records import Record
 from maskloom.stages.context import Context
 from maskloom.stages.data import load_survey

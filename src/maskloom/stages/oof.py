@@ -20,10 +20,10 @@ from maskloom.inference.merging import RESULT, Merge
 from maskloom.inference.predictor import PLAIN, Predictor
 from maskloom.inference.streaming import predict_records
 from maskloom.integrity import Seal
+from maskloom.members import MemberSettings
 from maskloom.metrics import from_labels
 from maskloom.rasters.georeference import read_georeference
 from maskloom.rasters.writing import write_geotiff_blocks
-from maskloom.recipe import MemberSettings
 from maskloom.records import Record
 from maskloom.run_directory import RunDirectory
 from maskloom.stages.context import Context

@@ -15,9 +15,10 @@ from maskloom.data.truth import read_truth
 from maskloom.encodings.probability_maps import write_map
 from maskloom.errors import BadFile
 from maskloom.files import write_json
+from maskloom.members import OutsideMember
 from maskloom.metrics import from_labels
 from maskloom.outputs.maps import probability_paths
-from maskloom.recipe import OutsideMember, Recipe
+from maskloom.recipe import Recipe
 from maskloom.records import Record, Task
 from maskloom.stages.context import Context
 from maskloom.stages.scoring import decided

@@ -19,6 +19,7 @@ from maskloom.files import read_json
 from maskloom.inference.merging import RESULT
 from maskloom.inference.views import find_views
 from maskloom.integrity import read_sealed
+from maskloom.members import MemberSettings
 from maskloom.outputs.overlays import class_colours, displayed, shrunk
 from maskloom.outputs.report import render_report
 from maskloom.outputs.report_input import (
@@ -33,7 +34,7 @@ from maskloom.outputs.report_input import (
 )
 from maskloom.outputs.report_pictures import class_panels
 from maskloom.outputs.report_words import plural
-from maskloom.recipe import MemberSettings, Recipe
+from maskloom.recipe import Recipe
 from maskloom.records import IGNORE, BadSize, Record
 from maskloom.run_directory import RunDirectory
 from maskloom.stages.block_folds import with_parts

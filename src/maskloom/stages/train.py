@@ -25,6 +25,7 @@ from maskloom.inference.predictor import InferenceSettings, Predictor
 from maskloom.inference.streaming import predict_records
 from maskloom.integrity import Damaged, Ledger
 from maskloom.losses.terms import LossSettings, balanced, build_loss
+from maskloom.members import MemberSettings
 from maskloom.metrics import Counts, from_labels, score_records
 from maskloom.models.bundle import load_bundle
 from maskloom.models.classic.traits import NO_ENCODER
@@ -32,7 +33,6 @@ from maskloom.models.encoders import TIMM_PREFIX, NetworkSettings, encoder_norma
 from maskloom.models.pretrained import choose, installed_file
 from maskloom.models.segmenter import Normalisation, Segmenter, build_segmenter
 from maskloom.progress import Silent
-from maskloom.recipe import MemberSettings
 from maskloom.records import Record
 from maskloom.runtime import derive_seed
 from maskloom.stages.alignment import to_learn_from

@@ -14,11 +14,11 @@ import torch
 from maskloom.data.input_policy import content_size
 from maskloom.data.pixel_drawing import PixelDrawing
 from maskloom.errors import BadFile, UnfitImage
+from maskloom.members import MemberSettings
 from maskloom.models.bundle import save_bundle
 from maskloom.models.segmenter import Normalisation, build_segmenter
 from maskloom.models.smoothing import smoothed
 from maskloom.models.tree_settings import TreeSettings
-from maskloom.recipe import MemberSettings
 from maskloom.records import Record
 from maskloom.runtime import derive_seed
 from maskloom.stages.context import Context

@@ -11,8 +11,9 @@ from maskloom.data.augment import PRESETS
 from maskloom.data.sources.base import DataSource
 from maskloom.inference.guidance import GuidanceSettings, RegionSettings
 from maskloom.inference.predictor import InferenceSettings
+from maskloom.members import MemberSettings
 from maskloom.models.encoders import NetworkSettings
-from maskloom.recipe import EnsembleSettings, MemberSettings, Recipe, Scale
+from maskloom.recipe import EnsembleSettings, Recipe, Scale
 from maskloom.training.engine import TrainingSettings
 from maskloom.training.schedules import ScheduleSettings
 

@@ -13,8 +13,9 @@ from maskloom.data.sources.base import DataSource
 from maskloom.ensembling.postprocess import PostprocessSettings, ThinStep
 from maskloom.inference.predictor import InferenceSettings
 from maskloom.losses.terms import LossSettings
+from maskloom.members import MemberSettings
 from maskloom.models.encoders import NetworkSettings
-from maskloom.recipe import EnsembleSettings, MemberSettings, Recipe, Scale
+from maskloom.recipe import EnsembleSettings, Recipe, Scale
 from maskloom.training.engine import TrainingSettings
 from maskloom.training.schedules import ScheduleSettings
 

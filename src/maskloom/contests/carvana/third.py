@@ -14,8 +14,9 @@ from maskloom.data.sources.base import DataSource
 from maskloom.ensembling.pseudo_labels import PseudoLabelSettings
 from maskloom.inference.predictor import InferenceSettings
 from maskloom.losses.terms import LossSettings, LossTerm
+from maskloom.members import MemberSettings
 from maskloom.models.encoders import NetworkSettings
-from maskloom.recipe import EnsembleSettings, MemberSettings, Recipe, Scale
+from maskloom.recipe import EnsembleSettings, Recipe, Scale
 from maskloom.training.engine import TrainingSettings
 from maskloom.training.optimisers import OptimiserSettings
 from maskloom.training.schedules import ScheduleSettings

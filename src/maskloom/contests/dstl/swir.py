@@ -19,10 +19,11 @@ from maskloom.data.sources.base import DataSource
 from maskloom.errors import UserError
 from maskloom.inference.predictor import InferenceSettings
 from maskloom.losses.terms import LossSettings, LossTerm
+from maskloom.members import MemberSettings
 from maskloom.models.encoders import NetworkSettings
 from maskloom.models.tree_settings import TreeSettings
 from maskloom.rasters.indices import IndexRule, IndexSettings, band_names
-from maskloom.recipe import EnsembleSettings, MemberSettings, Recipe, Scale
+from maskloom.recipe import EnsembleSettings, Recipe, Scale
 from maskloom.recipes.smoke import smoked
 from maskloom.training.engine import TrainingSettings
 from maskloom.training.optimisers import OptimiserSettings

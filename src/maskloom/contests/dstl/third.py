@@ -20,8 +20,9 @@ from maskloom.ensembling.precedence import Precedence
 from maskloom.errors import UserError
 from maskloom.inference.predictor import InferenceSettings
 from maskloom.losses.terms import LossSettings, LossTerm
+from maskloom.members import MemberSettings
 from maskloom.models.encoders import NetworkSettings
-from maskloom.recipe import DeliverySettings, MemberSettings, Recipe, Scale
+from maskloom.recipe import DeliverySettings, Recipe, Scale
 from maskloom.recipes.smoke import smoked
 from maskloom.training.engine import TrainingSettings
 from maskloom.training.optimisers import OptimiserSettings

@@ -16,8 +16,9 @@ from maskloom.data.sources.base import DataSource
 from maskloom.errors import UserError
 from maskloom.inference.predictor import InferenceSettings
 from maskloom.losses.terms import LossSettings, LossTerm
+from maskloom.members import MemberSettings
 from maskloom.models.encoders import NetworkSettings
-from maskloom.recipe import MemberSettings, Recipe, Scale
+from maskloom.recipe import Recipe, Scale
 from maskloom.recipes.smoke import smoked
 from maskloom.training.engine import TrainingSettings
 from maskloom.training.optimisers import OptimiserSettings
