@@ -181,6 +181,8 @@ class MemberSettings(Config):
     @property
     def selected_by(self) -> tuple[str, ...]:
         """What chooses weights by the fold that they are scored on: its out-of-fold score is a little too good."""
+        if not self.network.minimises_loss:  # thresholds and trees are found without that fold
+            return ()
         found = [f"keep={self.keep}"] if self.keep in ("best", "soup") else []
         found += ["early stopping"] if self.training.early_stopping is not None else []
         phases = [phase.schedule for phase in self.training.phases]

@@ -23,7 +23,7 @@ from maskloom.members import MemberSettings, OutsideMember
 from maskloom.records import Record, Task
 from maskloom.runtime import rank_devices
 from maskloom.stages import data as data_stages
-from maskloom.stages.alignment import align_polygons
+from maskloom.stages.alignment import align_polygons, shifts
 from maskloom.stages.contest_score import Scorers
 from maskloom.stages.context import Context
 from maskloom.stages.ensemble import check_tree, fit_ensemble
@@ -42,10 +42,13 @@ from maskloom.stages.reporting import write_report
 from maskloom.stages.rows import chunks_in
 from maskloom.stages.stage import Left, forget, look_for, make_room, run_stage
 from maskloom.stages.train import check_weights, train_fold, weights_mark
-from maskloom.stages.tree_member import check_trees
+from maskloom.stages.tree_member import check_library
 
 RESULT_FORMAT = 2
 """Raise it when a stage computes something else from the same inputs: runs then repeat what depends on it."""
+
+FITTED_WEIGHTS = (2,)
+"""Raised when they follow otherwise from the same maps: records without a labelled pixel no longer have a say."""
 
 _SINCE = {("input", "padding_at"): "both", ("training", "sync_batch_norm"): False, ("network", "trees"): None}
 """Settings that members had not at first, and what held then: where it still does, a training is not done again."""
@@ -133,7 +136,11 @@ def _run_stages(context: Context, submit: Callable[[Context], Path] | None, scor
         members.predict_out_of_fold(member)
 
     ensemble_mark = fingerprint(
-        members.oof_marks, recipe.metric, recipe.ensemble.model_dump(mode="json"), recipe.ensemble_names
+        members.oof_marks,
+        recipe.metric,
+        recipe.ensemble.model_dump(mode="json"),
+        recipe.ensemble_names,
+        *(FITTED_WEIGHTS if recipe.ensemble.weights == "fitted" else ()),
     )
     decided_mark = run_stage(context, "ensemble", ensemble_mark, lambda: fit_ensemble(context))
     if recipe.postprocess.steps:
@@ -187,12 +194,14 @@ def _registered(context: Context) -> Context:
 
 
 def _aligned(context: Context, data_mark: str) -> list[str]:
-    """Returns the mark of where polygons were found to lie, where the recipe asks for it; else none."""
+    """Returns the mark of how polygons are moved where they are learnt from; none where none of them is."""
     settings = context.recipe.alignment
     if settings is None:
         return []
     mark = fingerprint(data_mark, settings.model_dump(mode="json"))
-    return [run_stage(context, "align", mark, lambda: align_polygons(context, settings, fingerprint=mark))]
+    run_stage(context, "align", mark, lambda: align_polygons(context, settings, fingerprint=mark))
+    moved = shifts(context, context.source.records)
+    return [fingerprint(moved)] if moved else []
 
 
 def _folds(context: Context, data_mark: str) -> FoldTables:
@@ -219,11 +228,13 @@ class _Members:
         self._context, self._data_mark, self._tables, self._aligned = context, data_mark, tables, aligned
         self._weights = {member.name: weights_mark(member.network) for member in context.recipe.members}
         check_first_weights(context, tables, self._weights)
-        check_trees(context, tables)
         self._training_marks: dict[str, list[str]] = {}
         self._pseudo_marks: dict[int, str] = {}
         self._begun: dict[str, Ticket] = {}
         self.oof_marks: dict[str, str] = {}
+        for member in context.recipe.members:
+            if member.network.trees is not None:
+                check_library(context.run, member, self._marks(member))
 
     def take_in(self, outside: OutsideMember) -> None:
         """Checks and stores the maps of a member from outside."""

@@ -86,9 +86,13 @@ class RunLengths:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shapes:
-    """Truth as WKT polygons per class index, in pixel coordinates: x to the right, y down, (0, 0) the outer corner."""
+    """Truth as WKT polygons per class index, in pixel coordinates: x to the right, y down, (0, 0) the outer corner.
+
+    ``known`` is the box (left, top, right, bottom) outside of which nobody knows the truth, or None: all is known.
+    """
 
     wkt: tuple[tuple[int, str], ...]
+    known: tuple[float, float, float, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

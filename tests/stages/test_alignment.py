@@ -18,7 +18,7 @@ from maskloom.errors import UserError
 from maskloom.files import read_json
 from maskloom.models.bundle import read_extra
 from maskloom.recipe import Recipe
-from maskloom.stages import alignment
+from maskloom.stages import alignment, train
 
 BANDS = tuple(f"b{number}" for number in range(8))
 SIDE = 48
@@ -87,6 +87,16 @@ def test_training_sees_polygons_on_the_image_and_scores_see_them_as_they_lie(
 
     monkeypatch.setattr(alignment, "find_alignment", None)  # nothing is looked for again
     again = maskloom.fit(recipe(alignment={}), folder, run=tmp_path / "run", device="cpu", workers=0)
+    assert learnt(again) == 1
+
+
+def test_other_settings_that_move_nothing_else_train_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = data(tmp_path / "data")
+    maskloom.fit(recipe(alignment={}), folder, run=tmp_path / "run", device="cpu", workers=0)
+    monkeypatch.setattr(train, "search_fold", None)
+    again = maskloom.fit(
+        recipe(alignment={"minimum_gain": 0.01}), folder, run=tmp_path / "run", device="cpu", workers=0
+    )
     assert learnt(again) == 1
 
 

@@ -123,3 +123,13 @@ def test_nothing_is_trained_without_the_library(tmp_path: Path, monkeypatch: pyt
     assert not list((tmp_path / "other").rglob("*.safetensors"))
     again = maskloom.fit(recipe(*members), data, run=tmp_path / "run", device="cpu", workers=0)  # all is grown
     assert again.evaluate()["oof"] == run.evaluate()["oof"]
+    other = recipe(index | {"name": "other"}, member(), seed=1)  # other trees, in a run that has some
+    with pytest.raises(UserError, match="expected LightGBM"):
+        maskloom.fit(other, data, run=tmp_path / "run", device="cpu", workers=0)
+    assert not list((tmp_path / "run" / "members" / "other").rglob("*.safetensors"))
+
+
+def test_the_folds_that_trees_are_judged_on_had_no_say_in_them() -> None:
+    asked = member(keep="best", training={"epochs": 1, "images_per_epoch": 8, "batch_size": 2, "early_stopping": 3})
+    (found,) = recipe(asked).members
+    assert found.selected_by == ()

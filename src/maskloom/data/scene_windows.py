@@ -18,6 +18,7 @@ from maskloom.data.input_policy import InputPolicy, Placement, cut_image, cut_la
 from maskloom.data.mask_coding import MaskCoding
 from maskloom.data.record_images import read_pixels
 from maskloom.data.scene_truth import MaskTruth, PolygonTruth
+from maskloom.data.truth import hide_unknown
 from maskloom.data.window_drawing import MAX_DRAWS, bounds_of, draw_window, has_room, is_allowed, window_around
 from maskloom.errors import BadFile
 from maskloom.rasters.reading import open_raster
@@ -192,6 +193,8 @@ def read_inside(record: Record, window: Window, task: Task, coding: MaskCoding) 
     pixels, is_valid = read_pixels(record, window)
     with _truth_of(record, task, coding) as truth:
         labels = truth.labels(window, task)
+    if isinstance(record.truth, Shapes):
+        hide_unknown(labels, record.truth, window)
     if not is_valid.all():
         pixels[~is_valid] = 0
         labels[..., ~is_valid] = IGNORE

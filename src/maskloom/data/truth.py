@@ -19,6 +19,7 @@ from maskloom.data.scene_validity import without_nodata
 from maskloom.encodings import polygons, rle
 from maskloom.errors import BadFile, UserError
 from maskloom.records import IGNORE, BadSize, CocoSegments, MaskFile, Record, RunLengths, Sample, Shapes, Size, Task
+from maskloom.windows import Window
 
 _SMALL = 2**18
 """Pixels of images whose painted polygons are kept, in each process: 256 MiB at most."""
@@ -33,7 +34,21 @@ def read_truth(record: Record, task: Task, coding: MaskCoding) -> np.ndarray:
     """
     if record.truth is None:
         raise ValueError(f"record {record.id!r} has no truth")
-    return without_nodata(_stored_truth(record, task, coding), record)
+    labels = _stored_truth(record, task, coding)
+    if isinstance(record.truth, Shapes):
+        hide_unknown(labels, record.truth, Window(0, 0, *record.size))
+    return without_nodata(labels, record)
+
+
+def hide_unknown(labels: np.ndarray, truth: Shapes, window: Window) -> None:
+    """Makes labels …×H×W of a window ``IGNORE`` where the centres of its pixels lie outside of what is known."""
+    if truth.known is None:
+        return
+    left, top, right, bottom = truth.known
+    rows = np.arange(window.top, window.top + window.height) + 0.5
+    columns = np.arange(window.left, window.left + window.width) + 0.5
+    labels[..., (rows < top) | (rows > bottom), :] = IGNORE
+    labels[..., (columns < left) | (columns > right)] = IGNORE
 
 
 def _stored_truth(record: Record, task: Task, coding: MaskCoding) -> np.ndarray:

@@ -22,7 +22,8 @@ from maskloom.models.tree_settings import TreeSettings
 LARGEST_VALUE = 1e30
 """Of a leaf: sums of any number of trees then stay finite."""
 VALUES = 2**22
-"""So many smoothed values (of whole rows) are there at a time, so that memory does not follow the image's size."""
+"""So many smoothed values (of whole rows, at least of twice the reach) are there at a time, so that memory does not
+follow the image's height, nor time the reach of what is smoothed again at the seams."""
 STEPS = {"cpu": 2**17, "cuda": 2**23}
 """So many pairs of a pixel and a tree go down the trees at a time: what stays in a CPU's cache, and fills a GPU."""
 TREES_AT_ONCE = 16
@@ -103,7 +104,7 @@ class TreeNetwork(nn.Module):
         pixels = pixels.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         logits = pixels.new_empty(num_images, self.num_maps, height, width)
         tables = self._tables()
-        rows = max(VALUES // (width * channels * len(self.settings.sigmas)), 1)
+        rows = max(VALUES // (width * channels * len(self.settings.sigmas)), 2 * self.settings.reach, 1)
         for number in range(num_images):
             for top in range(0, height, rows):
                 bottom = min(top + rows, height)

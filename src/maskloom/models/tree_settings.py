@@ -35,7 +35,7 @@ class TreeSettings(Config):
     """Of the pixels of every image, drawn at random, which are learnt from: neighbours say much the same."""
     max_pixels: int = Field(default=1_000_000, ge=1000, le=100_000_000)
     """So many pixels are learnt from at most, of all images together and on average over draws: of many or large images
-    a smaller share is drawn. Each takes 4 bytes per channel and Gaussian."""
+    a smaller share is drawn. Each takes some 10 bytes per channel and Gaussian while trees are grown."""
 
     @field_validator("sigmas")
     @classmethod

@@ -8,7 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from maskloom.data.polygon_alignment import Alignment, AlignmentSettings, can_be_aligned, find_alignment, moved
+from maskloom.data.polygon_alignment import (
+    LARGEST,
+    Alignment,
+    AlignmentSettings,
+    can_be_aligned,
+    find_alignment,
+    moved,
+)
 from maskloom.errors import UserError
 from maskloom.files import read_json, write_json
 from maskloom.records import Record
@@ -17,15 +24,23 @@ from maskloom.stages.context import Context
 
 
 def align_polygons(context: Context, settings: AlignmentSettings, *, fingerprint: str) -> list[Path]:
-    """Returns the files left, one per labelled record with polygons.
+    """Returns the files left, one per labelled record whose polygons can be moved; it is said how many cannot.
 
-    Raises ``UserError`` where no record has polygons, and ``BadFile`` for an image that cannot be read.
+    Raises ``UserError`` where there is none, and ``BadFile`` for an image that cannot be read.
     """
     context.run.begin("align", _folder(context.run), fingerprint)
     source, ledger = context.source, context.run.ledger("align")
-    records = [record for record in source.records if can_be_aligned(record)]
+    records = [record for record in source.records if can_be_aligned(record, settings)]
+    wanted = (
+        f"polygons in WKT or a vector file, on images of at most {LARGEST} pixels whose sides have more than "
+        f"{4 * settings.reach}"
+    )
     if not records:
-        raise UserError("alignment: expected truth as polygons, on images of 16 million pixels at most, found none")
+        raise UserError(f"alignment: expected truth as {wanted}, found none; remove alignment")
+    if others := len(source.records) - len(records):
+        context.progress.note(
+            f"alignment: {others} of {len(source.records)} images stay as they lie; it takes {wanted}"
+        )
     for done, record in enumerate(records, start=1):
         path = _path(context.run, record)
         if not ledger.is_sound(path):
@@ -44,17 +59,19 @@ def align_polygons(context: Context, settings: AlignmentSettings, *, fingerprint
 
 def to_learn_from(context: Context, records: Sequence[Record]) -> list[Record]:
     """Returns labelled records as they are learnt from: with polygons where the stage found the image's content."""
-    if context.recipe.alignment is None:
-        return list(records)
-    context.run.check(_path(context.run, record) for record in records if can_be_aligned(record))
-    return [_aligned(context.run, record) for record in records]
+    found = shifts(context, records)
+    return [moved(record, *found[record.id]) if record.id in found else record for record in records]
 
 
-def _aligned(run: RunDirectory, record: Record) -> Record:
-    if not can_be_aligned(record):
-        return record
-    found = Alignment.from_json(read_json(_path(run, record)))
-    return moved(record, found.x, found.y)
+def shifts(context: Context, records: Sequence[Record]) -> dict[str, tuple[float, float]]:
+    """Returns by id how far (to the right, down) the polygons are moved of those records where they are at all."""
+    settings = context.recipe.alignment
+    if settings is None:
+        return {}
+    paths = {record.id: _path(context.run, record) for record in records if can_be_aligned(record, settings)}
+    context.run.check(paths.values())
+    found = {name: Alignment.from_json(read_json(path)) for name, path in paths.items()}
+    return {name: (each.x, each.y) for name, each in found.items() if each.is_moved}
 
 
 def _folder(run: RunDirectory) -> Path:

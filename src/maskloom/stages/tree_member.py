@@ -5,7 +5,7 @@ Each image is read once, large rasters by window; memory holds a part of one ima
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,21 +20,21 @@ from maskloom.models.segmenter import Normalisation, build_segmenter
 from maskloom.models.smoothing import smoothed
 from maskloom.models.tree_settings import TreeSettings
 from maskloom.records import Record
+from maskloom.run_directory import RunDirectory
 from maskloom.runtime import derive_seed
 from maskloom.stages.context import Context
 from maskloom.stages.data import load_survey
-from maskloom.stages.fold_tables import FoldTables, leaf_name
+from maskloom.stages.fold_tables import leaf_name
 from maskloom.stages.scoring import of_classes
 from maskloom.training.tree_growing import grow, library
 from maskloom.windows import Window
 
 
-def check_trees(context: Context, tables: FoldTables) -> None:
-    """Raises ``UserError`` where trees are to be grown and the library is missing, before anything is trained."""
-    for member in context.recipe.members:
-        folds = range(tables.of(member.name).num_folds)
-        is_grown = all(context.run.finished(f"train/{leaf_name(member.name, fold)}") for fold in folds)
-        if member.network.trees is not None and not is_grown:
+def check_library(run: RunDirectory, member: MemberSettings, marks: Iterable[str]) -> None:
+    """Raises ``UserError`` where the library is missing and trees are to be grown, by what each fold comes from."""
+    for fold, mark in enumerate(marks):
+        grown = run.finished(f"train/{leaf_name(member.name, fold)}")
+        if member.network.trees is not None and (grown is None or grown["fingerprint"] != mark):
             library()
 
 

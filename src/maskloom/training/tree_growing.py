@@ -57,7 +57,10 @@ def grow(
     """
     parts = list(labels) if task.kind == "multilabel" else [labels]
     if not any((part != IGNORE).any() for part in parts):
-        raise UserError("network.trees: expected labelled pixels to learn from, drew none; raise network.trees.share")
+        raise UserError(
+            "network.trees: expected labelled pixels to learn from, drew none; raise network.trees.share, or label "
+            "more (in folds of blocks, ground that the Gaussians do not share with what is validated)"
+        )
     total = len(parts) * settings.num_trees
     grown: list[Node] = []
     for number, part in enumerate(parts):
