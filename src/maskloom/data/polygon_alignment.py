@@ -91,7 +91,7 @@ def find_alignment(record: Record, task: Task, coding: MaskCoding, settings: Ali
     best, before = _best(shares), shares[0.0, 0.0]
     is_believed = shares[best] - before >= settings.minimum_gain and max(map(abs, best)) < settings.maximum_shift
     x, y = best if is_believed else (0.0, 0.0)
-    return Alignment(x=x, y=y, before=round(before, 6), best=round(shares[best], 6))
+    return Alignment(x=float(x), y=float(y), before=round(before, 6), best=round(shares[best], 6))
 
 
 class _Search:
