@@ -37,6 +37,11 @@ class Normalisation(Config):
     """"bgr": the network sees the first three channels in reverse, as one that was trained on images read by OpenCV;
     ``mean`` and ``std`` are in the order as stored all the same."""
 
+    @classmethod
+    def as_stored(cls, channels: int, dtype: str) -> Normalisation:
+        """Returns the one that changes no value of images of a dtype that networks take."""
+        return cls.model_validate({"mean": (0.0,) * channels, "std": (1.0,) * channels, "scale": 1, "dtype": dtype})
+
     @model_validator(mode="after")
     def _check(self) -> Normalisation:
         if len(self.mean) != len(self.std):

@@ -44,18 +44,11 @@ def search_fold(context: Context, member: MemberSettings, fold: int, records: li
         context.progress.advance(done, len(records))
     found = search.best()
     rules = tuple(each.rule if each is not None else None for each in found)
-    channels = member.network.channels
-    normalisation = {
-        "mean": (0.0,) * channels,
-        "std": (1.0,) * channels,
-        "scale": 1,
-        "dtype": load_survey(context).dtype,
-    }
     segmenter = build_segmenter(
         member.network.model_copy(update={"index": IndexSettings(**settings.model_dump() | {"rules": rules})}),
         task=part,
         policy=member.input,
-        normalisation=Normalisation.model_validate(normalisation),
+        normalisation=Normalisation.as_stored(member.network.channels, load_survey(context).dtype),
     )
     folder = context.run.fold(member.name, fold)
     bundles = [folder / "best.safetensors", folder / "last.safetensors"]

@@ -310,8 +310,7 @@ def normalisation(found: Survey, member: MemberSettings, training_ids: set[str])
     data tells. Bands that are brought to 0…1 with indices beside them stay as they are.
     """
     if member.input.bands is not None:
-        neutral = {"mean": (0.0,) * member.network.channels, "std": (1.0,) * member.network.channels, "scale": 1}
-        return Normalisation.model_validate(neutral | {"dtype": found.dtype})
+        return Normalisation.as_stored(member.network.channels, found.dtype)
     if found.dtype == "uint8":
         mean, std = encoder_normalisation(member.network)
         return Normalisation(mean=mean, std=std, scale=255)

@@ -64,15 +64,11 @@ def grow_fold(
         seed=seed,
         on_progress=lambda done, total: context.progress.advance(done, total, "trees"),
     )
-    channels = member.network.channels
-    normalisation = {
-        "mean": (0.0,) * channels,
-        "std": (1.0,) * channels,
-        "scale": 1,
-        "dtype": load_survey(context).dtype,
-    }
     segmenter = build_segmenter(
-        member.network, task=part, policy=member.input, normalisation=Normalisation.model_validate(normalisation)
+        member.network,
+        task=part,
+        policy=member.input,
+        normalisation=Normalisation.as_stored(member.network.channels, load_survey(context).dtype),
     )
     segmenter.network.load_state_dict(state)
     folder = context.run.fold(member.name, fold)
