@@ -140,6 +140,7 @@ def write_run(folder: Path, bands: int, tile: int, steps: int) -> RunDirectory:
             "task": {"kind": TASK.kind, "classes": list(TASK.classes)},
         },
     )
+    run.decide("benchmark")
     return run
 
 
