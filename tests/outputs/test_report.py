@@ -190,3 +190,17 @@ def test_folds_agree_only_where_they_lie_close(folds: tuple[float, float], title
     mean, std = float(np.mean(folds)), float(np.std(folds))
     oof = {**page.evaluation["oof"], "mean": mean, "std": std, "folds": list(folds)}
     assert title in {finding.title for finding in findings(replace(page, evaluation={**page.evaluation, "oof": oof}))}
+
+
+def test_the_ensemble_is_compared_with_members_of_all_classes_alone() -> None:
+    page = report_input("multilabel")
+    (whole,) = page.evaluation["members"].values()
+    part = {**summary(0.95, ("crops",)), "without_views": summary(0.95, ("crops",))}
+
+    def titles(members: dict[str, object]) -> list[str]:
+        evaluation = {**page.evaluation, "members": members, "weights": dict.fromkeys(members, 1 / len(members))}
+        return [found.title for found in findings(replace(page, evaluation=evaluation)) if "ensemble" in found.title]
+
+    assert titles({"unet": whole, "crops": part}) == ["The ensemble: +0.0200"]  # over 0.88, not over 0.95
+    assert titles({"crops": part, "more_crops": part}) == []
+    assert titles({"unet": whole}) == []

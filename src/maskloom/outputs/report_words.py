@@ -221,11 +221,13 @@ def _training(page: ReportInput) -> Iterator[Finding]:
 
 
 def _ensemble(page: ReportInput) -> Iterator[Finding]:
-    means = {name: scores["mean"] for name, scores in page.evaluation["members"].items()}
-    inside = [name for name in means if name in page.evaluation["weights"]]
-    if len(inside) > 1:
-        best = max(inside, key=means.__getitem__)
-        yield _difference("The ensemble", page.evaluation["oof"]["mean"] - means[best], f"over its best member, {best}")
+    whole, weights = page.evaluation["oof"], page.evaluation["weights"]
+    inside = {name: scores for name, scores in page.evaluation["members"].items() if name in weights}
+    # The score of some of the classes is no score of all of them.
+    means = {name: scores["mean"] for name, scores in inside.items() if set(scores["classes"]) == set(whole["classes"])}
+    if len(inside) > 1 and means:
+        best = max(means, key=means.__getitem__)
+        yield _difference("The ensemble", whole["mean"] - means[best], f"over its best member, {best}")
 
 
 def _views(page: ReportInput) -> Iterator[Finding]:
