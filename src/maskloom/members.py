@@ -58,6 +58,8 @@ class MemberSettings(Config):
     """Folds of this member's own; None: the recipe's."""
     start: str | None = None
     """An earlier member with the same network and folds, whose network of the same fold gives the first weights."""
+    aligned: bool = True
+    """Whether it learns from polygons where the recipe's ``alignment`` found them to lie; else as they lie."""
     guidance: GuidanceSettings | None = None
     """What it is given besides the image: maps of members listed before it (or from outside), or where to look."""
     views: str | tuple[str, ...] | None = None

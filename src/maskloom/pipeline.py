@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,12 @@ RESULT_FORMAT = 2
 FITTED_WEIGHTS = (2,)
 """Raised when they follow otherwise from the same maps: records without a labelled pixel no longer have a say."""
 
-_SINCE = {("input", "padding_at"): "both", ("training", "sync_batch_norm"): False, ("network", "trees"): None}
+_SINCE: dict[tuple[str, ...], Any] = {
+    ("aligned",): True,
+    ("input", "padding_at"): "both",
+    ("network", "trees"): None,
+    ("training", "sync_batch_norm"): False,
+}
 """Settings that members had not at first, and what held then: where it still does, a training is not done again."""
 
 
@@ -325,7 +330,12 @@ class _Members:
         number = round_of(context.recipe, member.name)
         taught = [] if number is None else [self._pseudo_marks[number]]
         for fold in range(self._tables.of(member.name).num_folds):
-            before = [*self._start(member, fold), *self._guides(member), *taught, *self._aligned]
+            before = [
+                *self._start(member, fold),
+                *self._guides(member),
+                *taught,
+                *(self._aligned if member.aligned else []),
+            ]
             yield fingerprint(self._data_mark, table_mark, fold, trained, *before)
 
     def _train(self, member: MemberSettings, fold: int, mark: str) -> Left:
@@ -388,9 +398,10 @@ def _training_part(member: MemberSettings) -> dict[str, Any]:
             "training": {"checkpoint_seconds", "tensorboard"},
         },
     )
-    for (part, name), former in _SINCE.items():
-        if found[part][name] == former:
-            del found[part][name]
+    for (*parts, name), former in _SINCE.items():
+        place = reduce(dict.__getitem__, parts, found)
+        if place[name] == former:
+            del place[name]
     return found
 
 

@@ -119,6 +119,39 @@ def fit_weights(samples: Sequence[PixelSample], parts: Sequence[int] | None = No
     Fitting helps when, over all ``parts`` (one number per sample, such as its fold; dealt round-robin when None),
     weights fitted on the other parts have a smaller log loss than equal ones. Samples without a pixel do not count.
     """
+    return _best_weights(samples, [samples], parts)
+
+
+def fit_class_weights(
+    samples: Sequence[Sequence[PixelSample]], predicts: NDArray[np.bool_], parts: Sequence[int] | None = None
+) -> list[tuple[float, ...]]:
+    """Returns, per member, one weight per class: each class's are chosen by themselves.
+
+    ``samples`` hold every record's sample of each class (see ``sample_each_class``), ``predicts`` (members×classes)
+    says who predicts a class. The weights of a class are at least 0, of sum 1 over those who predict it and 0 for the
+    others. Of weights fitted on the class, weights fitted on all classes together (where all members predict all of
+    them) and equal ones, it gets those with the smallest log loss on parts that they were not fitted on. That a class
+    is combined from the members' maps of this class alone is what StackingC does (Seewald, "How to make stacking better
+    and faster", ICML 2002); a rare class has too few pixels for weights of its own to be sure of.
+    """
+    together = [
+        PixelSample(np.concatenate([each.given_to_truth for each in of_record], axis=1)) for of_record in samples
+    ]
+    weights = np.zeros(predicts.shape)
+    for number, inside in enumerate(predicts.T):
+        if inside.any():
+            found = [PixelSample(of_record[number].given_to_truth[inside]) for of_record in samples]
+            weights[inside, number] = _best_weights(found, [found, together] if predicts.all() else [found], parts)
+    return [tuple(map(float, row)) for row in weights]
+
+
+def _best_weights(
+    samples: Sequence[PixelSample], teachers: Sequence[Sequence[PixelSample]], parts: Sequence[int] | None
+) -> list[float]:
+    """Returns weights fitted on one of the teachers (of the same records as the samples), or equal ones.
+
+    Those are taken that have the smallest log loss on the samples of parts that they were not fitted on.
+    """
     if not samples:
         raise ValueError("expected at least one sample, got none")
     num_members = len(samples[0].given_to_truth)
@@ -129,26 +162,17 @@ def fit_weights(samples: Sequence[PixelSample], parts: Sequence[int] | None = No
     if num_members == 1 or len(set(parts)) < 2:
         return equal
 
-    def loss(fitted: list[float], inside: list[PixelSample]) -> float:
-        return log_loss(inside, fitted) * len(inside)
+    def loss(fitted: list[float], inside: list[int]) -> float:
+        return log_loss([samples[place] for place in inside], fitted) * len(inside)
 
-    honest = sum(crossfit(samples, parts, fit=optimal_weights, apply=loss).values()) / len(samples)
-    return optimal_weights(samples) if honest < log_loss(samples, equal) else equal
+    best, found = log_loss(samples, equal), equal
+    for teacher in teachers:
+        taught = [teacher[index] for index in filled]
 
+        def fit(outside: list[int], taught: list[PixelSample] = taught) -> list[float]:
+            return optimal_weights([taught[place] for place in outside])
 
-def fit_class_weights(
-    samples: Sequence[Sequence[PixelSample]], predicts: NDArray[np.bool_], parts: Sequence[int] | None = None
-) -> list[tuple[float, ...]]:
-    """Returns, per member, one weight per class: each class's are fitted by themselves, as ``fit_weights`` does.
-
-    ``samples`` hold every record's sample of each class (see ``sample_each_class``), ``predicts`` (members×classes)
-    says who predicts a class. The weights of a class are at least 0, of sum 1 over those who predict it and 0 for the
-    others; where fitting does not help they are equal. That a class is combined from the members' maps of this class
-    alone is what StackingC does (Seewald, "How to make stacking better and faster", ICML 2002).
-    """
-    weights = np.zeros(predicts.shape)
-    for number, inside in enumerate(predicts.T):
-        if inside.any():
-            found = [PixelSample(of_record[number].given_to_truth[inside]) for of_record in samples]
-            weights[inside, number] = fit_weights(found, parts)
-    return [tuple(map(float, row)) for row in weights]
+        honest = sum(crossfit(range(len(samples)), parts, fit=fit, apply=loss).values()) / len(samples)
+        if honest < best:
+            best, found = honest, optimal_weights(taught)
+    return found

@@ -1,4 +1,4 @@
-"""Bands smoothed by Gaussians, as ``cv2.GaussianBlur`` smooths float images, in torch and piece by piece.
+"""Bands smoothed by Gaussians, as ``cv2.GaussianBlur`` smooths float images, and how much they vary below these.
 
 Sums are written out tap by tap: no convolution, whose precision, order and algorithm depend on the device. Taps that
 lie opposite are added first, so that the eight symmetries change a result by no more than rounding. Knows nothing about
@@ -13,7 +13,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from maskloom.models.tree_settings import radius
+from maskloom.models.tree_settings import TreeSettings, radius
 
 
 @lru_cache(maxsize=256)
@@ -35,7 +35,7 @@ def mirrored(start: int, stop: int, length: int, device: torch.device) -> Tensor
 
 
 def smoothed(images: Tensor, sigmas: Sequence[float], reach: int) -> Tensor:
-    """Returns float32 N×(sigmas · C)×h×w of images N×C×(h + 2 · reach)×(w + 2 · reach): all bands per Gaussian.
+    """Returns N×(sigmas · C)×h×w of images N×C×(h + 2 · reach)×(w + 2 · reach), as exact: all bands per Gaussian.
 
     ``reach`` is at least the radius of each Gaussian; a sigma of 0 gives the bands as they are.
     """
@@ -46,6 +46,25 @@ def smoothed(images: Tensor, sigmas: Sequence[float], reach: int) -> Tensor:
         around = images[..., reach - far : reach + far + height, reach - far : reach + far + width]
         planes.append(_along(_along(around, sigma, -1), sigma, -2) if sigma else around)
     return torch.cat(planes, dim=1)
+
+
+def deviations(images: Tensor, sigmas: Sequence[float], reach: int) -> Tensor:
+    """Returns the standard deviation of every band below Gaussians, sizes and order as those of ``smoothed``.
+
+    It is the root of the smoothed squares less the square of the smoothed values, a small difference of large numbers:
+    sums are float64.
+    """
+    values = images.double()
+    mean, squares = smoothed(values, sigmas, reach), smoothed(values * values, sigmas, reach)
+    return (squares - mean * mean).clamp_(min=0).sqrt_().float()
+
+
+def features(images: Tensor, settings: TreeSettings) -> Tensor:
+    """Returns what trees look at: float32 N×(planes · C)×h×w of float32 images as ``smoothed`` takes them, finite."""
+    planes = [smoothed(images, settings.sigmas, settings.reach)]
+    if settings.deviations:
+        planes.append(deviations(images, settings.deviations, settings.reach))
+    return torch.cat(planes, dim=1) if len(planes) > 1 else planes[0]
 
 
 def _along(values: Tensor, sigma: float, axis: int) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from maskloom.errors import UserError
 from maskloom.models.index_network import LIMIT
-from maskloom.models.smoothing import mirrored, smoothed
+from maskloom.models.smoothing import features, mirrored
 from maskloom.models.tree_settings import TreeSettings
 
 LARGEST_VALUE = 1e30
@@ -33,7 +33,7 @@ class TreeNetwork(nn.Module):
     """Logits per map: the sum of the leaves that a pixel falls into, one of each tree, clamped to ±30.
 
     The state dict holds, of num_maps · num_trees trees (those of the first map first) with up to num_leaves - 1 nodes:
-    ``features`` int32 trees×nodes, which smoothed band a node looks at (all bands per Gaussian); ``thresholds`` float32
+    ``features`` int32 trees×nodes, which plane a node looks at (all bands per Gaussian); ``thresholds`` float32
     trees×nodes; ``branches`` int32 trees×nodes×2, where values up to the threshold go, and those above it: a later node
     of the tree, or -1 - number of a leaf; ``values`` float32 trees×leaves. A tree begins at its node 0. Pixels that are
     not finite count as 0 before anything is smoothed.
@@ -64,7 +64,7 @@ class TreeNetwork(nn.Module):
 
     def _check(self) -> None:
         trees, nodes = self.features.shape
-        num_features = self.channels * len(self.settings.sigmas)
+        num_features = self.channels * self.settings.num_planes
         own = torch.arange(nodes, dtype=torch.int32, device=self.branches.device).reshape(1, nodes, 1)
         is_leaf = self.branches < 0
         for name, wrong in (
@@ -104,7 +104,7 @@ class TreeNetwork(nn.Module):
         pixels = pixels.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         logits = pixels.new_empty(num_images, self.num_maps, height, width)
         tables = self._tables()
-        rows = max(VALUES // (width * channels * len(self.settings.sigmas)), 2 * self.settings.reach, 1)
+        rows = max(VALUES // (width * channels * self.settings.num_planes), 2 * self.settings.reach, 1)
         for number in range(num_images):
             for top in range(0, height, rows):
                 bottom = min(top + rows, height)
@@ -113,15 +113,13 @@ class TreeNetwork(nn.Module):
         return logits
 
     def features_of(self, images: Tensor, top: int, bottom: int) -> Tensor:
-        """Returns what trees look at in the rows from ``top`` to ``bottom``: float32 N×(sigmas · C)×rows×W.
+        """Returns what trees look at in the rows from ``top`` to ``bottom``: float32 N×(planes · C)×rows×W.
 
         ``images`` are float32 N×C×H×W, finite.
         """
         height, width, reach, device = *images.shape[-2:], self.settings.reach, images.device
         strip = images.index_select(2, mirrored(top - reach, bottom + reach, height, device))
-        return smoothed(
-            strip.index_select(3, mirrored(-reach, width + reach, width, device)), self.settings.sigmas, reach
-        )
+        return features(strip.index_select(3, mirrored(-reach, width + reach, width, device)), self.settings)
 
     def _tables(self) -> tuple[Tensor, Tensor, Tensor]:
         """Returns features, thresholds and children with leaves as further nodes, which lead to themselves."""

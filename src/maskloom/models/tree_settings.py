@@ -21,6 +21,8 @@ class TreeSettings(Config):
 
     sigmas: tuple[float, ...] = Field(default=(0.0, 1.0, 2.0, 4.0), min_length=1, max_length=16)
     """Of the Gaussians in pixels, 0.3 to 64; 0 is the band as it is. A Gaussian reaches 4 times as far."""
+    deviations: tuple[float, ...] = Field(default=(), max_length=16)
+    """Of further Gaussians, below which the standard deviation of every band is looked at, too: texture."""
     num_trees: int = Field(default=200, ge=1, le=5000)
     """Of each class."""
     learning_rate: float = Field(default=0.05, gt=0, le=1)
@@ -37,7 +39,14 @@ class TreeSettings(Config):
     """So many pixels are learnt from at most, of all images together and on average over draws: of many or large images
     a smaller share is drawn. Each takes some 10 bytes per channel and Gaussian while trees are grown."""
 
-    @field_validator("sigmas")
+    @field_validator("deviations")
+    @classmethod
+    def _nothing_varies_in_a_pixel(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if 0 in value:
+            raise ValueError("expected Gaussians of 0.3 to 64 pixels, found 0, below which nothing varies")
+        return value
+
+    @field_validator("sigmas", "deviations")
     @classmethod
     def _sigmas_are_gaussians(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         for sigma in value:
@@ -50,7 +59,12 @@ class TreeSettings(Config):
     @property
     def reach(self) -> int:
         """How many pixels around a pixel say what it is."""
-        return max(map(radius, self.sigmas))
+        return max(map(radius, (*self.sigmas, *self.deviations)))
+
+    @property
+    def num_planes(self) -> int:
+        """How many values of every band trees look at."""
+        return len(self.sigmas) + len(self.deviations)
 
     def input_problem(self, policy: InputPolicy) -> str:
         """Returns why pixels that are prepared so would not be seen with all of their surroundings; "" where they are.
@@ -65,8 +79,8 @@ class TreeSettings(Config):
             return ""
         if policy.margin < self.reach:
             return (
-                f"input.margin: expected at least {self.reach} pixels, so far do Gaussians of {max(self.sigmas):g} "
-                f"reach, found {policy.margin}; state {self.reach} (a window's overlap does not help: it is blended)"
+                f"input.margin: expected at least {self.reach} pixels, so far does the widest Gaussian reach, found "
+                f"{policy.margin}; state {self.reach} (a window's overlap does not help: it is blended)"
             )
         if policy.padding != "reflect":
             return f"input.padding: trees see images mirrored at their borders, found {policy.padding}; state reflect"

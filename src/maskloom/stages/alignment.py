@@ -18,7 +18,7 @@ from maskloom.data.polygon_alignment import (
 )
 from maskloom.errors import UserError
 from maskloom.files import read_json, write_json
-from maskloom.records import Record
+from maskloom.records import Record, Shapes
 from maskloom.run_directory import RunDirectory
 from maskloom.stages.context import Context
 
@@ -26,20 +26,17 @@ from maskloom.stages.context import Context
 def align_polygons(context: Context, settings: AlignmentSettings, *, fingerprint: str) -> list[Path]:
     """Returns the files left, one per labelled record whose polygons can be moved; it is said how many cannot.
 
-    Raises ``UserError`` where there is none, and ``BadFile`` for an image that cannot be read.
+    Raises ``UserError`` where no truth is polygons, and ``BadFile`` for an image that cannot be read.
     """
     context.run.begin("align", _folder(context.run), fingerprint)
     source, ledger = context.source, context.run.ledger("align")
     records = [record for record in source.records if can_be_aligned(record, settings)]
-    wanted = (
-        f"polygons in WKT or a vector file, on images of at most {LARGEST} pixels whose sides have more than "
-        f"{4 * settings.reach}"
-    )
-    if not records:
-        raise UserError(f"alignment: expected truth as {wanted}, found none; remove alignment")
+    if not any(isinstance(record.truth, Shapes) for record in source.records):
+        raise UserError("alignment: expected truth as polygons in WKT or a vector file, found none; remove alignment")
     if others := len(source.records) - len(records):
         context.progress.note(
-            f"alignment: {others} of {len(source.records)} images stay as they lie; it takes {wanted}"
+            f"alignment: {others} of {len(source.records)} images stay as they lie; it takes polygons in WKT or a "
+            f"vector file, on images of at most {LARGEST} pixels whose sides have more than {4 * settings.reach}"
         )
     for done, record in enumerate(records, start=1):
         path = _path(context.run, record)

@@ -181,7 +181,8 @@ def _ground(context: Context, member: MemberSettings, fold: int) -> tuple[list[R
     if tables.blocks is not None:
         return training_ground(context, tables.blocks, fold, member.input)
     training_ids, _ = tables.of(member.name).split(fold)
-    return to_learn_from(context, context.records(set(training_ids))), None
+    labelled = context.records(set(training_ids))
+    return to_learn_from(context, labelled) if member.aligned else labelled, None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from maskloom.errors import BadFile, UnfitImage
 from maskloom.members import MemberSettings
 from maskloom.models.bundle import save_bundle
 from maskloom.models.segmenter import Normalisation, build_segmenter
-from maskloom.models.smoothing import smoothed
+from maskloom.models.smoothing import features
 from maskloom.models.tree_settings import TreeSettings
 from maskloom.records import Record
 from maskloom.run_directory import RunDirectory
@@ -98,7 +98,7 @@ def _drawn(
         seed=seed,
     )
     maps = (context.source.task.num_maps,) if context.source.task.kind == "multilabel" else ()
-    samples = [np.zeros((0, member.network.channels * len(settings.sigmas)), np.float32)]
+    samples = [np.zeros((0, member.network.channels * settings.num_planes), np.float32)]
     labels = [np.zeros((*maps, 0), np.uint8)]
     for done, record in enumerate(records, start=1):
         own = None if forbidden is None else forbidden.get(record.id, ())
@@ -116,5 +116,5 @@ def _seen(square: np.ndarray, settings: TreeSettings) -> np.ndarray:
     """Returns what trees look at, float32 h×w×F, of pixels (h + 2 · reach)×(w + 2 · reach)×C."""
     images = torch.from_numpy(square.astype(np.float32)).permute(2, 0, 1)[None].contiguous()
     images = images.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)  # as the network takes them
-    found: np.ndarray = smoothed(images, settings.sigmas, settings.reach)[0].permute(1, 2, 0).numpy()
+    found: np.ndarray = features(images, settings)[0].permute(1, 2, 0).numpy()
     return found

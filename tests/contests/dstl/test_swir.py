@@ -11,7 +11,7 @@ import maskloom
 from maskloom.config import parse
 from maskloom.contests.dstl import open_dstl
 from maskloom.contests.dstl.stand_in import write_stand_in
-from maskloom.contests.dstl.swir import BANDS, CANDIDATES, TREES, dstl_swir
+from maskloom.contests.dstl.swir import BANDS, CANDIDATES, TEXTURE, TREES, dstl_swir
 from maskloom.contests.dstl.truth import CLASSES
 from maskloom.data.sources.base import DataSettings
 from maskloom.errors import UserError
@@ -64,7 +64,9 @@ def test_smoke_scale_changes_numbers_alone() -> None:
         assert small.network.index == large.network.index and small.input.bands == large.input.bands
         assert small.training.epochs <= 2
     trees = {member.name: member.network.trees for member in smoke.members}
-    assert trees.pop("trees") == TREES.model_copy(update={"num_trees": 10}) and not any(trees.values())
+    assert trees.pop("trees") == TREES.model_copy(update={"num_trees": 10})
+    assert trees.pop("trees_texture") == TREES.model_copy(update={"num_trees": 10, "deviations": TEXTURE})
+    assert not any(trees.values())
 
 
 def test_trees_are_those_of_the_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,6 +59,8 @@ TREES = TreeSettings(
     sigmas=(0, 1, 2, 4), num_trees=200, learning_rate=0.05, num_leaves=15, min_samples_leaf=50, l2=1, share=1 / 8
 )
 """As in benchmarks/swir_baseline.py, whose trees another library grows."""
+TEXTURE = (1.5, 3.0)
+"""Gaussians of the second trees, in pixels, below which bands vary much among houses and little in fields."""
 
 LOSS = LossSettings(terms=(LossTerm(kind="bce"), LossTerm(kind="jaccard")))
 
@@ -85,7 +87,13 @@ def dstl_swir(source: DataSource, *, device: str, scale: Scale = "full") -> Reci
         metric="iou",
         alignment=AlignmentSettings(),
         folds=FoldSettings(kind="kfold", count=min(max(num_scenes, 2), NUM_FOLDS)),
-        members=(_index(), _trees(), _unet_elu("unet_elu"), _unet_elu("unet_log", LOGARITHMS)),
+        members=(
+            _index(),
+            _trees("trees", TREES, aligned=False),
+            _trees("trees_texture", TREES.model_copy(update={"deviations": TEXTURE})),
+            _unet_elu("unet_elu"),
+            _unet_elu("unet_log", LOGARITHMS),
+        ),
         inference=InferenceSettings(views="symmetry"),
         ensemble=EnsembleSettings(weights="fitted_per_class"),
     )
@@ -141,11 +149,12 @@ def _index() -> MemberSettings:
     )
 
 
-def _trees() -> MemberSettings:
-    """Returns boosted trees on the bands as stored, each as it is and smoothed."""
+def _trees(name: str, settings: TreeSettings, *, aligned: bool = True) -> MemberSettings:
+    """Returns boosted trees on the bands as stored; ``aligned``: they learn from polygons moved onto the image."""
     return MemberSettings(
-        name="trees",
-        network=NetworkSettings(architecture="trees", channels=len(BANDS), trees=TREES),
+        name=name,
+        network=NetworkSettings(architecture="trees", channels=len(BANDS), trees=settings),
         input=InputPolicy(mode="full", multiple=1),
         views="none",
+        aligned=aligned,
     )
