@@ -109,3 +109,16 @@ def test_records_without_a_labelled_pixel_do_not_count() -> None:
     assert fit_weights(contrary, [0, 1]) == [0.5, 0.5]
     assert fit_weights([*contrary, *[nothing] * 8], [0, 1, *[2] * 8]) == [0.5, 0.5]
     assert fit_weights([nothing, nothing], [0, 1]) == [0.5, 0.5]
+
+
+def test_a_class_of_few_pixels_takes_the_weights_of_all_classes() -> None:
+    samples = records(14, np.array([[1.0, 1.0], [0.2, 0.2]]))
+    few = [[common, PixelSample(rare.given_to_truth[:, :4])] for common, rare in samples]
+    own = fit_weights([rare for _, rare in few])
+    together = [PixelSample(np.concatenate([each.given_to_truth for each in both], axis=1)) for both in few]
+    assert own == [0.5, 0.5], "four pixels say nothing that holds elsewhere"
+    found = np.array(fit_class_weights(few, BOTH))
+    np.testing.assert_allclose(found[:, 1], optimal_weights(together), atol=1e-9)
+    assert found[0, 1] > 0.6
+    partly = fit_class_weights(few, np.array([[True, True], [False, True]]))  # who predicts what differs by class
+    assert [weight[1] for weight in partly] == own

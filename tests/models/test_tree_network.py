@@ -23,7 +23,7 @@ from maskloom.models.index_network import LIMIT
 from maskloom.models.segmenter import Normalisation, Segmenter, build_segmenter
 from maskloom.models.smoothing import mirrored, smoothed
 from maskloom.models.tree_network import TreeNetwork
-from maskloom.models.tree_settings import TreeSettings
+from maskloom.models.tree_settings import TreeSettings, radius
 from maskloom.records import Task
 
 SIGMAS = (0.0, 0.3, 0.7, 1.0, 2.0, 4.0)
@@ -68,6 +68,21 @@ def test_smoothed_bands_are_those_of_opencv(size: tuple[int, int]) -> None:
             plane = np.ascontiguousarray(image[..., band])
             expected = plane if sigma == 0 else cv2.GaussianBlur(plane, (0, 0), sigma)
             np.testing.assert_allclose(found[0, 3 * number + band].numpy(), expected, atol=1e-5)
+
+
+def test_deviations_are_those_of_the_pixels_below_a_gaussian() -> None:
+    image = np.random.default_rng(0).integers(0, 65536, (30, 26, 2)).astype(np.float32)
+    settings = TreeSettings(sigmas=(0.0,), deviations=(1.5, 3.0))
+    found = TreeNetwork(settings, 2, 1).features_of(torch.from_numpy(image).permute(2, 0, 1)[None], 0, 30)[0].numpy()
+    assert settings.num_planes == 3 and settings.reach == 12 and found.shape == (6, 30, 26)
+    for number, sigma in enumerate(settings.deviations):
+        for band in range(2):
+            exact = image[..., band].astype(np.float64)
+            width = 2 * radius(sigma) + 1
+            mean, squares = (cv2.GaussianBlur(plane, (width, width), sigma) for plane in (exact, exact**2))
+            np.testing.assert_allclose(found[2 + 2 * number + band], np.sqrt(squares - mean**2), rtol=1e-5)
+    flat = torch.full((1, 2, 20, 20), 65535.0)
+    assert (TreeNetwork(settings, 2, 1).features_of(flat, 0, 20)[0, 2:] < 0.01).all()
 
 
 def test_a_gaussian_reaches_as_far_as_is_said() -> None:

@@ -90,6 +90,15 @@ def test_training_sees_polygons_on_the_image_and_scores_see_them_as_they_lie(
     assert learnt(again) == 1
 
 
+def test_a_member_may_learn_from_polygons_as_they_lie(tmp_path: Path) -> None:
+    folder = data(tmp_path / "data")
+    members = [recipe().members[0].model_dump(mode="json") | {"name": name} for name in ("bright", "plain")]
+    members[1]["aligned"] = False
+    run = maskloom.fit(recipe(alignment={}, members=members), folder, run=tmp_path / "run", device="cpu", workers=0)
+    as_it_lies = read_extra(run.folder.bundle("plain", 0, "last"))["jaccard_in_training"]["crops"]
+    assert learnt(run) == 1 and as_it_lies < 0.8
+
+
 def test_other_settings_that_move_nothing_else_train_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = data(tmp_path / "data")
     maskloom.fit(recipe(alignment={}), folder, run=tmp_path / "run", device="cpu", workers=0)
