@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from maskloom.ensembling.crossfit import crossfit
 from maskloom.inference.merging import STORED_EPSILON
 from maskloom.records import IGNORE, Task
 from maskloom.runtime import derive_seed, generator
@@ -113,13 +112,22 @@ def optimal_weights(samples: Sequence[PixelSample]) -> list[float]:
     return [float(weight) for weight in weights / weights.sum()]
 
 
+@dataclass(frozen=True, slots=True)
+class _Fitted:
+    """Weights fitted on all records, and by part those fitted on the records of the other parts."""
+
+    on_all: list[float]
+    outside: Mapping[int, list[float]]
+
+
 def fit_weights(samples: Sequence[PixelSample], parts: Sequence[int] | None = None) -> list[float]:
     """Returns one weight per member, at least 0 and of sum 1: fitted, or equal ones where fitting does not help.
 
     Fitting helps when, over all ``parts`` (one number per sample, such as its fold; dealt round-robin when None),
     weights fitted on the other parts have a smaller log loss than equal ones. Samples without a pixel do not count.
     """
-    return _best_weights(samples, [samples], parts)
+    parts = _dealt(samples, parts)
+    return _best(samples, parts, [_fitted(samples, parts)])
 
 
 def fit_class_weights(
@@ -134,45 +142,47 @@ def fit_class_weights(
     is combined from the members' maps of this class alone is what StackingC does (Seewald, "How to make stacking better
     and faster", ICML 2002); a rare class has too few pixels for weights of its own to be sure of.
     """
-    together = [
-        PixelSample(np.concatenate([each.given_to_truth for each in of_record], axis=1)) for of_record in samples
-    ]
+    parts = _dealt(samples, parts)
+    common: list[_Fitted] = []
+    if predicts.all() and len(predicts) > 1:
+        common = [_fitted([_together(of_record) for of_record in samples], parts)]
     weights = np.zeros(predicts.shape)
     for number, inside in enumerate(predicts.T):
         if inside.any():
             found = [PixelSample(of_record[number].given_to_truth[inside]) for of_record in samples]
-            weights[inside, number] = _best_weights(found, [found, together] if predicts.all() else [found], parts)
+            weights[inside, number] = _best(found, parts, [_fitted(found, parts), *common])
     return [tuple(map(float, row)) for row in weights]
 
 
-def _best_weights(
-    samples: Sequence[PixelSample], teachers: Sequence[Sequence[PixelSample]], parts: Sequence[int] | None
-) -> list[float]:
-    """Returns weights fitted on one of the teachers (of the same records as the samples), or equal ones.
+def _together(of_record: Sequence[PixelSample]) -> PixelSample:
+    """Returns a record's sample of all classes, as large as that of one."""
+    step = len(of_record)
+    return PixelSample(np.concatenate([each.given_to_truth[:, ::step] for each in of_record], axis=1))
 
-    Those are taken that have the smallest log loss on the samples of parts that they were not fitted on.
-    """
+
+def _dealt(samples: Sequence[object], parts: Sequence[int] | None) -> list[int]:
     if not samples:
         raise ValueError("expected at least one sample, got none")
+    return [index % 5 for index in range(len(samples))] if parts is None else list(parts)
+
+
+def _fitted(samples: Sequence[PixelSample], parts: Sequence[int]) -> _Fitted:
+    def without(number: int) -> list[float]:
+        return optimal_weights([each for each, part in zip(samples, parts, strict=True) if part != number] or samples)
+
+    return _Fitted(optimal_weights(samples), {number: without(number) for number in sorted(set(parts))})
+
+
+def _best(samples: Sequence[PixelSample], parts: Sequence[int], candidates: Sequence[_Fitted]) -> list[float]:
+    """Returns those weights, of the candidates and equal ones, that serve parts best that they were not fitted on."""
     num_members = len(samples[0].given_to_truth)
     equal = [1 / num_members] * num_members
-    parts = [index % 5 for index in range(len(samples))] if parts is None else list(parts)
-    filled = [index for index, sample in enumerate(samples) if sample.given_to_truth.size]
-    samples, parts = [samples[index] for index in filled], [parts[index] for index in filled]
-    if num_members == 1 or len(set(parts)) < 2:
+    judged = [(sample, part) for sample, part in zip(samples, parts, strict=True) if sample.given_to_truth.size]
+    if num_members == 1 or len({part for _, part in judged}) < 2:
         return equal
-
-    def loss(fitted: list[float], inside: list[int]) -> float:
-        return log_loss([samples[place] for place in inside], fitted) * len(inside)
-
-    best, found = log_loss(samples, equal), equal
-    for teacher in teachers:
-        taught = [teacher[index] for index in filled]
-
-        def fit(outside: list[int], taught: list[PixelSample] = taught) -> list[float]:
-            return optimal_weights([taught[place] for place in outside])
-
-        honest = sum(crossfit(range(len(samples)), parts, fit=fit, apply=loss).values()) / len(samples)
+    best, found = log_loss([sample for sample, _ in judged], equal), equal
+    for candidate in candidates:
+        honest = float(np.mean([log_loss([sample], candidate.outside[part]) for sample, part in judged]))
         if honest < best:
-            best, found = honest, optimal_weights(taught)
+            best, found = honest, candidate.on_all
     return found
