@@ -37,10 +37,10 @@ class EnsembleSettings(Config):
     """The tree over "member/fold" leaves, where a member's name stands for the mean of its folds; None: the mean of
     each member's folds, then of the members."""
     weights: Literal["equal", "fitted", "fitted_per_class", "score", "rank"] = "equal"
-    """Of the members in the standard tree. "fitted": by log loss on out-of-fold maps; "fitted_per_class": the same in
-    each class by itself, for multilabel tasks (exclusive classes share each pixel: their maps would no longer add up
-    to 1); "score": in proportion to 1 / (1 - score) out of fold; "rank": n for the best of n members out of fold, 1 for
-    the worst."""
+    """Of the members in the standard tree. "fitted": by log loss on out-of-fold maps; "fitted_per_class": each class
+    takes what scores best in the metric of equal weights, those fitted on all classes and those fitted on it alone, for
+    multilabel tasks (exclusive classes share each pixel: their maps would no longer add up to 1); "score": in
+    proportion to 1 / (1 - score) out of fold; "rank": n for the best of n members out of fold, 1 for the worst."""
     thresholds: Literal["fitted"] | float = "fitted"
     """Per class on the stored 8-bit value (binary and multilabel): fitted on out-of-fold maps, or one probability."""
 
@@ -50,6 +50,11 @@ class EnsembleSettings(Config):
         if value != "fitted" and not 0 <= value <= 1:
             raise ValueError("expected fitted or a probability from 0 to 1; an 8-bit value is divided by 255")
         return value
+
+    @property
+    def stated_threshold(self) -> int | None:
+        """The stated threshold of every class, on the 8-bit value; None where thresholds are fitted."""
+        return None if self.thresholds == "fitted" else round(255 * self.thresholds)
 
     @model_validator(mode="after")
     def _weights_need_the_standard_tree(self) -> EnsembleSettings:

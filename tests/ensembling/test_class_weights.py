@@ -1,4 +1,4 @@
-"""Weights fitted per class: by its own maps, kept where they help unseen records, none for who does not predict it."""
+"""Weights a class may take: equal, fitted on all classes, fitted on its own maps; 0 for who does not predict it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from maskloom.ensembling.weights import (
     GAP,
     PixelSample,
-    fit_class_weights,
+    class_candidates,
     fit_weights,
     log_loss,
     optimal_weights,
@@ -20,6 +20,8 @@ from maskloom.records import IGNORE, Task
 
 TWO = Task(kind="multilabel", classes=("common", "rare"))
 BOTH = np.ones((2, 2), bool)
+PARTS = [0, 1, 2, 0, 1, 2]
+"""Of six records."""
 
 
 def records(seed: int, sharpness: np.ndarray, num_records: int = 6) -> list[list[PixelSample]]:
@@ -40,53 +42,63 @@ def test_each_takes_the_class_that_it_knows() -> None:
     perfect, ignorant = 255 * labels, np.full_like(labels, 128)
     maps = {"first": np.stack([perfect[0], ignorant[1]]), "second": np.stack([ignorant[0], perfect[1]])}
     samples = [sample_each_class(maps, labels, TWO, seed=seed) for seed in range(4)]
-    assert fit_class_weights(samples, BOTH) == [pytest.approx((1, 0)), pytest.approx((0, 1))]
+    equal, common, own = class_candidates(samples, BOTH, PARTS[:4])
+    assert equal.on_all.tolist() == [[0.5, 0.5], [0.5, 0.5]]
+    assert own.on_all == pytest.approx(np.eye(2))
+    assert np.ptp(common.on_all, axis=1) == pytest.approx([0, 0]), "the same in every class"
+    assert all(weights == pytest.approx(np.eye(2)) for weights in own.outside.values())
 
 
-def test_identical_members_are_equal_in_every_class() -> None:
-    samples = records(0, np.ones((1, 2)))
-    twice = [[PixelSample(np.repeat(one.given_to_truth, 2, axis=0)) for one in each] for each in samples]
-    assert fit_class_weights(twice, BOTH) == [(0.5, 0.5), (0.5, 0.5)]
-
-
-def test_a_class_in_which_fitting_does_not_help_unseen_records_stays_equal() -> None:
+def test_what_is_fitted_outside_a_part_never_saw_it() -> None:
     sure, unsure = [0.9] * 5, [0.2] * 5
     better = PixelSample(np.array([sure, unsure], np.float32))
     contrary = PixelSample(np.array([unsure, sure], np.float32))
-    found = fit_class_weights([[better, better], [better, contrary]], BOTH, [0, 1])
-    assert found == [pytest.approx((1, 0.5)), pytest.approx((0, 0.5))]
-    mostly = [[better]] * 10 + [[contrary]] * 2
-    assert fit_class_weights(mostly, BOTH[:, :1], [0] * 10 + [1] * 2) == [(0.5,), (0.5,)], "each fold misleads"
-    assert fit_class_weights(mostly, BOTH[:, :1])[0] > (0.7,), "dealt one by one they do not"
+    equal, common, own = class_candidates([[better, better], [contrary, contrary]], BOTH, [3, 7])
+    for candidate in (common, own):
+        assert candidate.outside[3] == pytest.approx(np.array([[0, 0], [1, 1]])), "by part 7"
+        assert candidate.outside[7] == pytest.approx(np.array([[1, 1], [0, 0]])), "by part 3"
+        assert candidate.on_all == pytest.approx(np.full((2, 2), 0.5))
+    assert all((weights == 0.5).all() for weights in (equal.on_all, *equal.outside.values()))
+
+
+def test_fitted_weights_are_kept_where_they_help_unseen_records() -> None:
+    sure, unsure = [0.9] * 5, [0.2] * 5
+    better = PixelSample(np.array([sure, unsure], np.float32))
+    contrary = PixelSample(np.array([unsure, sure], np.float32))
+    mostly = [better] * 10 + [contrary] * 2
+    assert fit_weights(mostly, [0] * 10 + [1] * 2) == [0.5, 0.5], "each fold misleads"
+    assert fit_weights(mostly)[0] > 0.7, "dealt one by one they do not"
 
 
 def test_members_that_do_not_predict_a_class_have_no_weight_there() -> None:
     samples = records(1, np.array([[9.0, 0.1, 1], [0.5, 1, 1], [2, 0.5, 1]]))
     predicts = np.array([[False, True, False], [True, False, False], [True, True, False]])
-    found = np.array(fit_class_weights(samples, predicts))
-    assert (found[~predicts] == 0).all() and found.sum(axis=0) == pytest.approx([1, 1, 0])
-    without = [[PixelSample(one.given_to_truth[1:]) for one in each] for each in samples]
-    assert fit_weights([each[0] for each in without], None) == found[1:, 0].tolist()
-    alone = fit_class_weights(samples, np.array([[True, False, True], [False, True, False], [False, False, False]]))
-    assert alone == [(1, 0, 1), (0, 1, 0), (0, 0, 0)]
+    equal, own = class_candidates(samples, predicts, PARTS)
+    assert equal.on_all.tolist() == [[0, 0.5, 0], [0.5, 0, 0], [0.5, 0.5, 0]]
+    for weights in (own.on_all, *own.outside.values()):
+        assert (weights[~predicts] == 0).all() and weights.sum(axis=0) == pytest.approx([1, 1, 0])
+    without = [PixelSample(each[0].given_to_truth[1:]) for each in samples]
+    assert own.on_all[1:, 0].tolist() == optimal_weights(without)
+
+
+def test_a_single_member_has_nothing_to_choose() -> None:
+    (only,) = class_candidates(records(2, np.ones((1, 2))), np.array([[True, False]]), PARTS)
+    assert only.on_all.tolist() == [[1, 0]] and set(only.outside) == {0, 1, 2}
 
 
 @settings(max_examples=20)
 @given(st.integers(0, 10_000), st.integers(2, 4))
-def test_weights_are_the_classs_own_those_of_all_or_equal(seed: int, num_members: int) -> None:
+def test_candidates_are_the_best_of_what_they_may_be(seed: int, num_members: int) -> None:
     rng = np.random.default_rng(seed)
     samples = records(seed, rng.uniform(0.2, 2, (num_members, 3)))
     together = [np.concatenate([one.given_to_truth[:, ::3] for one in each], axis=1) for each in samples]
-    common = optimal_weights([PixelSample(values) for values in together])
-    found = fit_class_weights(samples, np.ones((num_members, 3), bool))
-    for number, weights in enumerate(zip(*found, strict=True)):
+    equal, common, own = (each.on_all for each in class_candidates(samples, np.ones((num_members, 3), bool), PARTS))
+    assert common[:, 1].tolist() == optimal_weights([PixelSample(values) for values in together])
+    for number in range(3):
         inside = [each[number] for each in samples]
-        assert sum(weights) == pytest.approx(1) and min(weights) >= 0
-        equal, own = [1 / num_members] * num_members, optimal_weights(inside)
-        choices = [choice for choice in (equal, own, common) if list(weights) == pytest.approx(choice)]
-        assert choices, "weights of the class, of all classes, or equal ones"
-        if choices == [own]:
-            assert log_loss(inside, weights) <= min(log_loss(inside, each) for each in (equal, common)) + 2 * GAP
+        assert sum(own[:, number]) == pytest.approx(1) and min(own[:, number]) >= 0
+        losses = [log_loss(inside, weights[:, number]) for weights in (equal, common)]
+        assert log_loss(inside, own[:, number]) <= min(losses) + 2 * GAP
 
 
 def test_every_class_is_sampled_by_itself() -> None:
@@ -111,16 +123,3 @@ def test_records_without_a_labelled_pixel_do_not_count() -> None:
     assert fit_weights(contrary, [0, 1]) == [0.5, 0.5]
     assert fit_weights([*contrary, *[nothing] * 8], [0, 1, *[2] * 8]) == [0.5, 0.5]
     assert fit_weights([nothing, nothing], [0, 1]) == [0.5, 0.5]
-
-
-def test_a_class_of_few_pixels_takes_the_weights_of_all_classes() -> None:
-    samples = records(14, np.array([[1.0, 1.0], [0.2, 0.2]]))
-    few = [[common, PixelSample(rare.given_to_truth[:, :4])] for common, rare in samples]
-    own = fit_weights([rare for _, rare in few])
-    together = [PixelSample(np.concatenate([each.given_to_truth[:, ::2] for each in both], axis=1)) for both in few]
-    assert own == [0.5, 0.5], "four pixels say nothing that holds elsewhere"
-    found = np.array(fit_class_weights(few, BOTH))
-    np.testing.assert_allclose(found[:, 1], optimal_weights(together), atol=1e-9)
-    assert found[0, 1] > 0.6
-    partly = fit_class_weights(few, np.array([[True, True], [False, True]]))  # who predicts what differs by class
-    assert [weight[1] for weight in partly] == own

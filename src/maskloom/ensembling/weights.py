@@ -2,8 +2,8 @@
 
 The log loss of a weighted mean of probabilities is convex in the weights, and only what each member gave to the
 truth matters. Fitted weights are kept only when they beat equal ones on records that they were not fitted on. In a
-multilabel task each class may have weights of its own, fitted on its own maps as a task of one class. Knows nothing
-about files, networks or where the maps come from.
+multilabel task each class may have weights of its own, fitted on its own maps as a task of one class; which are kept is
+said elsewhere (``weight_choice``). Knows nothing about files, networks or where the maps come from.
 """
 
 from __future__ import annotations
@@ -113,11 +113,13 @@ def optimal_weights(samples: Sequence[PixelSample]) -> list[float]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Fitted:
-    """Weights fitted on all records, and by part those fitted on the records of the other parts."""
+class Candidate:
+    """Weights members×classes that may be taken: at least 0, of sum 1 over those who predict a class, 0 for others."""
 
-    on_all: list[float]
-    outside: Mapping[int, list[float]]
+    on_all: NDArray[np.float64]
+    """Fitted on all records."""
+    outside: Mapping[int, NDArray[np.float64]]
+    """By part of the records, fitted on those of the other parts."""
 
 
 def fit_weights(samples: Sequence[PixelSample], parts: Sequence[int] | None = None) -> list[float]:
@@ -126,32 +128,53 @@ def fit_weights(samples: Sequence[PixelSample], parts: Sequence[int] | None = No
     Fitting helps when, over all ``parts`` (one number per sample, such as its fold; dealt round-robin when None),
     weights fitted on the other parts have a smaller log loss than equal ones. Samples without a pixel do not count.
     """
-    parts = _dealt(samples, parts)
-    return _best(samples, parts, [_fitted(samples, parts)])
+    if not samples:
+        raise ValueError("expected at least one sample, got none")
+    parts = [index % 5 for index in range(len(samples))] if parts is None else parts
+    num_members = len(samples[0].given_to_truth)
+    equal = [1 / num_members] * num_members
+    judged = [(sample, part) for sample, part in zip(samples, parts, strict=True) if sample.given_to_truth.size]
+    if num_members == 1 or len({part for _, part in judged}) < 2:
+        return equal
+    honest = [log_loss([sample], _outside(samples, parts, part)) for sample, part in judged]
+    return optimal_weights(samples) if np.mean(honest) < log_loss([sample for sample, _ in judged], equal) else equal
 
 
-def fit_class_weights(
-    samples: Sequence[Sequence[PixelSample]], predicts: NDArray[np.bool_], parts: Sequence[int] | None = None
-) -> list[tuple[float, ...]]:
-    """Returns, per member, one weight per class: each class's are chosen by themselves.
+def class_candidates(
+    samples: Sequence[Sequence[PixelSample]], predicts: NDArray[np.bool_], parts: Sequence[int]
+) -> list[Candidate]:
+    """Returns weights of which each class may take what serves it best: equal ones, those of all, and its own.
 
     ``samples`` hold every record's sample of each class (see ``sample_each_class``), ``predicts`` (members×classes)
-    says who predicts a class. The weights of a class are at least 0, of sum 1 over those who predict it and 0 for the
-    others. Of weights fitted on the class, weights fitted on all classes together (where all members predict all of
-    them) and equal ones, it gets those with the smallest log loss on parts that they were not fitted on. That a class
-    is combined from the members' maps of this class alone is what StackingC does (Seewald, "How to make stacking better
-    and faster", ICML 2002); a rare class has too few pixels for weights of its own to be sure of.
+    says who predicts a class, ``parts`` are one number per record. That a class is combined from the members' maps of
+    this class alone is what StackingC does (Seewald, "How to make stacking better and faster", ICML 2002); a rare class
+    has too few pixels for weights of its own to be sure of, so weights fitted on all classes together are there, too,
+    where all members predict all classes.
     """
-    parts = _dealt(samples, parts)
-    common: list[_Fitted] = []
-    if predicts.all() and len(predicts) > 1:
-        common = [_fitted([_together(of_record) for of_record in samples], parts)]
-    weights = np.zeros(predicts.shape)
+    if not samples:
+        raise ValueError("expected at least one sample, got none")
+    numbers = sorted(set(parts))
+    equal = predicts / np.maximum(predicts.sum(axis=0), 1)
+    found = [Candidate(equal, dict.fromkeys(numbers, equal))]
+    if len(predicts) == 1:
+        return found
+    if predicts.all():
+        together = [_together(of_record) for of_record in samples]
+        columns = (1, predicts.shape[1])
+        found.append(
+            Candidate(
+                np.tile(np.transpose([optimal_weights(together)]), columns),
+                {part: np.tile(np.transpose([_outside(together, parts, part)]), columns) for part in numbers},
+            )
+        )
+    own = Candidate(np.zeros(predicts.shape), {part: np.zeros(predicts.shape) for part in numbers})
     for number, inside in enumerate(predicts.T):
         if inside.any():
-            found = [PixelSample(of_record[number].given_to_truth[inside]) for of_record in samples]
-            weights[inside, number] = _best(found, parts, [_fitted(found, parts), *common])
-    return [tuple(map(float, row)) for row in weights]
+            alone = [PixelSample(of_record[number].given_to_truth[inside]) for of_record in samples]
+            own.on_all[inside, number] = optimal_weights(alone)
+            for part in numbers:
+                own.outside[part][inside, number] = _outside(alone, parts, part)
+    return [*found, own]
 
 
 def _together(of_record: Sequence[PixelSample]) -> PixelSample:
@@ -160,29 +183,6 @@ def _together(of_record: Sequence[PixelSample]) -> PixelSample:
     return PixelSample(np.concatenate([each.given_to_truth[:, ::step] for each in of_record], axis=1))
 
 
-def _dealt(samples: Sequence[object], parts: Sequence[int] | None) -> list[int]:
-    if not samples:
-        raise ValueError("expected at least one sample, got none")
-    return [index % 5 for index in range(len(samples))] if parts is None else list(parts)
-
-
-def _fitted(samples: Sequence[PixelSample], parts: Sequence[int]) -> _Fitted:
-    def without(number: int) -> list[float]:
-        return optimal_weights([each for each, part in zip(samples, parts, strict=True) if part != number] or samples)
-
-    return _Fitted(optimal_weights(samples), {number: without(number) for number in sorted(set(parts))})
-
-
-def _best(samples: Sequence[PixelSample], parts: Sequence[int], candidates: Sequence[_Fitted]) -> list[float]:
-    """Returns those weights, of the candidates and equal ones, that serve parts best that they were not fitted on."""
-    num_members = len(samples[0].given_to_truth)
-    equal = [1 / num_members] * num_members
-    judged = [(sample, part) for sample, part in zip(samples, parts, strict=True) if sample.given_to_truth.size]
-    if num_members == 1 or len({part for _, part in judged}) < 2:
-        return equal
-    best, found = log_loss([sample for sample, _ in judged], equal), equal
-    for candidate in candidates:
-        honest = float(np.mean([log_loss([sample], candidate.outside[part]) for sample, part in judged]))
-        if honest < best:
-            best, found = honest, candidate.on_all
-    return found
+def _outside(samples: Sequence[PixelSample], parts: Sequence[int], number: int) -> list[float]:
+    """Returns weights fitted on the samples of all other parts; on all samples where there are no others."""
+    return optimal_weights([each for each, part in zip(samples, parts, strict=True) if part != number] or samples)

@@ -195,10 +195,9 @@ class Fitting:
     def fit(self, records: Sequence[Record]) -> tuple[Weights, list[int]]:
         """Returns member weights and thresholds fitted on these records."""
         weights = self._fitted.fit(records)
-        task, wanted = self._context.source.task, self._context.recipe.ensemble.thresholds
-        if task.kind == "multiclass" or wanted != "fitted":
-            stated = HALF if wanted == "fitted" else round(255 * wanted)
-            return weights, [stated] * task.num_maps
+        task, stated = self._context.source.task, self._context.recipe.ensemble.stated_threshold
+        if task.kind == "multiclass" or stated is not None:
+            return weights, [HALF if stated is None else stated] * task.num_maps
         cuts = fit_thresholds(self.histograms(records, weights), self._context.recipe.metric, task)
         predicted = predicted_classes(ensemble_tree(self._context, self._tables, weights))
         # A class that no member predicts is 0 everywhere: only threshold 0, which marks everything, could score.

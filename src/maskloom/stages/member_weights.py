@@ -13,16 +13,19 @@ import numpy as np
 
 from maskloom.data.truth import read_truth
 from maskloom.ensembling.crossfit import deal_parts
+from maskloom.ensembling.thresholds import Histogram, histograms
+from maskloom.ensembling.weight_choice import WeightChoice
 from maskloom.ensembling.weights import (
+    Candidate,
     PixelSample,
-    fit_class_weights,
+    class_candidates,
     fit_weights,
     sample_each_class,
     sample_pixels,
 )
 from maskloom.errors import UserError
 from maskloom.files import read_json
-from maskloom.inference.merging import check_class_weights
+from maskloom.inference.merging import RESULT, Merge, check_class_weights, merge_stored
 from maskloom.inference.shares import Weight
 from maskloom.metrics import Counts, score_records
 from maskloom.recipe import Recipe
@@ -88,10 +91,40 @@ class MemberWeights:
         samples = [self._samples[record.id] for record in records]
         if self._kind == "fitted":
             return dict(zip(self._members, fit_weights([only for (only,) in samples], parts), strict=True))
-        found = fit_class_weights(samples, self._predicts(), parts)
+        found = self._by_class(records, class_candidates(samples, self._predicts(), parts), parts)
         if all(len(set(weight)) == 1 for weight in found):
             return {name: weight[0] for name, weight in zip(self._members, found, strict=True)}
         return dict(zip(self._members, found, strict=True))
+
+    def _by_class(
+        self, records: Sequence[Record], candidates: Sequence[Candidate], parts: Sequence[int]
+    ) -> list[tuple[float, ...]]:
+        """Returns, per member, one weight per class: those of the candidate that scores best in the class."""
+        recipe, num_classes = self._context.recipe, self._context.source.task.num_maps
+        choice = WeightChoice(len(candidates), num_classes, recipe.metric, threshold=recipe.ensemble.stated_threshold)
+        with ThreadPoolExecutor(4) as pool:
+            found = pool.map(
+                lambda record, part: self._histograms(record, [each.outside[part] for each in candidates]),
+                records,
+                parts,
+            )
+            for part, of_record in zip(parts, found, strict=True):
+                choice.add(part, of_record)
+        taken = [candidates[number].on_all[:, place] for place, number in enumerate(choice.best())]
+        return [tuple(map(float, row)) for row in np.transpose(taken)]
+
+    def _histograms(self, record: Record, weights: Sequence[np.ndarray]) -> list[Histogram]:
+        """Returns the histograms of a record's map, merged by each of the weights members×classes."""
+        task = self._context.source.task
+        maps = stored_maps(self._context.run, self._members, record)
+        truth = read_truth(record, task, self._context.source.coding)
+        trees = [
+            Merge(children=tuple(self._members), weights=tuple(tuple(map(float, row)) for row in each))
+            for each in weights
+        ]
+        return [
+            histograms(merge_stored(tree, maps.__getitem__, exclusive=False)[RESULT], truth, task) for tree in trees
+        ]
 
     def _predicts(self) -> np.ndarray:
         """Returns which member predicts which class, bool members×classes."""
