@@ -85,6 +85,31 @@ def test_deviations_are_those_of_the_pixels_below_a_gaussian() -> None:
     assert (TreeNetwork(settings, 2, 1).features_of(flat, 0, 20)[0, 2:] < 0.01).all()
 
 
+def test_contrasts_are_deviations_of_the_surroundings_above_their_mean() -> None:
+    image = np.random.default_rng(0).integers(1000, 65536, (30, 26, 2)).astype(np.float32)
+    settings = TreeSettings(sigmas=(0.0, 1.0), deviations=(2.0,), contrasts=(3.0, 9.0))
+
+    def found(pixels: np.ndarray) -> np.ndarray:
+        tensor = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+        return TreeNetwork(settings, 2, 1).features_of(tensor, 0, 30)[0].numpy()
+
+    seen = found(image)
+    assert settings.num_planes == 7 and settings.reach == 36 and seen.shape == (14, 30, 26)
+    for number, around in enumerate(settings.contrasts):
+        for place, sigma in enumerate(settings.sigmas):
+            for band in range(2):
+                exact = image[..., band].astype(np.float64)
+                near = exact if sigma == 0 else cv2.GaussianBlur(exact, (9, 9), sigma)
+                width = 2 * radius(around) + 1
+                mean, squares = (cv2.GaussianBlur(plane, (width, width), around) for plane in (exact, exact**2))
+                unit = np.sqrt(squares - mean**2) + 0.001 * mean
+                plane = seen[6 + 4 * number + 2 * place + band]
+                np.testing.assert_allclose(plane, (near - mean) / unit, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found(image / 4)[6:], seen[6:], rtol=1e-4, atol=1e-5, err_msg="a gain changes nothing")
+    for flat in (0.0, 65535.0):
+        assert (np.abs(found(np.full_like(image, flat))[6:]) < 0.01).all(), "what is even has none"
+
+
 def test_a_gaussian_reaches_as_far_as_is_said() -> None:
     settings = TreeSettings(sigmas=(0, 3))
     point = torch.zeros(1, 1, 81, 81)

@@ -84,6 +84,25 @@ def test_neither_threads_nor_a_second_time_change_a_bit() -> None:
         assert all(torch.equal(first[name], other[name]) for name in first)
 
 
+def test_each_tree_sees_what_was_drawn_for_it() -> None:
+    samples, labels = pixels(BINARY)
+    few = SETTINGS.model_copy(update={"values_per_tree": 0.2})
+    state = grow(samples, labels, BINARY, few, seed=1, on_progress=silent)
+    asked = [set(nodes[: int(used)].tolist()) for nodes, used in zip(state["features"], _used(state), strict=True)]
+    assert all(len(each) == 1 for each in asked) and set.union(*asked) >= {0, 1, 2}, "one of five values, each its own"
+    half = SETTINGS.model_copy(update={"pixels_per_tree": 0.5})
+    whole, drawn, again, other = (
+        grow(samples, labels, BINARY, each, seed=seed, on_progress=silent)["thresholds"]
+        for each, seed in ((SETTINGS, 1), (half, 1), (half, 1), (half, 2))
+    )
+    assert torch.equal(drawn, again) and not torch.equal(drawn, other) and not torch.equal(drawn, whole)
+
+
+def _used(state: dict[str, torch.Tensor]) -> torch.Tensor:
+    """How many nodes of each tree are asked: the first of them, the others lead to leaf 0 alone."""
+    return (state["branches"] != -1).any(dim=2).sum(dim=1)
+
+
 def test_a_class_that_is_not_there_is_found_nowhere() -> None:
     task = KINDS[1]
     samples, labels = pixels(task)

@@ -1,4 +1,4 @@
-"""Bands smoothed by Gaussians, as ``cv2.GaussianBlur`` smooths float images, and how much they vary below these.
+"""Bands smoothed by Gaussians, as ``cv2.GaussianBlur`` smooths float images, how much they vary below these, and both.
 
 Sums are written out tap by tap: no convolution, whose precision, order and algorithm depend on the device. Taps that
 lie opposite are added first, so that the eight symmetries change a result by no more than rounding. Knows nothing about
@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 
 from maskloom.models.tree_settings import TreeSettings, radius
+
+NOISE = 1e-3
+"""Of the mean: surroundings that vary by less are even, and what is told apart in them is rounding."""
 
 
 @lru_cache(maxsize=256)
@@ -49,14 +52,34 @@ def smoothed(images: Tensor, sigmas: Sequence[float], reach: int) -> Tensor:
 
 
 def deviations(images: Tensor, sigmas: Sequence[float], reach: int) -> Tensor:
-    """Returns the standard deviation of every band below Gaussians, sizes and order as those of ``smoothed``.
+    """Returns the standard deviation of every band below Gaussians, sizes and order as those of ``smoothed``."""
+    return _moments(images.double(), sigmas, reach)[1].float()
 
-    It is the root of the smoothed squares less the square of the smoothed values, a small difference of large numbers:
-    sums are float64.
+
+def contrasts(images: Tensor, sigmas: Sequence[float], around: Sequence[float], reach: int) -> Tensor:
+    """Returns N×(around · sigmas · C)×h×w: by how many deviations smoothed bands lie above the mean of surroundings.
+
+    ``around`` are the Gaussians of these. Per Gaussian of the surroundings all smoothed bands, in their order. What
+    varies by less than ``NOISE`` of its mean counts as varying by so much; where all is 0, the contrast is.
     """
     values = images.double()
+    near = smoothed(values, sigmas, reach)
+    planes = []
+    for sigma in around:
+        mean, deviation = (each.repeat(1, len(sigmas), 1, 1) for each in _moments(values, (sigma,), reach))
+        unit = deviation + NOISE * mean.abs()
+        planes.append(torch.where(unit > 0, (near - mean) / unit, 0.0).float())
+    return torch.cat(planes, dim=1)
+
+
+def _moments(values: Tensor, sigmas: Sequence[float], reach: int) -> tuple[Tensor, Tensor]:
+    """Returns mean and standard deviation below Gaussians of float64 values.
+
+    The second is the root of the smoothed squares less the square of the smoothed values, a small difference of large
+    numbers.
+    """
     mean, squares = smoothed(values, sigmas, reach), smoothed(values * values, sigmas, reach)
-    return (squares - mean * mean).clamp_(min=0).sqrt_().float()
+    return mean, (squares - mean * mean).clamp_(min=0).sqrt_()
 
 
 def features(images: Tensor, settings: TreeSettings) -> Tensor:
@@ -64,6 +87,8 @@ def features(images: Tensor, settings: TreeSettings) -> Tensor:
     planes = [smoothed(images, settings.sigmas, settings.reach)]
     if settings.deviations:
         planes.append(deviations(images, settings.deviations, settings.reach))
+    if settings.contrasts:
+        planes.append(contrasts(images, settings.sigmas, settings.contrasts, settings.reach))
     return torch.cat(planes, dim=1) if len(planes) > 1 else planes[0]
 
 

@@ -23,6 +23,9 @@ class TreeSettings(Config):
     """Of the Gaussians in pixels, 0.3 to 64; 0 is the band as it is. A Gaussian reaches 4 times as far."""
     deviations: tuple[float, ...] = Field(default=(), max_length=16)
     """Of further Gaussians, below which the standard deviation of every band is looked at, too: texture."""
+    contrasts: tuple[float, ...] = Field(default=(), max_length=4)
+    """Of further, wide Gaussians, which make surroundings: of every band, as it is and smoothed, trees also look at how
+    many standard deviations of its surroundings it lies above their mean. Haze, season and gain change that little."""
     num_trees: int = Field(default=200, ge=1, le=5000)
     """Of each class."""
     learning_rate: float = Field(default=0.05, gt=0, le=1)
@@ -33,20 +36,25 @@ class TreeSettings(Config):
     """Sampled pixels in each leaf, at least."""
     l2: float = Field(default=1.0, ge=0, le=1e6)
     """Holds the values of leaves near 0: it is added to the sum of the second derivatives that divides them."""
+    values_per_tree: float = Field(default=1.0, gt=0, le=1)
+    """Of what is looked at, drawn anew for every tree, which may ask for no other: trees then err in different ways."""
+    pixels_per_tree: float = Field(default=1.0, gt=0, le=1)
+    """Of the sampled pixels, drawn anew for every tree, which learns from no other (stochastic gradient boosting:
+    Friedman, 2002)."""
     share: float = Field(default=1 / 8, gt=0, le=1)
     """Of the pixels of every image, drawn at random, which are learnt from: neighbours say much the same."""
     max_pixels: int = Field(default=1_000_000, ge=1000, le=100_000_000)
     """So many pixels are learnt from at most, of all images together and on average over draws: of many or large images
     a smaller share is drawn. Each takes some 10 bytes per channel and Gaussian while trees are grown."""
 
-    @field_validator("deviations")
+    @field_validator("deviations", "contrasts")
     @classmethod
     def _nothing_varies_in_a_pixel(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         if 0 in value:
             raise ValueError("expected Gaussians of 0.3 to 64 pixels, found 0, below which nothing varies")
         return value
 
-    @field_validator("sigmas", "deviations")
+    @field_validator("sigmas", "deviations", "contrasts")
     @classmethod
     def _sigmas_are_gaussians(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         for sigma in value:
@@ -59,12 +67,12 @@ class TreeSettings(Config):
     @property
     def reach(self) -> int:
         """How many pixels around a pixel say what it is."""
-        return max(map(radius, (*self.sigmas, *self.deviations)))
+        return max(map(radius, (*self.sigmas, *self.deviations, *self.contrasts)))
 
     @property
     def num_planes(self) -> int:
         """How many values of every band trees look at."""
-        return len(self.sigmas) + len(self.deviations)
+        return len(self.sigmas) * (1 + len(self.contrasts)) + len(self.deviations)
 
     def input_problem(self, policy: InputPolicy) -> str:
         """Returns why pixels that are prepared so would not be seen with all of their surroundings; "" where they are.

@@ -11,7 +11,7 @@ import maskloom
 from maskloom.config import parse
 from maskloom.contests.dstl import open_dstl
 from maskloom.contests.dstl.stand_in import write_stand_in
-from maskloom.contests.dstl.swir import BANDS, CANDIDATES, TEXTURE, TREES, dstl_swir
+from maskloom.contests.dstl.swir import BANDS, CANDIDATES, CONTRAST, TEXTURE, TREES, dstl_swir
 from maskloom.contests.dstl.truth import CLASSES
 from maskloom.data.sources.base import DataSettings
 from maskloom.errors import UserError
@@ -30,7 +30,11 @@ def test_every_member_takes_the_bands_as_they_are_stored() -> None:
     assert {member.classes for member in recipe.members} == {None}
     kinds = {member.network.architecture for member in recipe.members}
     assert {"index", "trees", "unet_elu"} == kinds
-    assert {member.network.channels for member in recipe.members} == {8, 16}  # one has logarithms beside the bands
+    assert {member.network.channels for member in recipe.members} == {
+        8,
+        16,
+        36,
+    }  # with logarithms, with ratios of every two
     assert all(member.in_ensemble for member in recipe.members) and recipe.ensemble.weights == "fitted_per_class"
     assert parse(Recipe, recipe.model_dump(mode="json")) == recipe
 
@@ -63,10 +67,11 @@ def test_smoke_scale_changes_numbers_alone() -> None:
         assert small.loss == large.loss
         assert small.network.index == large.network.index and small.input.bands == large.input.bands
         assert small.training.epochs <= 2
-    trees = {member.name: member.network.trees for member in smoke.members}
-    assert trees.pop("trees") == TREES.model_copy(update={"num_trees": 10})
-    assert trees.pop("trees_texture") == TREES.model_copy(update={"num_trees": 10, "deviations": TEXTURE})
-    assert not any(trees.values())
+        grown = large.network.trees
+        assert small.network.trees == (grown and grown.model_copy(update={"num_trees": 10}))
+    kinds = {member.name: member.network.trees for member in full.members if member.network.trees}
+    assert kinds["trees"] == TREES and kinds["trees_texture"].deviations == TEXTURE
+    assert kinds["trees_contrast"] == CONTRAST and set(kinds) >= {"trees_ratios"} and len(kinds) == 4
 
 
 def test_trees_are_those_of_the_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +90,7 @@ def test_end_to_end(tmp_path: Path) -> None:
     source = open_dstl(data, SWIR)
     assert not source.records[0].bands and len({record.group for record in source.records}) == 2
     recipe = dstl_swir(source, device="cpu", scale="smoke")
-    recipe = recipe.model_copy(update={"data": SWIR, "members": recipe.members[:3]})  # one of the networks
+    recipe = recipe.model_copy(update={"data": SWIR, "members": recipe.members[:5]})  # all but the networks
     run = maskloom.fit(recipe, data, run=folder, device="cpu", workers=0, settings=["inference.views=none"])
     scores = run.evaluate()
     assert set(scores["members"]) == {member.name for member in recipe.members}

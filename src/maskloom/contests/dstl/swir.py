@@ -8,6 +8,7 @@ image where ``data.group`` says so.
 from __future__ import annotations
 
 from collections import Counter
+from itertools import combinations
 
 from maskloom.contests.dstl.truth import CLASSES
 from maskloom.data.augment import AugmentSettings
@@ -62,6 +63,15 @@ TREES = TreeSettings(
 TEXTURE = (1.5, 3.0)
 """Gaussians of the second trees, in pixels, below which bands vary much among houses and little in fields."""
 
+CONTRAST = TREES.model_copy(update={"contrasts": (32.0,), "values_per_tree": 0.3, "pixels_per_tree": 0.5})
+"""Surroundings are most of an image, which is 134 pixels wide: what is bright in it, whatever the haze."""
+RATIOS = BandSettings(
+    names="worldview3_swir",
+    full_scale=FULL_SCALE,
+    indices=tuple(f"({one} - {other}) / ({one} + {other})" for one, other in combinations(BANDS, 2)),
+)
+"""The bands and the normalised difference of every two, which light and shade do not change."""
+
 LOSS = LossSettings(terms=(LossTerm(kind="bce"), LossTerm(kind="jaccard")))
 
 AUGMENT = AugmentSettings(
@@ -91,6 +101,8 @@ def dstl_swir(source: DataSource, *, device: str, scale: Scale = "full") -> Reci
             _index(),
             _trees("trees", TREES, aligned=False),
             _trees("trees_texture", TREES.model_copy(update={"deviations": TEXTURE})),
+            _trees("trees_contrast", CONTRAST, aligned=False),
+            _trees("trees_ratios", TREES.model_copy(update={"values_per_tree": 0.3, "pixels_per_tree": 0.5}), RATIOS),
             _unet_elu("unet_elu"),
             _unet_elu("unet_log", LOGARITHMS),
         ),
@@ -110,7 +122,7 @@ def _unet_elu(name: str, bands: BandSettings | None = None) -> MemberSettings:
         network=NetworkSettings(
             architecture="unet_elu",
             weights="none",
-            channels=len(BANDS) + (len(bands.indices) if bands else 0),
+            channels=_channels(bands),
             width=0.5,
         ),
         input=InputPolicy(mode="window", size=(64, 64), multiple=16, overlap=0.5, prefer_class=0.5, bands=bands),
@@ -149,12 +161,21 @@ def _index() -> MemberSettings:
     )
 
 
-def _trees(name: str, settings: TreeSettings, *, aligned: bool = True) -> MemberSettings:
-    """Returns boosted trees on the bands as stored; ``aligned``: they learn from polygons moved onto the image."""
+def _trees(
+    name: str, settings: TreeSettings, bands: BandSettings | None = None, *, aligned: bool = True
+) -> MemberSettings:
+    """Returns boosted trees on the bands as stored or as ``bands`` says.
+
+    ``aligned``: they learn from polygons moved onto the image.
+    """
     return MemberSettings(
         name=name,
-        network=NetworkSettings(architecture="trees", channels=len(BANDS), trees=settings),
-        input=InputPolicy(mode="full", multiple=1),
+        network=NetworkSettings(architecture="trees", channels=_channels(bands), trees=settings),
+        input=InputPolicy(mode="full", multiple=1, bands=bands),
         views="none",
         aligned=aligned,
     )
+
+
+def _channels(bands: BandSettings | None) -> int:
+    return len(BANDS) + (len(bands.indices) if bands else 0)
