@@ -153,6 +153,60 @@ def test_overlapping_classes_become_layers(tmp_path: Path) -> None:
     assert read_mask_values(out / "a" / "tree.png").tolist() == [[0, 0, 255], [255, 0, 0]]
 
 
+def test_layers_are_read_as_they_were_written(tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("id,class,rle\na,roof,1 3\na,tree,3 2\ndeep/b,roof,\ndeep/b,tree,6 1\n")
+    layers = convert(table, tmp_path / "layers", size=(2, 3), to="layers").out
+    back = convert(layers, tmp_path / "back.csv").out
+    assert sorted(back.read_text().splitlines()[1:]) == sorted(table.read_text().splitlines()[1:])
+    again = convert(layers, tmp_path / "again.csv", classes=("tree", "roof")).out
+    assert sorted(again.read_text().splitlines()[1:]) == sorted(table.read_text().splitlines()[1:])
+    with pytest.raises(UserError, match="class 'tree' is not among roof, wall"):
+        convert(layers, tmp_path / "wrong.csv", classes=("roof", "wall"))
+    with pytest.raises(UserError, match="masks of different classes overlap"):
+        convert(layers, tmp_path / "labels", to="png")
+    overlap = convert(layers, tmp_path / "o.geojson").out
+    areas: dict[tuple[str, str], float] = {}
+    for each in read_features(overlap)[1]:
+        key = each.image, each.class_name
+        areas[key] = areas.get(key, 0) + float(shapely.area(each.geometry))
+    assert areas == {("a", "roof"): 3, ("a", "tree"): 2, ("deep/b", "tree"): 1}
+
+
+def test_layers_of_others_are_told_by_their_classes(tmp_path: Path) -> None:
+    """Predictions of classes that may overlap, and masks that the data has, say nothing about themselves."""
+    mask = np.array([[0, 1], [1, 0]], np.uint8)
+    source = folder(tmp_path / "in", {"a/roof": mask, "a/tree": 1 - mask, "b/roof": 0 * mask, "b/tree": mask})
+    lines = convert(source, tmp_path / "t.csv", classes=("roof", "tree")).out.read_text().splitlines()[1:]
+    assert sorted(lines) == ["a,roof,2 2", "a,tree,1 1 4 1", "b,roof,", "b,tree,2 2"]
+    assert len(convert(source, tmp_path / "plain.csv").out.read_text().splitlines()) == 5, "four masks without classes"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda at: (at / "a" / "tree.png").unlink(), r"one file per class in a \(roof, tree\), found none tree.png"),
+        (lambda at: write_png(at / "a" / "sea.png", np.zeros((2, 3), np.uint8)), "found also a sea.png"),
+        (lambda at: write_png(at / "a" / "tree.png", np.zeros((3, 3), np.uint8)), "tree.png"),
+        (
+            lambda at: write_png(at / "a" / "tree.png", np.array([[0, 1, 2]] * 2, np.uint8)),
+            "one class, 0 and one other",
+        ),
+        (lambda at: (at / "a" / "tree.png").write_bytes(b"PNG"), "tree.png"),
+        (lambda at: (at / ".maskloom.json").write_text('{"to": "layers", "classes": {"roof": "1"}}'), "convert again"),
+    ],
+    ids=["missing", "further", "size", "values", "damaged", "marker"],
+)
+def test_spoilt_layers_are_told_by_name(tmp_path: Path, spoil: Any, message: str) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("id,class,rle\na,roof,1 3\na,tree,3 2\n")
+    layers = convert(table, tmp_path / "layers", size=(2, 3), to="layers").out
+    spoil(layers)
+    with pytest.raises(UserError, match=message):
+        convert(layers, tmp_path / "back.csv")
+    assert not (tmp_path / "back.csv").exists()
+
+
 # --- known answers ---------------------------------------------------------------------------------------------------
 
 

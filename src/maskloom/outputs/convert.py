@@ -30,6 +30,7 @@ from maskloom.outputs.convert_target import (
     mark_target,
     on_this_machine,
 )
+from maskloom.outputs.layer_sets import LayerMasks
 from maskloom.outputs.legends import ClassMasks, Legend, with_legend
 from maskloom.outputs.mask_sets import (
     CocoMasks,
@@ -157,7 +158,9 @@ def _check_known(found: Sequence[ImageMasks], kind: str, classified: ClassMasks,
         if isinstance(masks, PolygonMasks):
             masks.check_placed(image.name, image.size)
         if kind not in (*VECTORS, "wkt") or not isinstance(masks, PolygonMasks):
-            is_measured = isinstance(masks, FolderMasks) or _image_like(image.name, classified, images) is not None
+            is_measured = (
+                isinstance(masks, FolderMasks | LayerMasks) or _image_like(image.name, classified, images) is not None
+            )
             is_stated = isinstance(masks, CocoMasks)  # by the set itself, whatever else agrees
             check_drawable(
                 f"{masks.origin}: {image.name}", image.known_size(), is_measured=is_measured and not is_stated
@@ -216,8 +219,8 @@ def _open_source(
 ) -> MaskSet:
     is_table = source.name.lower().endswith((".csv", ".csv.gz"))
     masks = open_mask_set(
-        source, order=options.order, base=options.base, images=images, grids=grids if is_table else None,
-        note=progress.note,
+        source, order=options.order, base=options.base, classes=options.classes, images=images,
+        grids=grids if is_table else None, note=progress.note,
     )  # fmt: skip
     if isinstance(masks, FolderMasks) and not options.foreground:
         _check_some(masks)
@@ -360,7 +363,7 @@ def _write(
     going = _reported(images, progress)
     if kind in FOLDERS:
         write = {"png": write_pngs, "layers": write_layers, "geotiff": write_geotiffs}[kind]
-        mark_target(out, source, kind)
+        mark_target(out, source, kind, legend.names if kind == "layers" else None)
         write(out, going, legend)
     elif table is not None and kind == "rle":
         write_run_lengths(out, going, legend, table.form, table.classes)

@@ -6,8 +6,9 @@ Also which paths must be of this machine, for all that is written and for what i
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from maskloom.encodings.vector_files import VECTOR_SUFFIXES
 from maskloom.errors import UserError, closest
@@ -91,10 +92,15 @@ def check_writable(path: Path) -> None:
         ) from None
 
 
-def mark_target(out: Path, source: Path, kind: str) -> None:
-    """Writes whose masks a folder holds; raises ``UserError`` where it holds those of something else."""
+def mark_target(out: Path, source: Path, kind: str, layers: Mapping[int, str] | None = None) -> None:
+    """Writes whose masks a folder holds, and of ``layers`` their classes by label value.
+
+    Raises ``UserError`` where it holds those of something else.
+    """
     marker = out / OWNER
-    described = {"converted": str(source.resolve()), "to": kind}
+    described: dict[str, Any] = {"converted": str(source.resolve()), "to": kind}
+    if layers is not None:
+        described["classes"] = {name: value for value, name in layers.items()}
     if marker.is_file() and read_json(marker) != described:
         raise UserError(f"{out}: holds masks of another source; choose another folder or remove this one")
     write_json(marker, described)

@@ -75,19 +75,23 @@ def open_mask_set(
     *,
     order: Order = "row",
     base: Base = 1,
+    classes: Sequence[str] | None = None,
     images: FolderMasks | None = None,
     grids: Mapping[str, Grid] | None = None,
     note: Callable[[str], None] = lambda _: None,
 ) -> MaskSet:
     """Returns the set at ``path``: a folder, a table, a COCO ``.json``, or a vector file; raises ``UserError``.
 
-    ``order`` and ``base`` say how a table of run lengths counts pixels. ``images`` are those that polygons in the units
-    of a CRS are placed on, ``grids`` those of polygons in the coordinates of the Dstl contest.
+    ``order`` and ``base`` say how a table of run lengths counts pixels. A folder in which every image has a file for
+    each of ``classes``, or that states its classes, holds layers. ``images`` are those that polygons in the units of a
+    CRS are placed on, ``grids`` those of polygons in the coordinates of the Dstl contest.
     """
+    from maskloom.outputs.layer_sets import LayerMasks, stated_labels  # which builds on this module, too
     from maskloom.outputs.polygon_sets import PolygonMasks  # which builds on this module
 
     if path.is_dir():
-        return FolderMasks.open(path)
+        labels = stated_labels(path, classes)
+        return FolderMasks.open(path) if labels is None else LayerMasks.open(path, labels)
     if not path.exists():
         raise UserError(f"{path}: no such folder or file of masks")
     if path.suffix.lower() == ".json":
