@@ -2,7 +2,6 @@
 
     python benchmarks/scale_simulation.py                                    model and simulation, 1 to 100 GPUs
     python benchmarks/scale_simulation.py --failures 0.1 --slow 0.05 2       workers that are lost, and slow ones
-    python benchmarks/scale_simulation.py --validate                         the simulation against real workers
 
 A simulation of events: the driver is one server, the storage gives every worker that reads an equal share, a worker
 reads ahead, computes and finishes as ``maskloom.inference.streaming`` does, image by image. Times of images are drawn
@@ -12,9 +11,7 @@ chunks in their order to whoever is free, at most ``2 · workers`` of them begun
 chunk of a lost worker is done again by the next free one, where it must not be done twice at once only when the lost
 one has surely ended (``--exclusive``); a new worker takes the lost one's place.
 
-``--validate`` has workers of the local executor go through chunks whose images wait instead of being read, computed and
-finished: the real pool, processes, pipes and threads, and no work, so that few cores can show it. It fails where the
-time differs from the simulated one by more than ``--error``.
+``scale_validation.py`` compares the simulation with real workers.
 """
 
 from __future__ import annotations
@@ -23,14 +20,9 @@ import argparse
 import heapq
 import itertools
 import math
-import statistics
-import sys
-import tempfile
-import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -52,11 +44,6 @@ from scale_model import (
 )
 
 from maskloom.executors.fence import FENCE_SECONDS
-from maskloom.executors.sites import Work, open_site
-from maskloom.executors.tasks import Call, Here
-from maskloom.inference.streaming import predict_records
-from maskloom.progress import Silent
-from maskloom.records import Record
 
 Action = Callable[..., None]
 
@@ -123,9 +110,9 @@ class Storage:
 class Times:
     """Seconds of the images of one chunk, in their order."""
 
-    decode: Sequence[float]
-    compute: Sequence[float]
-    finish: Sequence[float]
+    decode: list[float]
+    compute: list[float]
+    finish: list[float]
 
 
 class Measured(Protocol):
@@ -433,112 +420,16 @@ def compared(options: argparse.Namespace) -> None:
     print(table(*rows))
 
 
-# Against real workers ------------------------------------------------------------------------------------------------
-
-CHUNKS, IMAGES, PAUSE = 8, 12, 0.1
-REGIMES = {"computing": (0.5, 1.0, 0.5), "reading": (3.0, 0.5, 0.5), "finishing": (0.5, 0.5, 3.0)}
-"""What bounds an image: how long it is read, computed and finished, in pauses of so many seconds."""
-
-
-def wait_for_images(here: Here, shared: None, times: Times) -> None:
-    """A chunk whose images wait instead of being read, computed and finished."""
-    records = [Record(id=str(number), image=Path("photo.jpg"), size=(1, 1)) for number in range(len(times.compute))]
-
-    def waits(seconds: Sequence[float]) -> Callable[..., Any]:
-        def wait(record: Record, *_: object) -> Record:
-            time.sleep(seconds[int(record.id)])
-            return record
-
-        return wait
-
-    predict_records(waits(times.compute), records, waits(times.finish), read=waits(times.decode))
-
-
-def waiting_times(regime: str, seed: int) -> list[Times]:
-    """Returns the times of chunks, image by image between half and one and a half of the regime's."""
-    random = np.random.default_rng(seed)
-    drawn = (PAUSE * factor * random.uniform(0.5, 1.5, (CHUNKS, IMAGES)) for factor in REGIMES[regime])
-    return [
-        Times(decode=decode.tolist(), compute=compute.tolist(), finish=finish.tolist())
-        for decode, compute, finish in zip(*drawn, strict=True)
-    ]
-
-
-def real_seconds(chunks: Sequence[Times], workers: int) -> float:
-    """Returns the seconds that workers of the local executor need for these chunks, once they are there."""
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        open_site("local", device="cpu", processes=workers) as site,
-        site.workers(Work(run=Path(folder), command="predict", loaders=0), Silent()) as executor,
-    ):
-        shared = executor.share(None)
-
-        def run(some: Sequence[Times]) -> None:
-            calls = [Call(name="wait", function=wait_for_images, shared=shared, arguments=(times,)) for times in some]
-            for ticket in [executor.submit(call) for call in calls]:
-                executor.collect(ticket)
-
-        short = Times(decode=[0.2], compute=[0.2], finish=[0.2])
-        run([short] * 2 * workers)  # all workers are there, and have imported what they need
-        began = time.monotonic()
-        run(chunks)
-        return time.monotonic() - began
-
-
-def simulated_seconds(chunks: Sequence[Times], workers: int, costs: Costs) -> float:
-    """Returns the seconds of the same chunks by the simulation, with nothing to be found, read, loaded and tabled."""
-    free = {"image_bytes": 0.0, "start": 0.0, "load": 0.0, "ensemble_bytes": 0.0}
-    free |= {"drive_before": 0.0, "drive_after": 0.0}
-    return (
-        Simulation(
-            job=Job(images=len(chunks) * IMAGES, shard=IMAGES),
-            costs=replace(costs, **free),
-            cluster=Cluster(workers=workers, latency=0.0, round_trip=0.0),
-            times=lambda task, images: chunks[task],
-            ahead=len(chunks),
-        )
-        .run()
-        .wall
-    )
-
-
-def validated(options: argparse.Namespace) -> int:
-    """Prints real and simulated seconds of waiting images; returns 1 where they differ by more than is allowed."""
-    _, costs, _ = asked(options)
-    rows: list[tuple[object, ...]] = [("bound by", "workers", "real", "simulation", "difference")]
-    worst = 0.0
-    for regime in REGIMES:
-        for workers in (1, 2):
-            chunks = waiting_times(regime, options.seed)
-            real = statistics.median(real_seconds(chunks, workers) for _ in range(options.repeats))
-            expected = simulated_seconds(chunks, workers, costs)
-            worst = max(worst, abs(expected / real - 1))
-            rows.append(
-                (regime, workers, f"{real:.2f} s", f"{expected:.2f} s", f"{100 * (expected / real - 1):+.1f} %")
-            )
-    print(table(*rows))
-    return int(worst > options.error)
-
-
-def main() -> int:
+def main() -> None:
     options = parser(__doc__)
     options.set_defaults(images=[CONTEST])
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--failures", type=float, default=0.0, help="of a worker, per hour")
-    options.add_argument("--notice", type=float, default=Cluster(workers=1).notice, help="seconds until one is missed")
+    options.add_argument("--notice", type=float, default=10.0, help="seconds until a lost worker is missed")
     options.add_argument("--exclusive", action="store_true", help="a lost worker's chunk waits until it surely ended")
     options.add_argument("--slow", type=float, nargs=2, default=(0.0, 1.0), metavar=("SHARE", "FACTOR"))
-    options.add_argument("--validate", action="store_true", help="against real workers, on this machine")
-    options.add_argument("--repeats", type=int, default=3, help="of each real run; the median counts")
-    options.add_argument("--error", type=float, default=0.05, help="that --validate allows")
-    chosen = options.parse_args()
-    if chosen.validate:
-        return validated(chosen)
-    compared(chosen)
-    return 0
+    compared(options.parse_args())
 
 
 if __name__ == "__main__":
-    sys.modules["scale_simulation"] = sys.modules["__main__"]  # by which workers find the tasks
-    wait_for_images.__module__ = Times.__module__ = "scale_simulation"
-    sys.exit(main())
+    main()

@@ -173,10 +173,10 @@ def test_equal_times_give_what_the_model_says(simulate: Simulate, bound: str, wo
     from scale_model import Cluster, Costs, Job, estimate
 
     each, there = REGIMES[bound]
-    found = simulate(6_400, workers, shard=64, costs=each, there=there)
+    found = simulate(10_240, workers, shard=64, costs=each, there=there)
     costs = Costs(**(dict.fromkeys(Costs.__dataclass_fields__, 0.0) | each))
     free = {"worker_bandwidth": 1e18, "storage_bandwidth": 1e18, "latency": 0.0, "round_trip": 0.0}
-    expected = estimate(Job(images=6_400), costs, Cluster(workers=workers, **(free | there)))
+    expected = estimate(Job(images=10_240), costs, Cluster(workers=workers, **(free | there)))
     assert expected.bound == bound or (bound, workers) == ("storage", 1)
     assert found.wall == pytest.approx(expected.wall, rel=0.02)
     assert found.wall >= found.busy / workers
