@@ -139,7 +139,7 @@ def test_a_prediction_without_a_disk_leaves_nothing_half(
 class Answers:
     """In the place of the networks: what is brighter than one half."""
 
-    def __get__(self, run: object, kind: type) -> Any:
+    def __get__(self, run: Any, kind: type) -> Any:
         from types import SimpleNamespace
 
         from maskloom.inference.merging import RESULT
@@ -147,6 +147,7 @@ class Answers:
 
         return SimpleNamespace(
             channels=3,
+            decision=run.folder.decision(),
             task=Task(kind="binary", classes=("car",)),
             predictor=lambda image: {RESULT: image[None, :, :, 0]},
             labels=lambda maps: (maps[RESULT][0] > 127).astype(np.uint8),

@@ -118,6 +118,18 @@ class RunDirectory:
         mark: str = decided["fingerprint"]
         return mark
 
+    def expect_decision(self, decision: str) -> None:
+        """Raises ``UserError`` where the run is no longer what it was when it had this fingerprint."""
+        try:
+            now = self.decision()
+        except UserError:  # ``fit`` is at it
+            now = ""
+        if now != decision:
+            raise UserError(
+                f"{self.root}: expected the run as it was when this prediction began, found that `fit` has changed it "
+                "meanwhile; once that has ended, predict again, into a new folder"
+            )
+
     def decide(self, fingerprint: str) -> None:
         """Says that the recipe, the networks and the decisions belong together."""
         write_sealed(self.decided, {"fingerprint": fingerprint, "recipe": checksum(self.recipe)})

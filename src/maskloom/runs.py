@@ -142,7 +142,7 @@ class Run:
                 common: dict[str, Any] = {
                     "out": out,
                     "to": to,
-                    "opened": lambda: self._opened if on is None else open_decisions(folder),
+                    "opened": lambda: self._opened_now() if on is None else open_decisions(folder),
                     "skip_bad": skip_bad,
                     "progress": Several((progress or Silent(), heartbeat)),
                     "workers": lambda: site.workers(work, progress or Silent()),
@@ -170,6 +170,12 @@ class Run:
         from maskloom.stages.images import open_for_prediction
 
         return open_for_prediction(self.folder, self.device)
+
+    def _opened_now(self) -> Opened:
+        """Returns the networks, loaded again where the run was fitted anew since they were."""
+        if self._opened.decision != self.folder.decision():
+            del self.__dict__["_opened"]
+        return self._opened
 
     def report(self) -> Path:
         """Returns the path of the report page after writing it again."""

@@ -22,7 +22,7 @@ from maskloom.executors import sites
 from maskloom.executors.tasks import Call, Executor, Here, InProcess, Ticket
 from maskloom.files import write_json
 from maskloom.inference import blocks as blocks_room
-from maskloom.integrity import Ledger, Seal
+from maskloom.integrity import Damaged, Ledger, Seal
 from maskloom.progress import Silent
 from maskloom.records import Record
 from maskloom.run_directory import RunDirectory
@@ -205,6 +205,93 @@ def test_workers_tell_of_damaged_photos_and_their_former_masks_go(
     assert done.num_written == 5 and [problem.path.name for problem in done.bad] == ["3.png"]
     assert sorted(masks(tmp_path / "out")) == ["0.png", "1.png", "2.png", "4.png", "5.png"]
     assert len([note for note in heard.notes if note.startswith("left out: ")]) == 1
+
+
+# Runs that are fitted anew meanwhile ---------------------------------------------------------------------------------
+
+
+class Refitted(Two):
+    """Finds, after the first task, that `fit` has decided anew, or is at it (None)."""
+
+    def __init__(self, run: RunDirectory, decision: str | None) -> None:
+        super().__init__()
+        self._run, self._decision = run, decision
+
+    def collect(self, ticket: Ticket, **more: Any) -> Any:
+        found = super().collect(ticket, **more)
+        if self._decision is None:
+            self._run.decided.unlink(missing_ok=True)
+        else:
+            write_json(self._run.decided, {"fingerprint": self._decision})
+        return found
+
+
+@pytest.mark.parametrize("decision", ["another", None])
+@pytest.mark.parametrize("to", ["png", "rle"])
+def test_a_worker_that_opens_the_run_late_does_not_mix_decisions(
+    tmp_path: Path, photos: Path, network: Bright, monkeypatch: pytest.MonkeyPatch, to: str, decision: str | None
+) -> None:
+    monkeypatch.setattr(rows_stage, "CHUNK", 1)
+    with pytest.raises(UserError, match=r"run: expected the run as it was .* into a new folder"):
+        predicted(tmp_path, to, Refitted(RunDirectory(tmp_path / "run"), decision))
+    assert network.asked == 1
+
+
+def test_nor_does_one_that_predicts_blocks(tmp_path: Path, known: Known) -> None:
+    write_two(tmp_path / "scenes")
+    with pytest.raises(UserError, match="`fit` has changed it meanwhile"):
+        scenes_predicted(tmp_path, Refitted(RunDirectory(tmp_path / "run"), "another"))
+    assert list(tmp_path.rglob("*.map")) and known.num_asked < NUM_FILLED
+
+
+def test_networks_that_are_replaced_while_they_are_loaded_are_told_so(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def replaced(run: RunDirectory, device: str | None) -> Any:
+        run.decided.unlink()
+        raise Damaged("best.safetensors", "is gone")
+
+    monkeypatch.setattr(images, "open_for_prediction", replaced)
+    with pytest.raises(UserError, match="`fit` has changed it meanwhile"):
+        predicted(tmp_path, "png", Two())
+
+
+@pytest.mark.parametrize("to", ["png", "geotiff"])
+def test_nor_does_one_process_whose_run_changes_before_it_is_opened(tmp_path: Path, photos: Path, to: str) -> None:
+    run = write_run(tmp_path / "run")
+    write_scene(tmp_path / "scenes/a.tif")
+
+    def opened() -> Any:
+        write_json(run.decided, {"fingerprint": "another"})
+        return Bright()
+
+    with pytest.raises(UserError, match="`fit` has changed it meanwhile"):
+        if to == "png":
+            predict_images(run, photos, out=tmp_path / "out", to=to, opened=opened, skip_bad=False, progress=Silent())
+        else:
+            scenes.predict_scenes(
+                run, tmp_path / "scenes", out=tmp_path / "out", to=to, opened=opened, progress=Silent()
+            )
+    assert masks(tmp_path / "out") == {}
+
+
+def test_an_opened_run_that_is_fitted_anew_is_opened_again(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, loaded = write_run(tmp_path / "run"), []
+
+    def load(run: RunDirectory, device: str | None) -> Any:
+        loaded.append(run.decision())
+        bright: Any = Bright()
+        bright.decision = run.decision()
+        return bright
+
+    monkeypatch.setattr(images, "open_for_prediction", load)
+    run = Run(folder=folder, device="cpu")
+    for decision, out in (("known", "a"), ("known", "b"), ("another", "c")):
+        write_json(folder.decided, {"fingerprint": decision})
+        run.predict(photos, out=tmp_path / out)
+    assert loaded == ["known", "another"]
 
 
 # When workers are begun ----------------------------------------------------------------------------------------------

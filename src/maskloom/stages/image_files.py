@@ -49,6 +49,8 @@ class Asked:
     """What is written for images, and where."""
 
     run: RunDirectory
+    decision: str
+    """Of the run, as it is to be opened wherever it is."""
     out: Path
     to: str
     skip_bad: bool
@@ -63,11 +65,17 @@ class Asked:
             path.unlink(missing_ok=True)
 
 
-def opened_here(here: Here, run: RunDirectory) -> Opened:
-    """Returns the run with its networks loaded where a task runs, once for all tasks of a prediction."""
-    from maskloom.stages.images import open_for_prediction
+def opened_here(here: Here, run: RunDirectory, decision: str) -> Opened:
+    """Returns the run with its networks loaded where a task runs, once for all tasks of a prediction.
 
-    return here.keeper.get(str(run.root), lambda: open_for_prediction(run, here.device))
+    A worker may come to it hours after the others: raises ``UserError`` where the run has another decision by then.
+    """
+    from maskloom.stages.images import open_for_prediction, opened_as
+
+    def build() -> Opened:
+        return opened_as(run, decision, lambda: open_for_prediction(run, here.device))
+
+    return here.keeper.get((str(run.root), decision), build)
 
 
 # A file per image ----------------------------------------------------------------------------------------------------
@@ -167,7 +175,7 @@ def _share_maps(
 
 def _maps_of_shard(here: Here, asked: Asked, records: Sequence[Record]) -> None:
     _write_maps(
-        opened_here(here, asked.run),
+        opened_here(here, asked.run, asked.decision),
         records,
         asked,
         lambda record_id, stamps: here.tell((record_id, stamps)),
@@ -265,7 +273,7 @@ def _begun_chunk(
 
 def _rows_of_chunk(here: Here, asked: Asked, chunk: Sequence[Record], folder: Path) -> list[Path]:
     return _chunk_of_rows(
-        opened_here(here, asked.run),
+        opened_here(here, asked.run, asked.decision),
         chunk,
         folder,
         on_bad=(lambda record, problem: here.tell((record, problem))) if asked.skip_bad else None,

@@ -51,6 +51,8 @@ class Opened:
     task: Task
     labels: Callable[[dict[str, np.ndarray]], np.ndarray]
     """Decides masks from 8-bit maps C×H×W by name."""
+    decision: str
+    """What the run had decided when it was opened; see ``RunDirectory.decision``."""
 
     @property
     def channels(self) -> int:
@@ -64,6 +66,7 @@ class Opened:
 
 def open_for_prediction(run: RunDirectory, device: str | None) -> Opened:
     """Returns the run with its networks loaded on the device."""
+    decision = run.decision()
     recipe = parse(Recipe, load_yaml(run.recipe), origin=str(run.recipe))
     if recipe.outside:
         names = ", ".join(outside.name for outside in recipe.outside)
@@ -75,17 +78,37 @@ def open_for_prediction(run: RunDirectory, device: str | None) -> Opened:
     predictor = open_predictor(run, ensemble, recipe, choose_device(device))
     task = predictor.task
     labels = decider(run, recipe, ensemble, task)
-    return Opened(recipe=recipe, ensemble=ensemble, predictor=predictor, task=task, labels=labels)
+    return Opened(
+        recipe=recipe, ensemble=ensemble, predictor=predictor, task=task, labels=labels, decision=decision
+    )  # fmt: skip
 
 
 def open_decisions(run: RunDirectory) -> Opened:
     """Returns the run without its networks, for a process whose workers have them."""
+    decision = run.decision()
     recipe = parse(Recipe, load_yaml(run.recipe), origin=str(run.recipe))
     ensemble = load_ensemble(run)
     if recipe.outside or ensemble.task is None:  # an earlier version's, whose networks alone tell the task
         return open_for_prediction(run, "cpu")
     labels = decider(run, recipe, ensemble, ensemble.task)
-    return Opened(recipe=recipe, ensemble=ensemble, predictor=_nobody, task=ensemble.task, labels=labels)
+    return Opened(
+        recipe=recipe, ensemble=ensemble, predictor=_nobody, task=ensemble.task, labels=labels, decision=decision
+    )  # fmt: skip
+
+
+def opened_as(run: RunDirectory, decision: str, open_it: Callable[[], Opened]) -> Opened:
+    """Returns what ``open_it`` does of a run; raises ``UserError`` where `fit` has changed the run since ``decision``.
+
+    A `fit` that changes anything takes the decision away first, so that what was read before it is looked at again is
+    of one decision.
+    """
+    try:
+        opened = open_it()
+    except (UserError, OSError):  # perhaps of files that are being replaced
+        run.expect_decision(decision)
+        raise
+    run.expect_decision(decision)
+    return opened
 
 
 def no_workers() -> AbstractContextManager[Executor]:
@@ -116,6 +139,7 @@ def predict_images(
     """
     if to not in FORMATS:
         raise UserError(f"to={to!r}: expected one of {', '.join(FORMATS)}")
+    decision = run.decision()
     bad: list[BadFile] = []
     unfit: dict[str, BadFile] = {}
     progress.stage("predict", cached=False)
@@ -130,8 +154,8 @@ def predict_images(
     with alone:
         if to not in TABLES:
             remove_partial(out)
-        ready, on_bad = opened(), leave_out if skip_bad else None
-        asked = Asked(run=run, out=out, to=to, skip_bad=skip_bad)
+        ready, on_bad = opened_as(run, decision, opened), leave_out if skip_bad else None
+        asked = Asked(run=run, decision=decision, out=out, to=to, skip_bad=skip_bad)
         with workers() as executor:
             if to in TABLES:
                 written = write_table(ready, records, asked, executor, on_bad=on_bad, progress=progress)

@@ -86,6 +86,8 @@ class SceneWork:
     """What workers need to know of all scenes of a prediction; travels to each once."""
 
     run: RunDirectory
+    decision: str
+    """Of the run, as workers are to open it."""
     scenes: Mapping[str, tuple[Record, Path, BlockGrid]]
     """By id: the files, the folder of its blocks, and how it is cut."""
     num_maps: int
@@ -201,7 +203,7 @@ def _predict_shard(here: Here, work: SceneWork, scene: str, numbers: Sequence[in
     blocks = StoredBlocks(folder, grid, work.num_maps)
     try:
         predict_blocks(
-            opened_here(here, work.run),
+            opened_here(here, work.run, work.decision),
             record,
             blocks,
             numbers,

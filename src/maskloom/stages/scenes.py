@@ -40,7 +40,7 @@ from maskloom.runtime import generator
 from maskloom.stages.claims import Claims
 from maskloom.stages.fold_tables import leaf_parts
 from maskloom.stages.guides import networks_of
-from maskloom.stages.images import Opened, Prediction, mark_output, no_workers
+from maskloom.stages.images import Opened, Prediction, mark_output, no_workers, opened_as
 from maskloom.stages.scene_blocks import BlocksByWorkers, SceneWork, predict_blocks
 from maskloom.stages.scene_delivery import FIRST_BLOCK, WRITING, Delivery
 from maskloom.stages.scene_files import (
@@ -100,6 +100,7 @@ def predict_scenes(
     """
     if to not in SCENE_FORMATS:
         raise UserError(f"to={to!r}: {closest(to, SCENE_FORMATS)}")
+    decision = run.decision()
     recipe = parse(Recipe, load_yaml(run.recipe), origin=str(run.recipe))
     wanted = Wanted(
         out=out, to=to, probabilities=probabilities, uncertainty=uncertainty, polygons=_polygons(recipe, to, shapes),
@@ -127,15 +128,14 @@ def predict_scenes(
     progress.stage("predict", cached=False)
     precedence = recipe.delivery.precedence or ()
     rules = [rule.model_dump(mode="json") for rule in precedence]
-    options = fingerprint(wanted.facts(), run.decision(), skip_bad, rules)
+    options = fingerprint(wanted.facts(), decision, skip_bad, rules)
     parts = [[scene] for scene in found] if to == "geotiff" else [found] if found else []
     deliveries = [Delivery(wanted, part, options, out / SHARED) for part in parts]
     if not all(delivery.is_finished() for delivery in deliveries):
-        process = _Process(
-            opened(), wanted, crs, found, precedence, skip_bad=skip_bad, shuffle=shuffle, progress=progress
-        )
+        ready = opened_as(run, decision, opened)
+        process = _Process(ready, wanted, crs, found, precedence, skip_bad=skip_bad, shuffle=shuffle, progress=progress)
         pending = deliveries
-        with workers() as executor, process.served_by(executor, run):
+        with workers() as executor, process.served_by(executor, run, decision):
             while pending:
                 before = process.num_predicted
                 pending = list(process.unfinished(pending))
@@ -206,13 +206,19 @@ class _Process:
         self._total = sum(len(blocks.windows) for blocks in self._stored.values())
 
     @contextmanager
-    def served_by(self, executor: Executor, run: RunDirectory) -> Iterator[None]:
+    def served_by(self, executor: Executor, run: RunDirectory, decision: str) -> Iterator[None]:
         """Lets the workers of an executor, where it has any, predict the blocks."""
         if not executor.is_parallel:
             yield
             return
         scenes = {name: (self._records[name], each.folder, each.grid) for name, each in self._stored.items()}
-        work = SceneWork(run=run, scenes=scenes, num_maps=self._opened.task.num_maps, skip_bad=self._skip_bad)
+        work = SceneWork(
+            run=run,
+            decision=decision,
+            scenes=scenes,
+            num_maps=self._opened.task.num_maps,
+            skip_bad=self._skip_bad,
+        )
         with BlocksByWorkers(
             executor, work, self._stored, on_progress=self._count, leave_out=self._leave_out
         ) as self._workers:
