@@ -17,6 +17,7 @@ import torch
 from maskloom import api
 from maskloom.data.studio import write_studio
 from maskloom.run_directory import RunDirectory
+from maskloom.run_lock import held
 from small import OWN_NETWORK, SMALL
 from test_cli import run
 
@@ -80,6 +81,10 @@ def test_report_writes_the_page_again(
     shutil.copytree(finished_run, copy)
     page = copy / "report.html"
     page.write_text("spoilt")
+    with held(copy):  # as a `fit` does, whose ledger and marker would be written, too
+        assert run("report", copy, monkeypatch=monkeypatch) == 2
+    told = capsys.readouterr().err
+    assert f"process {os.getpid()} on " in told and "works in it" in told and page.read_text() == "spoilt"
     assert run("report", copy, monkeypatch=monkeypatch) == 0
     assert capsys.readouterr().out.strip() == str(page)
     assert "<html" in page.read_text(encoding="utf-8")

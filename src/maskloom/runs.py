@@ -15,6 +15,7 @@ from maskloom.heartbeat import Heartbeat
 from maskloom.progress import Progress, Several, Silent
 from maskloom.registry import open_scenes, scorers
 from maskloom.run_directory import RunDirectory
+from maskloom.run_lock import held
 from maskloom.storage.places import local_data, origin_of, readable_run, working_run
 
 if TYPE_CHECKING:
@@ -178,10 +179,13 @@ class Run:
         return self._opened
 
     def report(self) -> Path:
-        """Returns the path of the report page after writing it again."""
+        """Returns the path of the report page after writing it again.
+
+        Raises ``UserError``, naming who, where another process works in the run.
+        """
         from maskloom.stages.reporting import write_report
 
-        with working_run(origin_of(self.folder.root)):  # of a run at a URL the same folder, now published, too
+        with working_run(origin_of(self.folder.root)), held(self.folder.root):  # of a URL, published, too
             report = write_report(self.folder, scorers())
             self.folder.accept("report", report)
         return report
