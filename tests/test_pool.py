@@ -134,6 +134,60 @@ def test_a_training_that_waits_is_dropped_with_the_others(monkeypatch: pytest.Mo
         assert crew.sent() == 1
 
 
+@pytest.mark.parametrize("title", ["stage", "another"])
+@pytest.mark.parametrize("case", ["waits", "is lost while all stop", "does not stop"])
+def test_a_training_that_is_handed_out_anew_waits_for_who_was_at_it(
+    monkeypatch: pytest.MonkeyPatch, case: str, title: str
+) -> None:
+    """As after damage that was met while reading: all is dropped, and what is missing handed out again."""
+    monkeypatch.setattr(pool, "FENCE_SECONDS", 0.6)
+    monkeypatch.setattr(pool, "STOP_SECONDS", 0.2)
+    loss = Loss("was lost", has_ended=False)
+
+    class Silenced(Scripted):
+        def interrupt(self, worker: int) -> None:
+            if case == "is lost while all stop":
+                self.say(worker, "lost", loss)
+
+    crew, heard = Silenced(2), Heard()
+    with Pool(crew, heard) as executor:
+        submitted(executor, crew, is_exclusive=True)
+        if case == "waits":
+            crew.say(1, "lost", loss)
+            assert all_heard(crew)
+        executor.drop()
+        if case == "does not stop":
+            assert eventually(lambda: ("kill", 1) in crew.done)
+        again = replace(call(executor, executor_tasks.speak), is_exclusive=True, name=title)
+        ticket = executor.submit(again)
+        if case == "does not stop":
+            time.sleep(0.3)
+            assert crew.sent() == 1 + (title == "another"), "nobody has said that it has ended"
+            crew.say(1, "lost", loss)
+        began = time.monotonic()
+        assert eventually(lambda: crew.sent() == 2)
+        assert (time.monotonic() - began > 0.3) == (title == "stage")
+        crew.say(2, "done", ("value", 1.0))
+        assert executor.collect(ticket) == "value"
+    assert not heard.notes or heard.notes == ["stage: its worker was lost; it is not begun again within 1 s"]
+
+
+def test_it_does_not_wait_for_one_that_is_killed_here() -> None:
+    class Mortal(Scripted):
+        def kill(self, worker: int) -> None:
+            super().kill(worker)
+            self.say(worker, "lost", Loss("was killed"))
+
+    crew = Mortal(2)
+    with pytest.MonkeyPatch.context() as patched, Pool(crew, Silent()) as executor:
+        patched.setattr(pool, "STOP_SECONDS", 0.1)
+        submitted(executor, crew, is_exclusive=True)
+        executor.drop()
+        submitted(executor, crew, is_exclusive=True)
+        assert ("kill", 1) in crew.done
+        crew.say(2, "done", ("value", 1.0))
+
+
 def test_nodes_that_go_are_no_attempts() -> None:
     crew = Scripted(pool.MOST_ATTEMPTS + 3)
     with Pool(crew, Silent()) as executor:

@@ -107,6 +107,8 @@ class _Actor:
     """The number of the task that it was sent last."""
     is_busy: bool = False
     begun: float = field(default_factory=time.monotonic)
+    is_killed: bool = False
+    """Whether it was to be ended: Ray then calls it dead without having asked its node."""
     is_late: bool = False
     """Whether it was told that it is not there yet."""
     waited_for: dict[Any, str] = field(default_factory=dict)
@@ -210,6 +212,7 @@ class Actors:
     def kill(self, worker: int) -> None:
         """Ends an actor at once."""
         if worker in self._workers:
+            self._workers[worker].is_killed = True
             with self._losses_told():
                 ray.kill(self._workers[worker].handle)
 
@@ -288,7 +291,7 @@ class Actors:
             ray.kill(known.handle)
         with_node = known.slot.node not in self._alive()
         # That an actor died is known from its node; a node that is called dead may only be out of reach.
-        has_ended = isinstance(error, ActorDiedError) and not with_node
+        has_ended = isinstance(error, ActorDiedError) and not with_node and not known.is_killed
         how = f"on node {known.slot.name} was lost ({type(error).__name__}: {_short(error)})"
         yield number, Message("lost", value=Loss(how, has_ended=has_ended, with_node=with_node))
         if with_node:

@@ -8,6 +8,7 @@ what tasks compute.
 from __future__ import annotations
 
 import heapq
+import math
 import threading
 import time
 from collections import deque
@@ -77,7 +78,8 @@ class Pool:
         self._crew, self._listener = crew, listener
         self._changed = threading.Condition()
         self._waiting: list[tuple[int, int, Ticket]] = []  # a heap
-        self._later: list[tuple[float, Ticket]] = []  # waiting for the end of who was at it, and until when
+        self._fences: dict[str, float] = {}  # when who was lost over an exclusive task of a title has surely ended
+        self._killed: dict[int, str] = {}  # workers that are to end, and of which exclusive task
         self._idle: deque[int] = deque()
         self._at_work: dict[int, Ticket] = {}
         self._events: deque[tuple[Ticket | None, Message]] = deque()
@@ -149,12 +151,12 @@ class Pool:
     def drop(self) -> None:
         """Interrupts what is under way, waits until it has saved its state, and forgets all tasks.
 
-        What tasks told until then is given on, since what they finished is there.
+        What tasks told until then is given on, since what they finished is there. Who is out of reach may go on for a
+        while: an exclusive task that is submitted again waits for that.
         """
         with self._changed:
             self._is_stopping = True
             self._waiting.clear()
-            self._later.clear()
         self._crew.wake()
         ends = time.monotonic() + STOP_SECONDS
         try:
@@ -169,6 +171,7 @@ class Pool:
         finally:  # a second Ctrl-C is not kept waiting
             with self._changed:
                 self._at_work, left = {}, self._at_work
+                self._killed |= {number: each.call.title for number, each in left.items() if each.call.is_exclusive}
                 self._events.clear()
                 self._steps.clear()
                 self._error = self._error if self._is_broken else None
@@ -242,11 +245,8 @@ class Pool:
             to_interrupt = [worker for worker in self._at_work if self._is_stopping and worker not in interrupted]
             interrupted.intersection_update(self._at_work if self._is_stopping else ())
             given: list[tuple[int, Ticket]] = []
-            for entry in [entry for entry in self._later if entry[0] <= time.monotonic()]:
-                self._later.remove(entry)
-                heapq.heappush(self._waiting, (entry[1].call.order, entry[1].number, entry[1]))
-            while self._idle and self._waiting and not self._is_stopping:
-                worker, (_, _, ticket) = self._idle.popleft(), heapq.heappop(self._waiting)
+            while self._idle and not self._is_stopping and (ticket := self._next()) is not None:
+                worker = self._idle.popleft()
                 ticket.attempts += 1
                 self._at_work[worker] = ticket
                 given.append((worker, ticket))
@@ -266,6 +266,26 @@ class Pool:
                 shared=task.shared.number,
             )
             self._crew.send(worker, order, task.shared)
+
+    def _next(self) -> Ticket | None:
+        """Takes the first of the tasks that may begin now."""
+        fenced = []
+        found: Ticket | None = None
+        while self._waiting and found is None:
+            entry = heapq.heappop(self._waiting)
+            if self._is_fenced(entry[2].call):
+                fenced.append(entry)
+            else:
+                found = entry[2]
+        for entry in fenced:
+            heapq.heappush(self._waiting, entry)
+        return found
+
+    def _is_fenced(self, task: Call) -> bool:
+        """Whether a worker that nobody hears any more may still be at the task, and must not have it beside another."""
+        if not task.is_exclusive:
+            return False
+        return task.title in self._killed.values() or self._fences.get(task.title, -math.inf) > time.monotonic()
 
     def _hear(self, worker: int, message: Message) -> None:
         with self._changed:
@@ -303,9 +323,16 @@ class Pool:
     def _lose(self, worker: int, loss: Loss) -> None:
         if worker in self._idle:
             self._idle.remove(worker)
-        ticket = self._at_work.pop(worker, None)
+        ticket, title = self._at_work.pop(worker, None), self._killed.pop(worker, "")
+        if ticket is not None and ticket.call.is_exclusive:
+            title = ticket.call.title
+        if title and not loss.has_ended:
+            self._fences[title] = time.monotonic() + FENCE_SECONDS
         if ticket is not None and not self._is_stopping:
             self._repeat(ticket, loss)
+        elif title and not loss.has_ended:
+            text = f"{title}: its worker {loss.how}; it is not begun again within {FENCE_SECONDS:.0f} s"
+            self._events.append((None, Message("note", value=text)))
 
     def _repeat(self, ticket: Ticket, loss: Loss) -> None:
         title = ticket.call.title
@@ -317,10 +344,7 @@ class Pool:
                 f"{loss.how}; mend what ends them (memory, mostly) and start the same command again, it continues"
             )
             return
-        when = ""
-        if ticket.call.is_exclusive and not loss.has_ended:
-            self._later.append((time.monotonic() + FENCE_SECONDS, ticket))
-            when = f" in {FENCE_SECONDS:.0f} s, when that has surely ended"
-        else:
-            heapq.heappush(self._waiting, (ticket.call.order, ticket.number, ticket))
+        heapq.heappush(self._waiting, (ticket.call.order, ticket.number, ticket))
+        is_fenced = self._is_fenced(ticket.call)
+        when = f" in {FENCE_SECONDS:.0f} s, when that has surely ended" if is_fenced else ""
         self._events.append((None, Message("note", value=f"{title}: its worker {loss.how}; it is done again{when}")))
