@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import threading
@@ -14,11 +13,12 @@ from typing import Any
 import pytest
 
 from executor_tasks import eventually
+from maskloom.errors import UserError
 from maskloom.executors import fence
 from maskloom.executors.fence import FENCE_SECONDS, SILENT_SECONDS, Fence, wait_for_former
 from maskloom.executors.nodes import HEAD_SECONDS
-from maskloom.executors.sites import Work, open_site
-from maskloom.heartbeat import Beat
+from maskloom.files import write_json
+from maskloom.heartbeat import Beat, Heartbeat, process_mark
 from maskloom.progress import Silent
 
 
@@ -77,18 +77,61 @@ def leave(run: Path, **changes: Any) -> Path:
         "sign": time.time(), "shard": "worker 1 of far",
     }  # fmt: skip
     path = run / "status" / "far-7.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(asdict(Beat(**said | changes))))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, asdict(Beat(**said | changes)))
     return path
 
 
-def test_workers_of_a_killed_driver_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fence, "FENCE_SECONDS", 0.6)
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> float:
+    """So long a sign must not change."""
+    monkeypatch.setattr(fence, "FENCE_SECONDS", 0.4)
+    monkeypatch.setattr(fence, "_LOOK_SECONDS", 0.04)
+    return 0.4
+
+
+@pytest.mark.parametrize("behind", [-3600.0, 0.0, 130.0, 10 * 365 * 86400.0])
+def test_workers_of_a_killed_driver_are_waited_for_whatever_their_clock_says(
+    tmp_path: Path, short: float, behind: float
+) -> None:
     heard, began = Heard(), time.monotonic()
+    path = leave(tmp_path, sign=time.time() - behind)
+    wait_for_former(tmp_path, heard)
+    assert short <= time.monotonic() - began < 5
+    (note,) = heard.notes
+    assert note.startswith("workers of an earlier command may still be at it on far: waiting until")
+    assert not path.exists(), "the next command need not wait again"
+
+
+def test_a_sign_that_changes_is_one_of_life(tmp_path: Path, short: float) -> None:
+    began = time.monotonic()
+    leave(tmp_path, sign=1000.0)
+    waiting = threading.Thread(target=wait_for_former, args=(tmp_path, Silent()))
+    waiting.start()
+    for sign in (1001.0, 900.0):  # by a clock that is set back
+        time.sleep(0.25)
+        leave(tmp_path, sign=sign)
+    last = time.monotonic()
+    waiting.join(5)
+    assert not waiting.is_alive() and time.monotonic() - began > last - began + short - 0.1
+
+
+def test_workers_that_go_on_and_on_are_those_of_a_driver_that_lives(tmp_path: Path, short: float) -> None:
+    over = threading.Event()
+
+    def give_signs() -> None:
+        while not over.wait(0.02):
+            leave(tmp_path)
+
     leave(tmp_path)
-    with open_site(None, device="cpu") as site, site.workers(Work(run=tmp_path, command="fit"), heard):
-        assert 0.5 < time.monotonic() - began < 5
-    assert heard.notes == ["workers of an earlier command are still at it: they end within 1 s"]
+    signs = threading.Thread(target=give_signs)
+    signs.start()
+    try:
+        with pytest.raises(UserError, match="found one at work, process 7 on far; stop the command that it belongs to"):
+            wait_for_former(tmp_path, Silent())
+    finally:
+        over.set()
+        signs.join()
 
 
 def test_they_are_waited_for_no_longer_than_they_are_there(tmp_path: Path) -> None:
@@ -101,11 +144,22 @@ def test_they_are_waited_for_no_longer_than_they_are_there(tmp_path: Path) -> No
     assert not waiting.is_alive()
 
 
-@pytest.mark.parametrize(
-    "changes", [{"shard": ""}, {"command": "predict"}, {"ended": "stopped"}, {"sign": 1.0}], ids=str
-)
+@pytest.mark.parametrize("changes", [{"shard": ""}, {"command": "predict"}, {"ended": "stopped"}], ids=str)
 def test_nobody_else_is(tmp_path: Path, changes: dict[str, Any]) -> None:
-    leave(tmp_path, **changes)
+    path = leave(tmp_path, **changes)
     heard = Heard()
     wait_for_former(tmp_path, heard)
-    assert heard.notes == []
+    assert heard.notes == [] and path.exists()
+
+
+def test_of_this_host_processes_are_looked_for(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        here = Heartbeat(tmp_path, command="fit", device="cpu", shard="worker 1").beat()
+        leave(tmp_path, host=here.host, space=here.space, pid=process.pid, process=process_mark(process.pid), sign=1.0)
+        heard = Heard()
+        waiting = threading.Thread(target=wait_for_former, args=(tmp_path, heard))
+        waiting.start()
+        assert eventually(lambda: bool(heard.notes)) and waiting.is_alive()
+        process.kill()
+    waiting.join(5)
+    assert not waiting.is_alive()

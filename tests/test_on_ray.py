@@ -105,6 +105,27 @@ def test_tasks_on_actors(tmp_path: Path) -> None:
         assert executor.collect(executor.submit(call(executor, executor_tasks.add, 1, shared=1)))[0] == 2
 
 
+def test_an_actor_that_was_killed_here_is_not_taken_to_have_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray calls it dead before its node has said so."""
+    from maskloom.executors import pool
+
+    monkeypatch.setattr(pool, "STOP_SECONDS", 0.5)
+    monkeypatch.setattr(pool, "FENCE_SECONDS", 2.0)
+    heard, work = Heard(), Work(run=tmp_path, command="fit")
+    with open_site("ray", device="cpu", processes=1) as site, site.workers(work, heard) as executor:
+        silent = replace(call(executor, executor_tasks.append, tmp_path / "begun", "", 0.0), is_exclusive=True)
+        assert executor.collect(executor.submit(silent)) is None
+        executor.submit(replace(silent, arguments=(tmp_path / "late", "", 60.0)))
+        time.sleep(0.5)
+        executor.drop()
+        began = time.monotonic()
+        executor.collect(executor.submit(silent))
+        assert time.monotonic() - began > 1.9
+    assert any(note.endswith("it is not begun again within 2 s") for note in heard.notes)
+
+
 def test_workers_without_room_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from maskloom.executors import actors, nodes
 

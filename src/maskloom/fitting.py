@@ -15,6 +15,7 @@ from pathlib import Path
 
 from maskloom.data.sources.base import DataSource
 from maskloom.errors import UserError
+from maskloom.executors.fence import wait_for_former
 from maskloom.executors.sites import Site, Work, usual_loaders
 from maskloom.files import TEMPORARY_PREFIX
 from maskloom.heartbeat import Heartbeat
@@ -52,6 +53,9 @@ class Fitting:
         _check_empty_or_run(folder, self.progress.note)
         _check_same_data(folder, self.source)
         with held(root):
+            wait_for_former(root, self.progress)
+            _check_empty_or_run(folder, lambda _: None)  # again: somebody else may have begun and ended since
+            _check_same_data(folder, self.source)
             write_sealed(
                 folder.facts,
                 {

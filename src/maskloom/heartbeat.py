@@ -142,11 +142,18 @@ def state_of(beat: Beat, now: float) -> State:
     """
     if beat.ended:
         return beat.ended
-    if (beat.host, beat.space) == (_host(), _space()):
-        mark = process_mark(beat.pid)
-        if mark != "":
-            return "working" if mark == beat.process else "gone"
-    return "working" if now - beat.sign <= GONE_SECONDS else "gone"
+    lives = is_alive(beat)
+    if lives is None:
+        lives = now - beat.sign <= GONE_SECONDS
+    return "working" if lives else "gone"
+
+
+def is_alive(beat: Beat) -> bool | None:
+    """Returns whether the process lives; None where it cannot be looked for, since it is another host's or hidden."""
+    if (beat.host, beat.space) != (_host(), _space()):
+        return None
+    mark = process_mark(beat.pid)
+    return None if mark == "" else mark == beat.process
 
 
 def process_mark(pid: int) -> str | None:
@@ -185,8 +192,18 @@ def _mark_elsewhere(pid: int) -> str | None:
     return ""
 
 
+def remove_beat(run: Path, beat: Beat) -> None:
+    """Removes what a process said that is known to have ended, whatever the clocks say."""
+    with suppress(OSError):
+        _file(run, beat.host, beat.pid).unlink(missing_ok=True)
+
+
 def _folder(run: Path) -> Path:
     return run / "status"
+
+
+def _file(run: Path, host: str, pid: int) -> Path:
+    return _folder(run) / f"{re.sub(r'[^A-Za-z0-9._-]', '_', host)}-{pid}.json"
 
 
 def _host() -> str:
@@ -224,7 +241,7 @@ class Heartbeat:
     ) -> None:
         """``unit`` is what the stage ``predict`` counts; ``clock`` tells the time, ``ticks`` how it passes."""
         pid = os.getpid()
-        self._path = _folder(run) / f"{re.sub(r'[^A-Za-z0-9._-]', '_', _host())}-{pid}.json"
+        self._path = _file(run, _host(), pid)
         self._clock, self._ticks, self._unit = clock, ticks, unit
         now = clock()
         self._constant: dict[str, Any] = {

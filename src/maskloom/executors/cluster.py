@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from maskloom.errors import UserError
 from maskloom.executors.bench import Opening
-from maskloom.executors.fence import wait_for_former
 from maskloom.executors.nodes import Head, Node, alive_nodes, shared_look, takes_connections
 from maskloom.executors.pool import Pool
 from maskloom.executors.sites import THREADS, Work, stated_threads, usual_loaders, usual_processes
@@ -148,8 +147,6 @@ class Cluster:
 
         for note in self.notes:
             listener.note(note)
-        if work.command == "fit":
-            wait_for_former(work.run, listener)
         nodes = alive_nodes()
         threads = self._threads(nodes)
         opening = Opening(

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Protocol
 
 from maskloom.errors import UserError
 from maskloom.executors.bench import Opening
-from maskloom.executors.fence import wait_for_former
 from maskloom.executors.tasks import Executor, InProcess
 from maskloom.progress import Progress
 from maskloom.runtime import choose_device, num_cores
@@ -96,9 +95,7 @@ class _Alone:
         return self.device.type
 
     def workers(self, work: Work, listener: Progress) -> AbstractContextManager[Executor]:
-        """Returns an executor without workers; for `fit`, once those of a former one are at rest."""
-        if work.command == "fit":
-            wait_for_former(work.run, listener)
+        """Returns an executor without workers."""
         return nullcontext(InProcess())
 
 
@@ -115,14 +112,12 @@ class _Local:
         return self.device.type
 
     def workers(self, work: Work, listener: Progress) -> AbstractContextManager[Executor]:
-        """Returns the executor of these processes; for `fit`, once those of a former one are at rest."""
+        """Returns the executor of these processes."""
         import torch
 
         from maskloom.executors.pool import Pool
         from maskloom.executors.processes import Place, Processes
 
-        if work.command == "fit":
-            wait_for_former(work.run, listener)
         gpus = visible_gpus(self.device) if self.kind == "cuda" else []
         count = self.processes or len(gpus) or usual_processes(num_cores())
         available = torch.get_num_threads()  # as many as this process would compute with
