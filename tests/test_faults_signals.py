@@ -8,12 +8,20 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 
 from maskloom import cli, termination
+from maskloom.executors.pool import Pool
+from maskloom.heartbeat import Heartbeat
+from maskloom.progress import Silent
+from maskloom.storage import publishing
+from maskloom.storage.places import working_run
 from maskloom.training.checkpoint import interrupt_waits
+from runs_at_urls import in_memory
 from test_cli import run
+from test_pool import Scripted, submitted
 
 
 @pytest.fixture(autouse=True)
@@ -144,3 +152,61 @@ def test_a_forked_child_ends_at_once() -> None:
                 os._exit(0)
         _, status = os.waitpid(child, 0)
         assert os.waitstatus_to_exitcode(status) == termination.TERMINATED and not terminated
+
+
+# The time that is left ------------------------------------------------------------------------------------------------
+
+
+def test_all_that_ends_a_command_shares_one_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(termination, "ALL_SECONDS", 1.0)
+    with termination.terminable(), pytest.raises(KeyboardInterrupt):
+        assert termination.seconds_left(25.0) == 25.0
+        try:
+            asked()
+        finally:
+            with termination.kept(0.4):
+                assert 0.3 < termination.seconds_left(25.0) <= 0.6
+                assert termination.seconds_left(0.1) == 0.1
+                time.sleep(0.3)
+                assert termination.seconds_left(25.0) <= 0.3
+            assert 0.4 < termination.seconds_left(25.0) <= 0.7
+            time.sleep(0.75)
+            assert termination.seconds_left(25.0) == 0.0
+    assert termination.seconds_left(25.0) == 25.0
+
+
+def test_ctrl_c_leaves_every_step_its_own_time() -> None:
+    with termination.terminable(), pytest.raises(KeyboardInterrupt):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        finally:
+            assert termination.seconds_left(25.0) == 25.0
+
+
+def test_after_sigterm_later_steps_have_what_earlier_ones_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that do not stop, a disk that does not answer, a store that is slow."""
+    pytest.importorskip("fsspec")
+    monkeypatch.setattr(termination, "ALL_SECONDS", 1.2)
+    monkeypatch.setattr(publishing, "KEPT_SECONDS", 0.6)
+    monkeypatch.setattr(Heartbeat, "_keep_writing", lambda _: time.sleep(3))
+    crew, began, published = Scripted(), time.monotonic(), []
+
+    def finish(publisher: object, seconds: float) -> bool:
+        published.append((time.monotonic() - began, seconds))
+        return True
+
+    monkeypatch.setattr(publishing.Publisher, "finish_within", finish)
+    with (
+        in_memory(tmp_path, monkeypatch) as url,
+        termination.terminable(),
+        pytest.raises(KeyboardInterrupt),
+        working_run(url) as root,
+        Heartbeat(root, command="fit", device="cpu"),
+        Pool(crew, Silent()) as executor,
+    ):
+        submitted(executor, crew)
+        began = time.monotonic()
+        asked()
+    ((when, seconds),) = published
+    assert ("kill", 1) in crew.done and 0.5 < when < 1.0
+    assert 0.3 < seconds <= 0.6

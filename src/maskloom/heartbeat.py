@@ -25,6 +25,7 @@ from typing import Any, Literal
 from maskloom.errors import UserError
 from maskloom.files import TEMPORARY_PREFIX, read_json
 from maskloom.progress import RecentRate
+from maskloom.termination import seconds_left
 
 FIRST_SECONDS, BEAT_SECONDS = 0.2, 1.0
 """The file is written so long after the start (work that ends before leaves none), and then no more often than that."""
@@ -273,7 +274,7 @@ class Heartbeat:
     ) -> None:
         self._over.set()
         if self._thread.is_alive():
-            self._thread.join(timeout=5)  # a disk that does not answer must not keep the process
+            self._thread.join(timeout=seconds_left(5.0))  # a disk that does not answer must not keep the process
         with suppress(OSError):
             if self._written == -math.inf:
                 self._tidy()

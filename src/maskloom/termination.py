@@ -1,4 +1,4 @@
-"""SIGTERM, by which a scheduler asks a job to end, as an interrupt that is not lost.
+"""SIGTERM, by which a scheduler asks a job to end, as an interrupt that is not lost, and the time that is left then.
 
 Knows nothing about what is interrupted.
 """
@@ -26,6 +26,30 @@ REPEAT_SECONDS = 5.0
 """So long after a SIGTERM, further ones are part of it: some send one to the process and one to all of its group."""
 LOST_SECONDS = 0.2
 """So soon an interrupt comes again that could not be raised."""
+ALL_SECONDS = 28.0
+"""So long after SIGTERM everything may take that is still saved; schedulers mostly allow 30."""
+
+_ends: float | None = None
+"""When, by the monotonic clock, all is to be saved; None: no SIGTERM came."""
+_kept: list[float] = []
+
+
+def seconds_left(most: float) -> float:
+    """Returns how long a step of ending may take: ``most``, or what is left of ``ALL_SECONDS`` where SIGTERM came.
+
+    What was kept for later steps is theirs.
+    """
+    return most if _ends is None else min(most, max(_ends - sum(_kept) - time.monotonic(), 0.0))
+
+
+@contextmanager
+def kept(seconds: float) -> Iterator[None]:
+    """Keeps so many of the seconds after SIGTERM for what follows the block."""
+    _kept.append(seconds)
+    try:
+        yield
+    finally:
+        _kept.remove(seconds)
 
 
 @contextmanager
@@ -40,17 +64,20 @@ def terminable() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
+    global _ends
     process, last, usual_hook = os.getpid(), -math.inf, sys.unraisablehook
 
     def end(number: int, frame: FrameType | None) -> None:
         """Does what Ctrl-C does, unless that is under way."""
         nonlocal last
+        global _ends
         if os.getpid() != process:  # a child that was forked, which has nothing to save
             os._exit(TERMINATED)
         if time.monotonic() - last < REPEAT_SECONDS or _is_of_interrupt(sys.exception()):
             return
         last = time.monotonic()
         received.append(number)
+        _ends = last + ALL_SECONDS
         interrupt = signal.getsignal(signal.SIGINT)
         if not callable(interrupt):  # ignored, as shells do for what they start in the background
             raise KeyboardInterrupt
@@ -75,6 +102,7 @@ def terminable() -> Iterator[list[int]]:
     try:
         yield received
     finally:
+        _ends = None
         sys.unraisablehook = usual_hook
         signal.signal(signal.SIGTERM, previous)
 

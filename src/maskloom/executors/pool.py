@@ -22,13 +22,14 @@ from maskloom.executors.bench import Loss, Message, Order
 from maskloom.executors.fence import FENCE_SECONDS
 from maskloom.executors.tasks import Call, Shared, Ticket, Told
 from maskloom.progress import Progress
+from maskloom.termination import seconds_left
 
 MOST_ATTEMPTS = 3
 """So often a task is given out; then whoever waits is told that workers are lost over it."""
 MOST_STARTS = 3
 """A worker that ends so often in a row without having been given a task cannot be had."""
 STOP_SECONDS = 25.0
-"""So long interrupted workers may take to save their state; then they are killed. Schedulers mostly allow 30."""
+"""So long interrupted workers may take to save their state; then they are killed."""
 
 _POLL_SECONDS = 0.5
 _SHARED = 4  # so many shared values are remembered by their objects
@@ -158,7 +159,7 @@ class Pool:
             self._is_stopping = True
             self._waiting.clear()
         self._crew.wake()
-        ends = time.monotonic() + STOP_SECONDS
+        ends = time.monotonic() + seconds_left(STOP_SECONDS)
         try:
             while True:
                 self._give_told_on(ends)

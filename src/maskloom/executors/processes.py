@@ -20,6 +20,7 @@ from maskloom.executors.bench import Loss, Message, Opening, Order
 from maskloom.executors.children import ended, portable, start
 from maskloom.executors.pool import MOST_STARTS
 from maskloom.executors.tasks import Shared
+from maskloom.termination import seconds_left
 
 _CLOSE_SECONDS = 3.0
 
@@ -118,7 +119,7 @@ class Processes:
         """Ends all workers: those that wait, by closing their pipes; the others as if they were killed."""
         for known in self._workers.values():
             known.connection.close()
-        ends = time.monotonic() + _CLOSE_SECONDS
+        ends = time.monotonic() + seconds_left(_CLOSE_SECONDS)
         for known in self._workers.values():
             with suppress(subprocess.TimeoutExpired):
                 known.process.wait(max(ends - time.monotonic(), 0.0))

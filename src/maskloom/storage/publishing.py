@@ -26,6 +26,7 @@ from maskloom.storage.mirror import Known, Mirror
 from maskloom.storage.placeholders import stands_in
 from maskloom.storage.remote import LARGE, THREADS
 from maskloom.storage.remote_lock import LOCK_NAME, RemoteLock, TakenOver
+from maskloom.termination import kept, seconds_left
 
 PUBLISH_SECONDS = 60.0
 """Between the ends of stages a run is published so often: a machine that is lost loses no more."""
@@ -33,6 +34,8 @@ LAST_WAIT_SECONDS = 5.0
 """For so long an unreachable store is waited for where the work ends by an error or a signal."""
 LAST_SECONDS = 20.0
 """After a signal so much time is left for publishing; what is not done by then stays in the mirror."""
+KEPT_SECONDS = 10.0
+"""So much of the time after SIGTERM is kept for it, whatever the work takes to save its state."""
 
 _FILE, _CHECKPOINT, _LEDGER, _ATTEMPT, _MARKER, _DECIDED = range(6)
 _HELD = "publish-"
@@ -281,11 +284,12 @@ def publishing(mirror: Mirror, lock: RemoteLock) -> Iterator[None]:
     _publishers[mirror.root] = publisher
     publisher.start()
     try:
-        yield
+        with kept(KEPT_SECONDS):
+            yield
         publisher.finish()
     except BaseException as problem:
         mirror.store.wait = min(wait, LAST_WAIT_SECONDS)  # and so it stays for what could not be ended
-        if publisher.finish_within(None if isinstance(problem, Exception) else LAST_SECONDS):
+        if publisher.finish_within(None if isinstance(problem, Exception) else seconds_left(LAST_SECONDS)):
             mirror.store.wait = wait
         else:
             logger.warning("%s: no time to publish all; the same command goes on with it on this machine", mirror.url)

@@ -25,6 +25,7 @@ import torch
 
 from maskloom.errors import BadFile, UserError
 from maskloom.executors.children import ended, start
+from maskloom.termination import seconds_left
 from maskloom.training.checkpoint import read_position
 from maskloom.training.engine import finished_result, train
 from maskloom.training.job import TrainingJob, TrainingResult
@@ -243,7 +244,7 @@ def _stop(leader: _Rank, heard: queue.Queue[tuple[int, Kind, Any]]) -> None:
     if not leader.is_ready or leader.process.poll() is not None:
         return
     leader.process.send_signal(signal.SIGINT)
-    deadline = time.monotonic() + STOP_SECONDS
+    deadline = time.monotonic() + seconds_left(STOP_SECONDS)
     while time.monotonic() < deadline and leader.process.poll() is None:
         with contextlib.suppress(queue.Empty):
             number, kind, _ = heard.get(timeout=LOOK_SECONDS)
