@@ -18,7 +18,7 @@ from maskloom.executors.bench import Bench, Message, Opening, Order
 from maskloom.executors.children import ended, portable
 from maskloom.executors.processes import Place, Processes
 from maskloom.executors.sites import open_site, usual_loaders, usual_processes
-from maskloom.executors.tasks import InProcess, ShardProgress, shards
+from maskloom.executors.tasks import Here, InProcess, ShardProgress, shards
 from maskloom.heartbeat import process_mark
 from maskloom.progress import Silent
 
@@ -250,6 +250,22 @@ def test_an_interruption_belongs_to_its_task(tmp_path: Path) -> None:
     assert ends(2) == "done"
     bench.interrupt(2)  # which has just ended
     assert ends(3) == "done"
+
+
+def test_work_that_tells_no_steps_can_be_interrupted_too(tmp_path: Path) -> None:
+    said: list[Message] = []
+    bench = Bench(Opening(run=tmp_path, command="fit"), said.append, place="worker 1")
+
+    def validate(here: Here, shared: None) -> None:
+        for image in range(100):
+            if image == 3:
+                bench.interrupt(1)
+            seen.append(image)
+            here.go_on()
+
+    seen: list[int] = []
+    bench.compute(Order(number=1, name="stage", shard="", function=validate, arguments=(), shared=1), lambda: None)
+    assert [message.kind for message in said] == ["interrupted"] and seen == [0, 1, 2, 3]
 
 
 # --- what is asked for -----------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import torch
 import maskloom
 from maskloom.config import load_yaml, parse
 from maskloom.errors import UserError
+from maskloom.executors.tasks import Here
 from maskloom.models.bundle import load_bundle
 from maskloom.progress import Silent
 from maskloom.recipe import Recipe
@@ -52,6 +53,12 @@ def test_a_fold_is_trained_by_two_processes(
     assert len(validation) > 2
     last = load_bundle(run.bundle(member.name, 0, "last"))
     assert validation_score(context, member, last, validation) == pytest.approx(epochs[-1]["score"], abs=1e-3)
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):  # an actor can be interrupted in the middle of it, too
+        validation_score(context.at(Here(go_on=stop)), member, last, validation)
 
 
 def test_devices_of_one_network_are_not_stated_beside_workers(studio: Path, tmp_path: Path) -> None:

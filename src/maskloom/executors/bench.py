@@ -171,6 +171,7 @@ class Bench:
                 keeper=self._keeper,
                 device=opening.device,
                 loaders=opening.loaders,
+                go_on=lambda: self._go_on(order.number),
             )
             return order.function(here, shared(), *order.arguments)
 

@@ -87,6 +87,8 @@ class Here:
     """What it computes on, as torch names it; None: as the driver."""
     loaders: int | None = None
     """Processes that read samples; None: as the driver."""
+    go_on: Callable[[], object] = lambda: None
+    """Raises what interrupts a task that is to stop, as ``progress.advance`` does: for work that tells no steps."""
 
 
 @dataclass(slots=True, eq=False)

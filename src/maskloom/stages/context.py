@@ -31,6 +31,8 @@ class Context:
     executor: Executor = field(default_factory=InProcess)
     devices_per_network: int = 1
     """How many devices, that of these surroundings and those after it, train one network together."""
+    go_on: Callable[[], object] = lambda: None
+    """To be called now and then by work that tells no steps; see ``Here.go_on``."""
 
     def __reduce__(self) -> tuple[Callable[..., Context], tuple[Any, ...]]:
         """Travels to another process without those who listen and compute here; see ``at``."""
@@ -44,7 +46,9 @@ class Context:
 
             device = torch.device(here.device)
         workers = self.workers if here.loaders is None else here.loaders
-        return replace(self, device=device, workers=workers, progress=here.progress, executor=InProcess())
+        return replace(
+            self, device=device, workers=workers, progress=here.progress, executor=InProcess(), go_on=here.go_on
+        )  # fmt: skip
 
     def turn(self, member: str) -> int:
         """Returns the order of a member's trainings among tasks; that of its out-of-fold predictions is one more."""

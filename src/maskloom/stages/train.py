@@ -380,7 +380,7 @@ def validation_score(
 
     read = reader_of_parts(member.image_channels, member.input, None, given_out_of_fold(context.run, member))
     own = records if team is None else records[team.part.number :: team.part.of]
-    predict_records(answer(predictor, task, (RESULT,)), own, consume, read=read)
+    predict_records(answer(predictor, task, (RESULT,)), own, consume, read=read, on_progress=lambda *_: context.go_on())
     if team is not None:
         told = team.merged({record_id: each.to_json() for record_id, each in counts.items()})
         counts = {record_id: Counts.from_json(each) for record_id, each in told.items()}
