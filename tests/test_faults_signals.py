@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -188,7 +189,8 @@ def test_after_sigterm_later_steps_have_what_earlier_ones_left(tmp_path: Path, m
     pytest.importorskip("fsspec")
     monkeypatch.setattr(termination, "ALL_SECONDS", 1.2)
     monkeypatch.setattr(publishing, "KEPT_SECONDS", 0.6)
-    monkeypatch.setattr(Heartbeat, "_keep_writing", lambda _: time.sleep(3))
+    over = threading.Event()
+    monkeypatch.setattr(Heartbeat, "_keep_writing", lambda _: over.wait(10))
     crew, began, published = Scripted(), time.monotonic(), []
 
     def finish(publisher: object, seconds: float) -> bool:
@@ -207,6 +209,10 @@ def test_after_sigterm_later_steps_have_what_earlier_ones_left(tmp_path: Path, m
         submitted(executor, crew)
         began = time.monotonic()
         asked()
+    over.set()
     ((when, seconds),) = published
     assert ("kill", 1) in crew.done and 0.5 < when < 1.0
     assert 0.3 < seconds <= 0.6
+    for thread in threading.enumerate():
+        if thread.name == "heartbeat":
+            thread.join(5)

@@ -188,6 +188,20 @@ def test_an_old_copy_is_not_ahead_of_the_url(url: str, tmp_path: Path, monkeypat
     assert listed(url) == before
 
 
+def test_a_sign_that_is_just_being_written_is_read_again(url: str, tmp_path: Path) -> None:
+    """As where a store writes files in place: half of one is nobody's, and would end the run."""
+    store, slept = store_at(url), []
+    lock = RemoteLock(store, tmp_path, sleep=lambda seconds: slept.append(store.write(LOCK_NAME, whole)))
+    lock.take()
+    whole = lock._next_claim()
+    for half in (b"", whole[:40]):
+        store.write(LOCK_NAME, half)
+        lock.check()
+    assert len(slept) == 2
+    lock.release()
+    assert LOCK_NAME not in listed(url)
+
+
 # The end -------------------------------------------------------------------------------------------------------------
 
 

@@ -1,7 +1,8 @@
 """A folder at a URL, by fsspec: listing, reading, writing and removing, each of which waits out a lost connection.
 
-Nothing is renamed: an object appears whole, when all of it has been handed over. Credentials and the store's address
-come from the environment. Knows nothing about mirrors, runs or what objects hold.
+Nothing is renamed. Of S3 and its like an object appears whole, when all of it has been handed over; where fsspec writes
+files in place (sftp, smb), half of one may be seen. Credentials and the store's address come from the environment.
+Knows nothing about mirrors, runs or what objects hold.
 """
 
 from __future__ import annotations
@@ -220,7 +221,7 @@ class Store:
         return True
 
     def upload(self, file: Path, name: str) -> None:
-        """Writes a local file as an object, in parts where it is large; it appears when all of it is there."""
+        """Writes a local file as an object, in parts where it is large; see the module on when it appears."""
         if file.stat().st_size <= LARGE:
             self.write(name, file.read_bytes())
         else:

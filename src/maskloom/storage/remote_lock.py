@@ -143,14 +143,20 @@ class RemoteLock:
         return json.dumps({"key": self._key, "sign": self._noted[-1], "holder": holder}).encode()
 
     def _read(self) -> _Claim | None:
-        content = self._store.read_all(LOCK_NAME)
-        if content is None:
-            return None
-        try:
-            values = json.loads(content)
-            return _Claim(str(values["key"]), str(values["sign"]), Holder(**values["holder"]))
-        except (ValueError, TypeError, KeyError, RecursionError):
-            return _Claim("", "", None)
+        """Returns the claim that is there; one of nobody where it says nothing that can be read.
+
+        Where files are written in place, it may be one that is just being written.
+        """
+        for _ in range(_TRIES):
+            content = self._store.read_all(LOCK_NAME)
+            if content is None:
+                return None
+            try:
+                values = json.loads(content)
+                return _Claim(str(values["key"]), str(values["sign"]), Holder(**values["holder"]))
+            except (ValueError, TypeError, KeyError, RecursionError):
+                self._sleep(_SETTLE_SECONDS)
+        return _Claim("", "", None)
 
     def _is_mine(self, claim: _Claim | None) -> bool:
         return claim is not None and claim.key == self._key
