@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 
 import maskloom
+from maskloom import files
 from maskloom.api import convert, verify
 from maskloom.data.image_io import write_png
 from maskloom.errors import UserError
@@ -30,17 +30,17 @@ WORDS = {FULL: "the disk is full; free some space", READ_ONLY: "cannot be writte
 @contextmanager
 def failing(error: int, monkeypatch: pytest.MonkeyPatch, *, after: int = 0, when: Callable[[], bool]) -> Iterator[None]:
     """Refuses every new file after so many, from the moment on that ``when`` says."""
-    make, calls = tempfile.mkstemp, 0
+    make, calls = files.new_temporary, 0
 
-    def refused(*arguments: Any, **options: Any) -> tuple[int, str]:
+    def refused(path: Path) -> Path:
         nonlocal calls
         calls += when()
         if calls > after:
-            raise OSError(error, os.strerror(error), str(options.get("dir")))
-        return make(*arguments, **options)
+            raise OSError(error, os.strerror(error), str(path.parent))
+        return make(path)
 
     with monkeypatch.context() as limited:
-        limited.setattr(tempfile, "mkstemp", refused)
+        limited.setattr(files, "new_temporary", refused)
         yield
 
 
@@ -159,14 +159,14 @@ def test_a_run_on_a_disk_that_is_only_read_can_be_used(
 ) -> None:
     """Scored, compared and checked; what is written lies elsewhere."""
     before = {path: path.stat().st_mtime_ns for path in finished_run.rglob("*")}
-    make = tempfile.mkstemp
+    make = files.new_temporary
 
-    def refused(*arguments: Any, **options: Any) -> tuple[int, str]:
-        if Path(str(options.get("dir"))).is_relative_to(finished_run):
-            raise OSError(READ_ONLY, os.strerror(READ_ONLY), str(options.get("dir")))
-        return make(*arguments, **options)
+    def refused(path: Path) -> Path:
+        if path.is_relative_to(finished_run):
+            raise OSError(READ_ONLY, os.strerror(READ_ONLY), str(path.parent))
+        return make(path)
 
-    monkeypatch.setattr(tempfile, "mkstemp", refused)
+    monkeypatch.setattr(files, "new_temporary", refused)
     opened = maskloom.open_run(finished_run, device="cpu")
     assert opened.evaluate() and verify(finished_run).is_sound
     assert maskloom.compare(finished_run, finished_run).to_json()

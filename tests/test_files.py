@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,6 +24,24 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
         raise RuntimeError("killed")
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["value.json"]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_files_are_as_private_as_the_umask_says(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        files.write_text(tmp_path / "private.json", "{}")
+        files.write_text(tmp_path / "private.json", "[]")  # in the place of another
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "private.json").stat().st_mode) == mode
+
+
+def test_a_temporary_name_that_is_taken_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = iter(["a" * 32, "a" * 32, "b" * 32])
+    monkeypatch.setattr(files.uuid, "uuid4", lambda: SimpleNamespace(hex=next(names)))
+    first, second = (files.new_temporary(tmp_path / "x.tif") for _ in range(2))
+    assert (first.name, second.name) == (".partial-aaaaaaaa.tif", ".partial-bbbbbbbb.tif")
 
 
 def test_a_full_disk_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,9 +10,9 @@ import errno
 import hashlib
 import json
 import os
-import tempfile
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +34,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, suffix=path.suffix, dir=path.parent)
-        os.close(handle)
+        temporary = new_temporary(path)
     except OSError as error:
         raise _write_error(path, error) from error
-    temporary = Path(name)
     try:
         yield temporary
         with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
-        temporary.chmod(0o644)
         temporary.replace(path)
         _sync_folder(path.parent)
     except Exception as error:
@@ -53,6 +50,19 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise explained from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def new_temporary(path: Path) -> Path:
+    """Returns a new empty file beside ``path``, of which nobody else knows.
+
+    Its permissions are what the umask, or the folder, leaves of those for all: files of ``tempfile`` are the user's
+    alone, and to ask for the umask is to change it for all threads.
+    """
+    while True:
+        temporary = path.parent / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex[:8]}{path.suffix}"
+        with suppress(FileExistsError):
+            os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+            return temporary
 
 
 def _write_error(path: Path, error: Exception, temporary: Path | None = None) -> Exception:
