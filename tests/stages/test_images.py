@@ -229,6 +229,15 @@ def test_decisions_made_anew_are_not_mixed_with_older_masks(folder: Path, tmp_pa
         predicted(folder, out, "png")
 
 
+@pytest.mark.parametrize("content", ["{", "[]", "{}"])
+def test_a_damaged_owner_is_told_with_what_to_do(folder: Path, tmp_path: Path, content: str) -> None:
+    out = tmp_path / "out"
+    predicted(folder, out, "png")
+    (out / OWNER).write_text(content)
+    with pytest.raises(UserError, match=r"out: holds predictions .*(damaged|another).*; choose another folder or rem"):
+        predicted(folder, out, "png")
+
+
 def test_a_folder_of_other_files_is_left_alone(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "masks"
     photo(out / "b.png", 255)

@@ -19,6 +19,7 @@ from maskloom.encodings.outlines import outlines
 from maskloom.encodings.polygons import rasterize_wkt
 from maskloom.encodings.vector_files import read_features
 from maskloom.errors import BadFile, UserError
+from maskloom.files import read_json, write_json
 from maskloom.inference import blocks as blocks_room
 from maskloom.progress import Silent
 from maskloom.rasters.georeference import Georeference, to_pixels
@@ -287,6 +288,34 @@ def test_what_is_finished_is_not_done_again(tmp_path: Path) -> None:
     more = Known()
     predicted(tmp_path, more, uncertainty=True)  # other files are asked for
     assert more.num_asked == 2 * NUM_FILLED and (tmp_path / "out/a.uncertainty.tif").is_file()
+
+
+@pytest.mark.parametrize(
+    "marker",
+    [b"{}", b"[]", b"{", b'{"left_out": 3}', b'{"left_out": {"a": 3}, "files": {}}', b"\xff\xff", b"", b"flipped"],
+)
+def test_a_damaged_marker_has_the_scene_predicted_again(tmp_path: Path, marker: bytes) -> None:
+    write_scene(tmp_path / "scenes/a.tif")
+    predicted(tmp_path, Known())
+    before = digests(tmp_path / "out")
+    (path,) = (tmp_path / "out/.scenes").glob("*.json")
+    written = path.read_bytes()
+    # One bit of what no stamp tells: without a checksum, the scene would be left out.
+    flipped = written.replace(b'"left_out": {}', b'"left_out": {"a": {"path": "a.tif", "reason": "damaged"}}')
+    path.write_bytes(flipped if marker == b"flipped" else marker)
+    known = Known()
+    assert predicted(tmp_path, known).num_written == 1 and known.num_asked == NUM_FILLED
+    assert digests(tmp_path / "out") == before and path.stat().st_size == len(written)
+    assert predicted(tmp_path, known).num_written == 1 and known.num_asked == NUM_FILLED, "it is whole again"
+
+
+def test_a_marker_of_an_earlier_version_counts(tmp_path: Path) -> None:
+    write_scene(tmp_path / "scenes/a.tif")
+    predicted(tmp_path, Known())
+    (path,) = (tmp_path / "out/.scenes").glob("*.json")
+    write_json(path, {key: value for key, value in read_json(path).items() if key != "checksum"})
+    known = Known()
+    assert predicted(tmp_path, known).num_written == 1 and known.num_asked == 0
 
 
 def test_options_that_return_are_done_again(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -58,6 +59,25 @@ def test_a_table_that_is_there_is_not_made_again_and_a_changed_one_is(tmp_path: 
     assert asked() == 3 and table.read_bytes() == whole
     table.unlink()
     assert asked() == 3 and table.read_bytes() == whole
+
+
+@pytest.mark.parametrize("note", [b"{}", b"[]", b"{", b"stamp alone", b""])
+def test_a_damaged_note_has_the_table_made_again(tmp_path: Path, note: bytes) -> None:
+    write_photos(tmp_path / "photos", 3)
+    out = tmp_path / "out"
+
+    def asked() -> int:
+        bright = Bright()
+        assert predicted(tmp_path / "run", tmp_path / "photos", out, "rle", bright) == 3
+        return bright.asked
+
+    assert asked() == 3
+    (path,) = (out / ".images").glob("*.json")
+    whole, written = (out / TABLES["rle"]).read_bytes(), path.read_bytes()
+    stamp = json.dumps({"table": json.loads(written)["table"]}).encode()
+    path.write_bytes(stamp if note == b"stamp alone" else note)
+    assert asked() == 3 and (out / TABLES["rle"]).read_bytes() == whole and path.stat().st_size == len(written)
+    assert asked() == 0
 
 
 def test_no_photo_gives_an_empty_table(tmp_path: Path) -> None:

@@ -256,9 +256,22 @@ def mark_output(out: Path, run: RunDirectory, to: str, images: Path) -> None:
     others = out.is_dir() and any(not entry.name.startswith(TEMPORARY_PREFIX) for entry in out.iterdir())
     if others and not marker.is_file():
         raise UserError(f"{out}: expected an empty or new folder, found other files; choose another folder")
-    if marker.is_file() and (found := read_json(marker)) != described:
-        same = isinstance(found, dict) and found | {"images": described["images"]} == described
-        whose = f"of the images in {found.get('images')}" if same else "of another run or format"
+    if marker.is_file() and (found := _owner_in(marker)) != described:
+        if found is None:
+            whose = f"and its {OWNER}, which says of what, is damaged"
+        elif found | {"images": described["images"]} == described:
+            whose = f"of the images in {found.get('images')}"
+        else:
+            whose = "of another run or format"
         raise UserError(f"{out}: holds predictions {whose}; choose another folder or remove this one")
     if not marker.is_file():  # once: a process that shares the folder may remove what another one has half-written
         write_json(marker, described)
+
+
+def _owner_in(marker: Path) -> dict[str, Any] | None:
+    """Returns what the marker of a folder of predictions says; None where it is damaged."""
+    try:
+        found = read_json(marker)
+    except UserError:
+        return None
+    return found if isinstance(found, dict) else None

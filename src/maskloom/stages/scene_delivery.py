@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from maskloom.errors import BadFile
-from maskloom.files import fingerprint, read_json, write_json
+from maskloom.errors import BadFile, UserError
+from maskloom.files import fingerprint
+from maskloom.integrity import read_sealed, write_sealed
 from maskloom.stages.scene_files import Wanted, scene_files
 from maskloom.stages.scene_sources import Scene
 
@@ -35,8 +36,7 @@ class Delivery:
 
     def left_out(self) -> dict[str, BadFile]:
         """Returns what is wrong with the scenes that are left out, by id."""
-        found = read_json(self._marker)["left_out"] if self._marker.is_file() else {}
-        return {name: BadFile(bad["path"], bad["reason"]) for name, bad in found.items()} | self._problems
+        return self._noted()[0] | self._problems
 
     def remaining(self) -> list[Scene]:
         """Returns the scenes that are not left out."""
@@ -55,7 +55,19 @@ class Delivery:
 
     def is_finished(self) -> bool:
         """Whether all files were written as asked, by whichever process, and are still those."""
-        return self._marker.is_file() and read_json(self._marker).get("files") == self._stamps()
+        return self._marker.is_file() and self._noted()[1] == self._stamps()
+
+    def _noted(self) -> tuple[dict[str, BadFile], object]:
+        """Returns the problems and the stamps of files that the marker states; ({}, None) where it is none, or damaged.
+
+        The files are then written again, from what is left of the blocks.
+        """
+        try:
+            marker = read_sealed(self._marker) if self._marker.is_file() else {}
+            problems = {name: BadFile(bad["path"], bad["reason"]) for name, bad in marker["left_out"].items()}
+            return problems, marker["files"]
+        except (UserError, AttributeError, KeyError, TypeError):  # also of one without a checksum: an earlier version's
+            return {}, None
 
     def _stamps(self) -> dict[str, list[int] | None]:
         """Returns the length and the time of change of each file: other options write the same files otherwise."""
@@ -68,4 +80,4 @@ class Delivery:
     def finish(self) -> None:
         """Marks it as finished, once the files are there."""
         problems = {name: {"path": str(bad.path), "reason": bad.reason} for name, bad in self.left_out().items()}
-        write_json(self._marker, {"left_out": problems, "files": self._stamps()})
+        write_sealed(self._marker, {"left_out": problems, "files": self._stamps()})

@@ -75,7 +75,7 @@ class SharedTable:
                     self._finish(records, write(files), claims, len(chunks))
             self._tidy(processes)
         on_progress(len(records), len(records))
-        left_out = set(read_sealed(self._note)["left_out"])
+        left_out = set(self._noted()[1])
         return {record.id for record in records if record.id not in left_out}
 
     def _tidy(self, processes: Claims) -> None:
@@ -159,10 +159,18 @@ class SharedTable:
 
     def _is_written(self) -> bool:
         """Whether the table was written from these rows, by whichever process, and is still the same file."""
+        return self._note.is_file() and self._noted()[0] == self._stamp()
+
+    def _noted(self) -> tuple[object, list[str]]:
+        """Returns the stamp of the table and who is left out of it; (False, []) where the note is damaged.
+
+        The table is then made anew.
+        """
         try:
-            return self._note.is_file() and read_sealed(self._note).get("table") == self._stamp()
-        except Damaged:  # the table is made anew
-            return False
+            note = read_sealed(self._note)
+            return note["table"], [str(name) for name in note["left_out"]]
+        except (Damaged, KeyError, TypeError):  # also of a note without a checksum
+            return False, []
 
     def _stamp(self) -> list[int] | None:
         if not self.table.is_file():
