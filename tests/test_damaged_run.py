@@ -83,8 +83,7 @@ def test_a_finished_run_is_sound(
     found = verify(finished_run)
     files = {name for stage in found.stages.values() for name in stage}
     kept = {path.relative_to(finished_run).as_posix() for path in finished_run.rglob("*") if path.is_file()}
-    told = {"checkpoint.safetensors", "attempt.json"}
-    assert {name for name in kept - files if Path(name).name not in told and name.split("/")[0] != "stages"} <= {
+    assert {name for name in kept - files if name.split("/")[0] != "stages"} <= {
         name for name in kept if name.startswith((".", "status"))
     }
     others = {"damaged": 0, "missing": 0, "unverified": 0, "unfinished": 0}
@@ -118,6 +117,44 @@ def test_a_damaged_marker_or_ledger_is_named(run: Path) -> None:
     for file in (run / "stages/survey.json", run / "stages/oof/unet.sums"):
         flip(file, bit=0)
     assert set(verify(run).bad) == {"stages/survey.json", "stages/oof/unet.sums"}
+
+
+def test_what_an_unfinished_stage_has_done_is_looked_at(run: Path) -> None:
+    """A map that the stage's ledger knows, and what carries its checksum itself."""
+    for name in ("oof/unet", "train/unet/fold1"):
+        (run / f"stages/{name}.json").unlink()
+    (run / "stages/train/unet/fold1.sums").unlink()  # as before its first bundle is finished
+    (run / "stages/oof/.partial-ab12.sums").write_text("of a killed process")
+    found = verify(run)
+    assert found.is_sound and found.unfinished == ("oof/unet", "train/unet/fold1")
+    log = "members/unet/fold1/log.jsonl"
+    assert found.stages["train/unet/fold1"][log] == "unfinished", "it has no checksum yet"
+    remarks = [line for line in found.table().splitlines() if "; not finished, looked at" in line]
+    assert [line.split()[0] for line in remarks] == found.to_json()["unfinished_stages"] == list(found.unfinished)
+    files = [first(run, "oof/unet/maps/*.map"), run / "oof/unet/attempt.json"]
+    files += [run / "members/unet/fold1" / name for name in ("checkpoint.safetensors", "best.safetensors")]
+    for file in files:
+        flip(file, quietly=True)
+    assert verify(run).bad == dict.fromkeys(names(files, run), "damaged")
+    assert "start `fit`" in verify(run).table() and "delete them" not in verify(run).table()
+
+
+def test_what_stages_leave_beside_their_results_is_looked_at(run: Path) -> None:
+    fold = run / "members/unet/fold0"
+    (fold / "epochs").mkdir()
+    shutil.copyfile(fold / "last.safetensors", fold / "epochs/0001.safetensors")
+    (fold / "notes.safetensors").write_text("no file of the run's")
+    assert verify(run).is_sound
+    files = [fold / "epochs/0001.safetensors", fold / "checkpoint.safetensors", run / "oof/unet/attempt.json"]
+    for file in files:
+        flip(file, quietly=True)
+    found = verify(run)
+    assert found.bad == dict.fromkeys(names(files, run), "damaged") and not found.unfinished
+    assert "delete them: oof/unet/attempt.json, members/unet/fold0/checkpoint.safetensors, " in found.table()
+    assert "start `fit`" not in found.table(), "it would not make them anew"
+    for file in files:
+        file.unlink()
+    assert verify(run).is_sound
 
 
 def test_what_is_no_run_is_told(
@@ -249,5 +286,7 @@ def test_a_run_without_its_ensemble_is_unfinished_and_not_unverified(
         path.unlink()
     assert command("verify", run, monkeypatch=monkeypatch) == 0
     *_, counts, explained = capsys.readouterr().out.splitlines()
-    assert counts.endswith("sound, 1 unfinished") and explained.startswith("unfinished: gets its checksum with the ens")
+    assert counts.endswith("sound, 1 unfinished") and explained.startswith(
+        "unfinished: gets its checksum with its stage"
+    )
     assert verify(run).to_json()["unfinished"] == ["recipe.yaml"] and verify(run).stages["run"]["run.json"] == "sound"

@@ -99,7 +99,7 @@ def fit(
 
 
 def verify(run: Path | str, *, progress: Progress | None = None) -> Verification:
-    """Returns which files of a run's finished stages are sound, damaged, missing or without a checksum.
+    """Returns which files of a run are sound, damaged, missing or without a checksum, and which stages are unfinished.
 
     Every file is read. The run, finished or not, is not changed; ``fit`` makes anew what is damaged or missing. Raises
     ``UserError`` when there is no run at ``run``.

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from maskloom.errors import UserError
-from maskloom.files import checksum, read_json, write_json
+from maskloom.files import TEMPORARY_PREFIX, checksum
 from maskloom.files import fingerprint as fingerprint_of
 from maskloom.integrity import Damaged, Ledger, is_inside, read_sealed, write_sealed
 from maskloom.storage.placeholders import at_hand
@@ -28,6 +28,8 @@ from maskloom.storage.publishing import publish
 
 FORMAT = 1
 """Version of the layout; a run written by a later one is refused."""
+ATTEMPT, CHECKPOINT = "attempt.json", "checkpoint.safetensors"
+"""Names of files by which a stage that was interrupted goes on."""
 TELLING = ("log.jsonl", "left_out.json")
 """Names of files that tell how it went, which may be told otherwise another time; nothing is computed from them."""
 
@@ -164,8 +166,17 @@ class RunDirectory:
 
     def stages(self) -> list[str]:
         """Returns the names of the stages that have a marker."""
+        return self._named(".json")
+
+    def ledgers(self) -> list[str]:
+        """Returns the names of the stages that have a ledger: those that are finished, and those that were begun."""
+        return self._named(".sums")
+
+    def _named(self, suffix: str) -> list[str]:
+        """Returns the names of the stages that have such a file; not those of files that are half written."""
         folder = self.root / "stages"
-        return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.json"))
+        files = (path for path in folder.rglob(f"*{suffix}") if not path.name.startswith(TEMPORARY_PREFIX))
+        return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in files)
 
     def stage_of(self, path: Path) -> str | None:
         """Returns the stage that leaves a file; None for one that belongs to the run as a whole, or not to it."""
@@ -312,17 +323,13 @@ class RunDirectory:
         for stage, files in by_stage.items():
             ledger = self.ledger(stage)
             known, others = [file for file in files if file in ledger], [file for file in files if file not in ledger]
-            if not all(map(self._is_passing, others)) and self._has_checksums(stage):
+            if not all(map(is_beside, others)) and self._has_checksums(stage):
                 raise Damaged(self.sums(stage), "is damaged (it lacks checksums)")
             for file in others:
                 at_hand(file)
             for file, is_sound in zip(known, ledger.are_sound(known, thorough=True), strict=True):
                 if not is_sound:
                     raise Damaged(file, "is damaged (its checksum differs)" if file.exists() else "is gone")
-
-    def _is_passing(self, file: Path) -> bool:
-        """Returns whether a file is one that a training leaves beside its results, of which no ledger knows."""
-        return file.name == "checkpoint.safetensors" or file.parent.name == "epochs"
 
     def _has_checksums(self, stage: str) -> bool:
         return self.marker(stage).is_file() and "outcome" in self.read_marker(stage)
@@ -333,17 +340,22 @@ class RunDirectory:
         What such an attempt finished record by record can be kept where the stage's ledger knows it, since the same
         inputs give the same bytes.
         """
-        stamp = folder / "attempt.json"
+        stamp = folder / ATTEMPT
         attempt = {"stage": stage, "fingerprint": fingerprint}
         if stamp.is_file() and _is_json(stamp, attempt):
             return
         shutil.rmtree(folder, ignore_errors=True)
         self.sums(stage).unlink(missing_ok=True)
-        write_json(stamp, attempt)
+        write_sealed(stamp, attempt)
+
+
+def is_beside(file: Path) -> bool:
+    """Returns whether a file is one that a stage leaves beside its results, of which no ledger knows."""
+    return file.name in (ATTEMPT, CHECKPOINT) or file.parent.name == "epochs"
 
 
 def _is_json(path: Path, value: object) -> bool:
     try:
-        return bool(read_json(path) == value)
+        return bool(read_sealed(path) == value)
     except UserError:
         return False

@@ -17,7 +17,7 @@ import torch
 
 from maskloom.data.input_policy import InputPolicy
 from maskloom.errors import BadFile, UserError
-from maskloom.models.bundle import is_filled_by_its_state, load_bundle, read_extra, save_bundle
+from maskloom.models.bundle import is_filled_by_its_state, is_sealed_bundle, load_bundle, read_extra, save_bundle
 from maskloom.models.decoders import build_network
 from maskloom.models.encoders import NetworkSettings
 from maskloom.models.segmenter import Normalisation, Segmenter, build_segmenter
@@ -298,6 +298,7 @@ def test_a_bundle_of_an_earlier_version_has_no_checksum(tmp_path: Path, written:
     path = tmp_path / "earlier.safetensors"
     changed(path, written, lambda config, tensors: config.pop("crc32"))
     assert load_bundle(path).task == load_bundle(written).task
+    assert is_sealed_bundle(written) and not is_sealed_bundle(path)
 
 
 def test_tensors_that_claim_more_than_the_file_are_refused(tmp_path: Path, written: Path) -> None:

@@ -138,6 +138,16 @@ def read_normalisation(path: Path | str) -> Normalisation:
     return normalisation
 
 
+def is_sealed_bundle(path: Path) -> bool:
+    """Returns whether the bundle carries a checksum, which one of an earlier version does not; reads all of it.
+
+    Raises ``BadFile`` where it is not what was written.
+    """
+    config, _ = _read_header(path)
+    _read_tensors(path, config)
+    return CHECKSUM in config
+
+
 def start_from_bundle(network: nn.Module, path: Path, settings: NetworkSettings, num_maps: int) -> None:
     """Fills a fresh network of these settings with the bundle's weights, all of them.
 

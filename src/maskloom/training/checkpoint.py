@@ -119,9 +119,35 @@ def _read_header(path: Path) -> dict[str, Any] | None:
     if header.get("version") != VERSION:
         found = header.get("version")
         raise BadFile(path, f"expected a checkpoint of version {VERSION}, found {found!r}; delete it to train anew")
-    if header.pop(CHECKSUM, fingerprint(header)) != fingerprint(header):
+    stated = header.pop(CHECKSUM, None)
+    # Earlier versions wrote no checksum, neither of the header nor of the tensors.
+    if (stated is not None or "tensors" in header) and stated != fingerprint(header):
         raise _damaged(path, ValueError("its checksum differs"))
     return header
+
+
+def is_sealed_checkpoint(path: Path) -> bool:
+    """Returns whether the checkpoint carries checksums, of an earlier version it does not; reads all of it.
+
+    Raises ``BadFile`` where it is not what was written.
+    """
+    header = _read_header(path)
+    try:
+        if header is None:
+            raise KeyError("there is no such file")
+        _read_tensors(path, header)
+    except (SafetensorError, OSError, KeyError, RuntimeError) as error:
+        raise _damaged(path, error) from error
+    return "tensors" in header
+
+
+def _read_tensors(path: Path, header: dict[str, Any]) -> dict[str, Tensor]:
+    """Returns the tensors; raises ``KeyError`` where they are not those that the header was written with."""
+    with safe_open(path, framework="pt") as stream:
+        tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (not a dict)
+    if header.get("tensors", tensors_checksum(tensors)) != tensors_checksum(tensors):
+        raise KeyError("the checksum of its tensors differs")
+    return tensors
 
 
 def _damaged(path: Path, error: Exception) -> BadFile:
@@ -139,10 +165,7 @@ def restore(path: Path, updater: Updater, mining: HardNegatives | None = None) -
     try:
         if header is None:
             raise KeyError("there is no such file")
-        with safe_open(path, framework="pt") as stream:
-            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (not a dict)
-        if header.get("tensors", tensors_checksum(tensors)) != tensors_checksum(tensors):
-            raise KeyError("the checksum of its tensors differs")
+        tensors = _read_tensors(path, header)
         _fill(updater.network, tensors, "network.")
         if updater.average is not None:
             _fill(updater.average.network, tensors, "average.", parameters_only=True)
