@@ -71,6 +71,16 @@ def test_json_goes_there_and_back_and_refuses_nan(tmp_path: Path) -> None:
             files.read_json(tmp_path / "c.json")
 
 
+def test_json_has_a_budget(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('"' + "x" * 98 + '"')
+    assert len(files.read_json(path, max_bytes=100)) == 98
+    with pytest.raises(UserError, match=r"a\.json: expected JSON of at most 99 bytes, .* cut it into several files"):
+        files.read_json(path, max_bytes=99)
+    with pytest.raises(UserError, match="at most 1,000 bytes"):  # of which nobody knows the length
+        files.read_json(Path("/dev/zero"), max_bytes=1000)
+
+
 def test_checksum_and_fingerprint(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"maskloom")
     assert files.checksum(tmp_path / "a") == hashlib.sha256(b"maskloom").hexdigest()

@@ -22,8 +22,12 @@ from maskloom.storage.placeholders import at_hand
 TEMPORARY_PREFIX = ".partial-"
 OWNER = ".maskloom.json"
 """The file that says in a folder of masks which run or conversion filled it."""
+MAX_JSON_BYTES = 2**29
+"""The longest JSON that is read unless asked otherwise; its values take six times as much memory, at most thirty."""
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 """What the operating system says when there is no more room."""
+
+_LEAST_READ = 2**16  # bytes that are asked for, whatever the length is said to be
 
 
 @contextmanager
@@ -108,12 +112,21 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Returns the parsed file; raises ``UserError`` when it is missing or not JSON."""
+def read_json(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> Any:
+    """Returns the parsed file; raises ``UserError`` when it is missing, longer than ``max_bytes`` or not JSON."""
     try:
-        return json.loads(at_hand(path).read_text(encoding="utf-8"))
+        with at_hand(path).open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            content = stream.read(min(max(size, _LEAST_READ), max_bytes) + 1)  # all of this is allocated at once
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
+    if len(content) > max_bytes:
+        raise UserError(
+            f"{path}: expected JSON of at most {max_bytes:,} bytes, since its values take many times as much memory, "
+            "found more; cut it into several files, or free some memory"
+        )
+    try:
+        return json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:  # also of text that is none, of huge numbers and of deep nesting
         raise UserError(f"{path}: expected JSON, found something else ({error}); restore the file") from error
 

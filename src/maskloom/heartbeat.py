@@ -38,6 +38,8 @@ MOST = 1e11
 KEPT = 20
 """Files of other work that ended badly or was killed, kept when new work begins."""
 
+_MAX_BYTES = 2**20  # of a file that tells what a process does
+
 Ended = Literal["", "stopped", "failed"]
 State = Literal["working", "stopped", "failed", "gone"]
 
@@ -128,7 +130,7 @@ def read_beats(run: Path) -> tuple[list[Beat], list[str]]:
         if path.name.startswith(TEMPORARY_PREFIX):
             continue
         try:
-            found.append(Beat.from_json(read_json(path)))
+            found.append(Beat.from_json(read_json(path, max_bytes=_MAX_BYTES)))
         except (UserError, ValueError, OSError, RecursionError) as error:
             if path.is_file():  # else its process ended meanwhile
                 problems.append(f"{path.name}: no sign of a process ({error})")
@@ -353,7 +355,7 @@ class Heartbeat:
             if path.name.startswith(TEMPORARY_PREFIX) and now - path.stat().st_mtime < GONE_SECONDS:
                 continue  # another process may be at it
             try:
-                beat = Beat.from_json(read_json(path))
+                beat = Beat.from_json(read_json(path, max_bytes=_MAX_BYTES))
             except (UserError, ValueError, RecursionError):
                 beat = None
             if path == self._path or (beat is not None and state_of(beat, now) == "working"):

@@ -132,6 +132,23 @@ def return_freed_memory() -> None:
         return
 
 
+def free_memory() -> int:
+    """Returns the bytes this process may still take: the system's free memory, or its container's if that is less."""
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    try:
+        return max(min(free, int(limit.read_text()) - int(used.read_text())), 0)
+    except (OSError, ValueError):  # no container, or "max": no limit of its own
+        return free
+
+
+def json_budget() -> int:
+    """Returns the bytes of JSON for which there is memory: its values take six times as many, and are worked with."""
+    return free_memory() // 8
+
+
 def num_cores() -> int:
     """Returns the processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

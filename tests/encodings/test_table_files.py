@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from maskloom.encodings import table_files
 from maskloom.encodings.table_files import open_table, text_writer
 from maskloom.errors import BadFile
 
@@ -29,6 +30,21 @@ def test_a_compressed_file_has_neither_name_nor_time(tmp_path: Path) -> None:
     with text_writer(tmp_path / "t.csv.gz") as stream:
         stream.write("a\n")
     assert (tmp_path / "t.csv.gz").read_bytes()[3:8] == bytes(5)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"), [("id,x\n" + "a,\n" * 6_000, "10,000 cells"), ("x" * 100_000, "65,536 bytes of text")]
+)
+def test_a_few_compressed_kb_do_not_become_gigabytes(
+    tmp_path: Path, text: str, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table_files, "SMALL_CELLS", 10_000)
+    monkeypatch.setattr(table_files, "SMALL_BYTES", 2**16)
+    for name, content in (("t.csv.gz", gzip.compress(text.encode())), ("t.csv", text.encode())):
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(BadFile, match=f"at most {found} in a compressed table of .* give it as plain CSV"):
+        rows(tmp_path / "t.csv.gz")
+    assert rows(tmp_path / "t.csv"), "of which no more comes than there is"
 
 
 def test_a_failure_leaves_the_old_file(tmp_path: Path) -> None:

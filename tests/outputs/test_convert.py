@@ -20,7 +20,6 @@ from maskloom.outputs import mask_sets
 from maskloom.outputs.vectors import write_features
 from maskloom.rasters.georeference import Georeference, read_georeference
 from maskloom.rasters.writing import write_geotiff
-from maskloom.training import memory
 
 RNG = np.random.default_rng(4)
 SIZES = {"a": (24, 31), "deep/b": (17, 20), "c": (9, 40)}
@@ -374,7 +373,7 @@ def test_a_stated_size_has_a_budget_and_that_of_an_image_the_memory(
             convert(there, tmp_path / "other", size=SIZES["a"])
     with pytest.raises(UserError, match="over the budget of 100"):
         score(there, there, size=SIZES["a"])
-    monkeypatch.setattr(memory, "free_memory", lambda: 8 * 743)
+    monkeypatch.setattr(mask_sets, "free_memory", lambda: 8 * 743)
     with pytest.raises(UserError, match="over the 743 for which there is memory now"):
         convert(there, tmp_path / "others", like=images, to="geotiff")
     assert not (tmp_path / "other").exists() and not (tmp_path / "others").exists()

@@ -369,6 +369,16 @@ def test_curves_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         read_features(written(tmp_path / "in.gpkg", "a file"))
 
 
+def test_geojson_for_which_there_is_no_memory_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "out.geojson"
+    write_features(path, FEATURES, crs=None)
+    monkeypatch.setattr(vector_files, "json_budget", lambda: 100)
+    with pytest.raises(
+        BadFile, match=r"out\.geojson: expected GeoJSON of at most 100 bytes, .* memory now, found \d+; "
+    ):
+        read_features(path)
+
+
 def test_size_budget_missing_files_and_other_kinds(tmp_path: Path) -> None:
     path = written(tmp_path / "in.geojson", collection(SQUARE))
     with pytest.raises(BadFile, match="at most 10 bytes"):

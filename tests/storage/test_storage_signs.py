@@ -31,6 +31,27 @@ def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         yield place
 
 
+@pytest.mark.parametrize("content", [b"", b"[" + b" " * 10**7, b"{}"])
+def test_a_lock_object_that_nobody_wrote_is_no_more_than_that(
+    url: str, tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a long one its first bytes are read."""
+    store, lengths = store_at(url), list[int]()
+    store.write(LOCK_NAME, content)
+    read = Store.read_all
+
+    def noted(self: Store, name: str, **options: int) -> bytes | None:
+        found = read(self, name, **options)
+        lengths.append(len(found or b""))
+        return found
+
+    monkeypatch.setattr(Store, "read_all", noted)
+    (tmp_path / "mirror").mkdir()
+    with pytest.raises(UserError, match="another process works there"):
+        RemoteLock(store, tmp_path / "mirror").take()
+    assert lengths and max(lengths) <= 2**16
+
+
 def slow(monkeypatch: pytest.MonkeyPatch, method: str, name: str, seconds: float) -> threading.Event:
     """Makes a store's method take its time over an object ("": over all); returns what is set when it is called."""
     done, is_called = getattr(Store, method), threading.Event()
@@ -282,7 +303,7 @@ def test_signs_that_could_not_be_given_are_no_others(url: str, monkeypatch: pyte
     with monkeypatch.context() as patch:
         failed = threading.Semaphore(0)
 
-        def fail(self: Store, name: str) -> None:
+        def fail(self: Store, name: str, **_: int) -> None:
             failed.release()
             raise UserError("no answer")
 

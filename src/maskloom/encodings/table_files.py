@@ -1,6 +1,7 @@
 """Tables as files, plain or compressed: opened to be read row by row, written whole or not at all.
 
-Knows nothing about columns.
+What comes of a compressed table has a budget by its length, since a few kB can hold gigabytes. Knows nothing about
+columns.
 """
 
 from __future__ import annotations
@@ -18,6 +19,11 @@ from maskloom.errors import BadFile
 from maskloom.files import atomic_path
 from maskloom.storage.placeholders import at_hand
 
+MAX_GROWTH, SMALL_BYTES = 100, 8 * 2**20
+"""A compressed table may have so many bytes of text for each byte that is stored, and so many in any case."""
+MAX_CELLS_PER_BYTE, SMALL_CELLS = 4, 1_000_000
+"""The same of its cells, each of which takes memory however short it is."""
+
 _LONGEST_CELL = 2**30  # the csv module's own limit of 131,072 characters is below a detailed mask's run lengths
 _GZIP = b"\x1f\x8b"
 
@@ -33,6 +39,63 @@ def text_writer(path: Path) -> Iterator[IO[str]]:
         yield stack.enter_context(io.TextIOWrapper(binary, encoding="utf-8", newline=""))
 
 
+class Growth:
+    """What comes of a compressed table, counted while it is read."""
+
+    def __init__(self, path: Path, *, cells_per_byte: int = MAX_CELLS_PER_BYTE) -> None:
+        self._path, self._size = path, path.stat().st_size
+        self._bytes, self._cells = 0, 0
+        self._cells_per_byte = cells_per_byte
+
+    def add(self, *, num_bytes: int = 0, cells: int = 0) -> None:
+        """Counts what was found; raises ``BadFile`` where that is more than a table of this length may hold."""
+        self._bytes += num_bytes
+        self._cells += cells
+        for found, allowed, what in (
+            (self._bytes, max(SMALL_BYTES, MAX_GROWTH * self._size), "bytes of text"),
+            (self._cells, max(SMALL_CELLS, self._cells_per_byte * self._size), "cells"),
+        ):
+            if found > allowed:
+                raise BadFile(
+                    self._path,
+                    f"expected at most {allowed:,} {what} in a compressed table of {self._size:,} bytes, found more; "
+                    "if it is meant to be so, give it as plain CSV",
+                )
+
+
+class _Counted(io.RawIOBase):
+    """A stream of bytes that counts what is read of it."""
+
+    def __init__(self, stream: Any, growth: Growth) -> None:
+        self._stream, self._growth = stream, growth
+
+    def readable(self) -> bool:
+        """Says that it can be read."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Reads what there is, as far as the buffer goes."""
+        count: int = self._stream.readinto(buffer)
+        self._growth.add(num_bytes=count)
+        return count
+
+
+@contextmanager
+def open_text(path: Path) -> Iterator[tuple[IO[bytes], Growth | None]]:
+    """Yields the bytes of a text file, plain or gzip, and what counts them where it is gzip.
+
+    What a file is its first bytes tell, not its name.
+    """
+    with at_hand(path).open("rb") as raw:
+        is_compressed = raw.read(len(_GZIP)) == _GZIP
+        raw.seek(0)
+        if is_compressed:
+            growth = Growth(path)
+            yield io.BufferedReader(_Counted(gzip.GzipFile(fileobj=raw), growth)), growth
+        else:
+            yield raw, None
+
+
 @contextmanager
 def open_table(path: Path) -> Iterator[Iterator[list[str]]]:
     """Yields the rows of a CSV file, plain or gzip, the header first; raises ``BadFile`` for anything else.
@@ -41,14 +104,17 @@ def open_table(path: Path) -> Iterator[Iterator[list[str]]]:
     """
     csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_CELL))
     try:
-        with at_hand(path).open("rb") as raw:
-            compressed = raw.read(len(_GZIP)) == _GZIP
-            raw.seek(0)
-            binary: Any = gzip.GzipFile(fileobj=raw) if compressed else raw
-            with io.TextIOWrapper(binary, encoding="utf-8-sig", newline="") as stream:
-                yield csv.reader(stream)
+        with open_text(path) as (binary, growth), io.TextIOWrapper(binary, encoding="utf-8-sig", newline="") as stream:
+            rows = csv.reader(stream)
+            yield rows if growth is None else _counted_rows(rows, growth)
     except FileNotFoundError:
         raise BadFile(path, "no such file") from None
     except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
         reason = " ".join(str(error).split())
         raise BadFile(path, f"expected a CSV table, plain or .gz, found something else or a part ({reason})") from None
+
+
+def _counted_rows(rows: Iterator[list[str]], growth: Growth) -> Iterator[list[str]]:
+    for row in rows:
+        growth.add(cells=len(row) or 1)
+        yield row

@@ -23,6 +23,7 @@ from maskloom.encodings.polygons import polygons_of
 from maskloom.encodings.table_files import open_table
 from maskloom.errors import BadFile, UserError, closest, some_of
 from maskloom.records import check_id
+from maskloom.runtime import json_budget
 from maskloom.storage.placeholders import at_hand
 
 if TYPE_CHECKING:
@@ -252,6 +253,13 @@ def _table_rows(path: Path) -> Iterator[_Stored]:
 
 
 def _read_geojson(path: Path) -> tuple[str | None, Iterator[_Stored]]:
+    size, allowed = path.stat().st_size, json_budget()
+    if size > allowed:
+        raise BadFile(
+            path,
+            f"expected GeoJSON of at most {allowed:,} bytes, for whose features there is memory now, found {size:,}; "
+            "cut it into several, free some memory, or give a GeoPackage",
+        )
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError, OSError) as error:  # of JSON, of Unicode, of numbers with too many digits

@@ -23,6 +23,7 @@ from maskloom.files import read_json
 from maskloom.outputs.tables import SubmissionFormat, SubmissionRow, read_submission
 from maskloom.rasters.georeference import Georeference, read_georeference
 from maskloom.records import Size
+from maskloom.runtime import free_memory, json_budget
 
 if TYPE_CHECKING:
     from maskloom.encodings.grid_coordinates import Grid
@@ -266,7 +267,7 @@ class CocoMasks:
     @classmethod
     def open(cls, path: Path) -> CocoMasks:
         """Returns the images and their annotations; raises ``BadFile`` when the file is not COCO."""
-        content = read_json(path)
+        content = read_json(path, max_bytes=json_budget())
         try:
             if isinstance(content, list):
                 content = _from_results(content)
@@ -363,8 +364,6 @@ def check_drawable(name: str, size: Size, *, is_measured: bool = False) -> None:
     if not is_measured:
         budget = f"the budget of {MAX_DRAWN:,} for drawing a whole one; see that its size is right"
     else:
-        from maskloom.training.memory import free_memory
-
         free = free_memory()
         if pixels * _DRAWN_BYTES <= free:
             return

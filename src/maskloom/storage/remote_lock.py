@@ -30,6 +30,7 @@ GONE_SECONDS = 120.0
 
 _PROBE = f"{LOCK_NAME}.now"  # an object that is written to learn the store's time
 _NOTE = "signs.json"
+_MAX_BYTES = 2**16  # of the object; what is longer was not written by this program, and is cut off
 _SETTLE_SECONDS = 1.0
 _TRIES = 3
 
@@ -148,7 +149,7 @@ class RemoteLock:
         Where files are written in place, it may be one that is just being written.
         """
         for _ in range(_TRIES):
-            content = self._store.read_all(LOCK_NAME)
+            content = self._store.read_all(LOCK_NAME, max_bytes=_MAX_BYTES)
             if content is None:
                 return None
             try:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from maskloom.runtime import free_memory
 
 SHARE = 0.6
 """Of the CPU's free memory that a training step may take; the rest is for workers, file cache and others."""
@@ -79,15 +80,3 @@ def saved_bytes(run: Callable[[], None], network: nn.Module) -> int:
     with torch.autograd.graph.saved_tensors_hooks(measure, lambda tensor: tensor):
         run()
     return sum(seen.values())
-
-
-def free_memory() -> int:
-    """Returns the bytes this process may still take: the system's free memory, or its container's if that is less."""
-    import psutil
-
-    free = int(psutil.virtual_memory().available)
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    try:
-        return max(min(free, int(limit.read_text()) - int(used.read_text())), 0)
-    except (OSError, ValueError):  # no container, or "max": no limit of its own
-        return free

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,11 @@ import pandas as pd
 import pytest
 
 from maskloom.data.image_io import write_png
+from maskloom.data.sources import table as table_source
 from maskloom.data.sources.base import DataSettings, DataSource
 from maskloom.data.sources.table import open_table, recognise
 from maskloom.data.truth import read_truth
+from maskloom.encodings import table_files
 from maskloom.encodings.rle import encode_runs
 from maskloom.errors import BadFile, UserError
 from maskloom.records import BadSize, RunLengths
@@ -184,6 +187,66 @@ def test_damaged_tables(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError) as caught:
         opened(tmp_path / name)
     assert "\n" not in str(caught.value)
+
+
+def bomb(path: Path, *, rows: int, text: str = "x") -> Path:
+    """Returns a table of a few kB, of many equal rows or of long texts."""
+    frame = pd.DataFrame({"image": ["a.png"], "wkt": [text]})
+    frame = frame.loc[frame.index.repeat(rows)].reset_index(drop=True)
+    if path.suffix == ".parquet":
+        frame.to_parquet(path, compression="zstd")
+    else:
+        frame.to_csv(path, index=False)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "length", "found"),
+    [
+        ("t.csv.gz", 15_000, 1, "20,000 cells"),
+        ("t.parquet", 60_000, 1, r"\d\d,\d{3} cells"),
+        ("t.csv.gz", 10, 2**19, "1,048,576 bytes of text"),
+        ("t.parquet", 1, 2**21, "1,048,576 bytes of text"),
+    ],
+)
+def test_a_few_kb_do_not_become_gigabytes(
+    tmp_path: Path, name: str, rows: int, length: int, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table_files, "SMALL_CELLS", 20_000)
+    monkeypatch.setattr(table_files, "SMALL_BYTES", 2**20)
+    path = bomb(tmp_path / name, rows=rows, text="x" * length)
+    with pytest.raises(
+        UserError, match=rf"{name}: expected at most {found} in a compressed table of .* found more; if"
+    ):
+        opened(path)
+
+
+def test_a_text_that_stands_in_many_rows_is_held_once(tmp_path: Path) -> None:
+    rows = table_source._read(bomb(tmp_path / "t.parquet", rows=100, text="x" * 100_000))
+    assert len(rows) == 100 and len({id(row["wkt"]) for row in rows}) == 1
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
+def test_a_table_for_which_there_is_no_memory_is_told(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = bomb(tmp_path / name, rows=9)
+    monkeypatch.setattr(table_source, "free_memory", lambda: 2 * 150 * 17)
+    with pytest.raises(UserError, match=rf"{name}: expected at most 17 cells .* half of the free memory"):
+        opened(path)
+
+
+def test_a_compressed_table_may_be_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than any may be, and read in several parts, but not more than its own length allows."""
+    monkeypatch.setattr(table_files, "SMALL_CELLS", 1)
+    monkeypatch.setattr(table_files, "SMALL_BYTES", 1)
+    monkeypatch.setattr(table_source, "_ROWS", 300)
+    numbers = np.random.default_rng(0).integers(10**9, size=1000)
+    text = "image,wkt,note\n" + "".join(f"a/{place}.png,,{number}\n" for place, number in enumerate(numbers))
+    for name, content in (("t.csv.gz", gzip.compress(text.encode())), ("t.csv", text.encode())):
+        (tmp_path / name).write_bytes(content)
+    rows = [table_source._read(tmp_path / name) for name in ("t.csv.gz", "t.csv")]
+    assert rows[0] == rows[1] and len(rows[0]) == len(numbers) and rows[0][-1]["note"] == str(numbers[-1])
 
 
 def test_bad_files_stop_or_are_listed(tmp_path: Path) -> None:

@@ -27,6 +27,8 @@ TEST = "seg_test_images"
 
 ATTRIBUTES = ("route", "timeofday")
 """What the contest says of every training photo; folds are stratified by both."""
+MAX_ANNOTATION = 2**24
+"""The longest file of attributes of a photo, in bytes."""
 UNKNOWN = "unknown"
 """The value of an attribute that a photo has not."""
 
@@ -199,7 +201,7 @@ def _with_truth(record: Record, annotation: Path, found: _Found) -> list[Record]
 def _attributes(file: Path) -> Mapping[str, str]:
     """Returns the attributes that a file states as texts or whole numbers; raises ``BadFile`` unless it is JSON."""
     try:
-        content: Any = read_json(file)
+        content: Any = read_json(file, max_bytes=MAX_ANNOTATION)
     except UserError:
         raise BadFile(file, 'expected JSON with "attributes", found something else; restore or remove it') from None
     stated = content.get("attributes") if isinstance(content, dict) else None

@@ -19,6 +19,7 @@ from maskloom.data.sources.table import resolve
 from maskloom.errors import BadFile, UserError, closest
 from maskloom.files import read_json
 from maskloom.records import BadSize, CocoSegments, Record, Size, check_id
+from maskloom.runtime import json_budget
 from maskloom.storage.ranges import open_part
 
 _SNIFFED = 65536  # bytes of a JSON file looked at to recognise it: whole files reach hundreds of megabytes
@@ -134,7 +135,7 @@ def _split(file: Path) -> str:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    content = read_json(path)
+    content = read_json(path, max_bytes=json_budget())
     if not isinstance(content, dict) or not isinstance(content.get("images"), list):
         raise UserError(f"{path}: expected COCO JSON with a list 'images', found none; give a COCO annotation file")
     for key in ("annotations", "categories"):

@@ -8,7 +8,8 @@ reading is valid.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,9 +21,11 @@ from maskloom.data.sources.classes import PIECES, classes_of_masks, classes_of_p
 from maskloom.data.sources.folder import SPLITS
 from maskloom.data.sources.stacks import ImageFiles, checked_stacks
 from maskloom.encodings import rle
+from maskloom.encodings.table_files import Growth, open_text
 from maskloom.encodings.table_files import open_table as open_rows
 from maskloom.errors import BadFile, UserError, closest
 from maskloom.records import BadSize, BandFile, MaskFile, Record, RunLengths, Shapes, Size, Truth, check_id
+from maskloom.runtime import free_memory
 from maskloom.storage.placeholders import at_hand
 
 TRUTH_COLUMNS = ("mask", "rle", "wkt")
@@ -35,6 +38,10 @@ _ALIASES = {
     **dict.fromkeys(("class", "class_name", "classname"), "class"),
 }
 _SPECIAL = frozenset({*_ALIASES.values(), "group", "split", "rle_order", "rle_base"})
+
+_ROWS = 50_000  # that are read at a time
+_PARQUET_CELLS_PER_BYTE = 16  # since equal cells of a column take next to nothing
+_CELL_BYTES = 150  # that a cell takes while a table is read, measured on ids and paths
 
 Row = dict[str, str]
 Placed = tuple[Size, tuple[tuple[int, str], ...]]
@@ -118,29 +125,91 @@ def _columns(table: Path) -> list[str]:
 
 
 def _read(table: Path) -> list[Row]:
-    """Returns the rows as text by canonical column name; raises ``UserError`` for damaged files and double columns."""
-    import pandas as pd
+    """Returns the rows as text by canonical column name.
 
-    at_hand(table)
+    Raises ``UserError`` for damaged files, double columns, compressed tables of which more comes than their length
+    allows (``encodings.table_files``), and tables for which there is no memory.
+    """
+    names: list[str] = []
+    rows: list[Row] = []
+    allowed = free_memory() // 2 // _CELL_BYTES
     try:
-        if table.suffix.lower() == ".parquet":
-            frame = pd.read_parquet(table)
-        else:
-            frame = pd.read_csv(table, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        with closing(_parquet(table) if table.suffix.lower() == ".parquet" else _csv(table)) as parts:
+            for found, columns in parts:
+                names = names or _checked_names(table, found)
+                if (len(rows) + len(columns[0])) * len(names) > allowed:
+                    raise UserError(
+                        f"{table}: expected at most {allowed:,} cells (rows × columns), for which half of the free "
+                        "memory is enough, found more; free some memory, or leave out rows or columns"
+                    )
+                rows += [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
     except FileNotFoundError:
         raise UserError(f"{table}: no such file") from None
+    except UserError:
+        raise
     except Exception as error:  # parsers raise anything on a damaged table
         reason = " ".join(str(error).split())
         raise UserError(f"{table}: expected a table (CSV or Parquet), found something else ({reason})") from None
-    names = [_canonical(str(column)) for column in frame.columns]
+    return rows
+
+
+def _checked_names(table: Path, found: Sequence[str]) -> list[str]:
+    names = [_canonical(column) for column in found]
     double = {name for name in names if names.count(name) > 1}
     if double:
         raise UserError(f"{table}: expected one column each, found more than one for {', '.join(sorted(double))}")
     if "image" not in names:
         raise UserError(f"{table}: expected a column 'image', found {', '.join(names)}; {closest('image', names)}")
-    known = frame.astype(object).where(frame.notna(), None)  # each type of column has a missing value of its own
-    columns = [[_text(value) for value in known.iloc[:, place].tolist()] for place in range(len(names))]
-    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+    return names
+
+
+_Part = tuple[Sequence[str], list[list[str]]]
+"""Names of columns, and as many lists of the texts of some rows."""
+
+
+def _csv(table: Path) -> Generator[_Part]:
+    """Yields a CSV table, plain or compressed, some rows at a time."""
+    import pandas as pd
+
+    options: Any = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig", "chunksize": _ROWS}
+    with open_text(table) as (stream, growth), pd.read_csv(stream, **options) as frames:
+        for frame in frames:
+            if growth is not None:
+                growth.add(cells=frame.size)
+            columns = [frame.iloc[:, place].tolist() for place in range(frame.shape[1])]
+            yield list(map(str, frame.columns)), [[_text(value) for value in column] for column in columns]
+
+
+def _parquet(table: Path) -> Generator[_Part]:
+    """Yields a Parquet table some rows at a time; what it says of its lengths is asked before any of it is unpacked.
+
+    A text that stands in many rows is stored, and held, once.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    growth = Growth(at_hand(table), cells_per_byte=_PARQUET_CELLS_PER_BYTE)
+    schema = parquet.read_schema(table)
+    index = (schema.pandas_metadata or {}).get("index_columns", ())  # names, and descriptions of indices not stored
+    names = [name for name in schema.names if name not in index]
+    texts = [
+        name for name in names if pa.types.is_string(kind := schema.field(name).type) or pa.types.is_large_string(kind)
+    ]
+    with parquet.ParquetFile(table, read_dictionary=texts) as stored:
+        facts = stored.metadata
+        growth.add(cells=facts.num_rows * len(names))
+        growth.add(num_bytes=sum(facts.row_group(number).total_byte_size for number in range(facts.num_row_groups)))
+        yield names, [[] for _ in names]
+        for batch in stored.iter_batches(batch_size=_ROWS, columns=names):
+            yield names, [[_text(value) for value in _values(batch.column(name))] for name in names]
+
+
+def _values(column: Any) -> list[Any]:
+    """Returns the values of a column of pyarrow's; equal texts of a dictionary are one object."""
+    if not hasattr(column, "dictionary"):
+        return list(column.to_pylist())
+    words = column.dictionary.to_pylist()
+    return [None if place is None else words[place] for place in column.indices.to_pylist()]
 
 
 def _canonical(column: str) -> str:
