@@ -4,8 +4,9 @@ A training of two networks with a moving average, hard batches and loader proces
 post-processing, submission and report; then masks, tables and tiles of rasters by its networks. Half of the moments are
 changes of the run's folder (just before a file is opened, renamed or removed), half are times. The moments follow from
 ``--seed``. With ``--fault`` something else happens there: SIGTERM (which must end it within 30 s), a disk that is full,
-or one that can no longer be written (each must be told in one line). Runs on the CPU. Fails where something differs
-from an undisturbed run or is left behind, and where faults did not happen: in a stage, or more than a few of them.
+at once or in the middle of a file, or one that can no longer be written (each must be told in one line). Runs on the
+CPU. Fails where something differs from an undisturbed run or is left behind, and where faults did not happen: in a
+stage, or more than a few of them.
 """
 
 from __future__ import annotations
@@ -27,16 +28,18 @@ from typing import Any
 from common import differences, digests, left_behind, studio_with_test
 
 HERE = Path(__file__).parent
-FAULTS = ("kill", "term", "full", "readonly")
+FAULTS = ("kill", "term", "full", "torn", "readonly")
 TERM_SECONDS = 30.0
 """Schedulers kill what has not ended so long after SIGTERM."""
 STUCK_SECONDS = 600.0
 TRIES = 4
 """Times that a time is aimed at, all but the first from the beginning and half as late each; a change is twice."""
+MOST_LEFT = 3000
+"""Bytes that a disk which fills up has left are fewer."""
 MISSED_SHARE = 0.05
 """Of the moments: of a full disk, say, the last ones have nothing behind them that is written."""
-OUTCOME = {"kill": -signal.SIGKILL, "term": 143, "full": 2, "readonly": 2}
-WORDS = {"full": "the disk is full", "readonly": "cannot be written"}
+OUTCOME = {"kill": -signal.SIGKILL, "term": 143, "full": 2, "torn": 2, "readonly": 2}
+WORDS = {"full": "the disk is full", "torn": "the disk is full", "readonly": "cannot be written"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,6 +298,7 @@ def draw(work: Work, events: Sequence[Event], order: dict[str, int], count: int,
 def disturbed(work: Work, out: Path, folder: Path, moment: Moment, order: dict[str, int], fault: str) -> Landing:
     """Lets the fault happen at that moment, and returns what came of it."""
     spec = {"do": fault, "order": order, "at": moment.place if moment.key else 10**9}
+    spec["bytes"] = moment.place * 7919 % MOST_LEFT  # for a disk that fills up
     process = Process(work, out, folder, spec)
     struck = 0.0
     if not moment.key and process.reached(moment.stage):
@@ -318,7 +322,7 @@ def disturbed(work: Work, out: Path, folder: Path, moment: Moment, order: dict[s
     elif fault == "term" and landing.seconds > TERM_SECONDS:
         landing.wrong = f"ended {landing.seconds} s after SIGTERM"
     left = left_behind(out)
-    if fault in ("term", "full") and left and not landing.wrong:
+    if fault in ("term", "full", "torn") and left and not landing.wrong:
         landing.wrong = f"left behind: {left}"
     return landing
 

@@ -2,12 +2,15 @@
 
 ``faulty.py SPEC.json ARGUMENTS…``: every change of the run's folder that Python makes (a file opened to be written,
 renamed, removed, a folder made) is an event; what the specification states happens just before one of them. Without a
-moment the events are written down.
+moment the events are written down. A disk fills up at once ("full": nothing can be opened any more), or in the middle
+of a file ("torn": so many bytes are let through, of what Python writes; compiled libraries go on).
 """
 
 from __future__ import annotations
 
+import builtins
 import errno
+import io
 import json
 import os
 import re
@@ -34,6 +37,8 @@ class Faulty:
         self._at: int = spec.get("at", 0)
         self._process = os.getpid()
         self._has_begun = False
+        self._left: int = spec.get("bytes", 0)
+        self._open = io.open
         self._log = os.open(spec["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644) if "log" in spec else None
 
     def hear(self, event: str, arguments: tuple[Any, ...]) -> None:
@@ -52,6 +57,25 @@ class Faulty:
         if f"{name}/".startswith(_PASSED_OVER):
             return
         self._happen(event, _TEMPORARY.sub(".partial", name))
+
+    def opened(self, file: Any, mode: str = "r", buffering: int = -1, *text: Any, **options: Any) -> Any:
+        """Stands in the place of ``open``; a file of the folder is written only as long as there is room."""
+        is_plain = isinstance(file, str | os.PathLike) and "+" not in mode and any(letter in mode for letter in "wax")
+        name = os.path.abspath(os.fsdecode(file)) if is_plain else ""  # noqa: PTH100
+        if not name.startswith(self._root) or f"{name.removeprefix(self._root)}/".startswith(_PASSED_OVER):
+            return self._open(file, mode, buffering, *text, **options)
+        raw = _Torn(name, mode.replace("b", "").replace("t", ""))
+        raw.room = self.room
+        stream = raw if buffering == 0 else io.BufferedWriter(raw)
+        return stream if "b" in mode else io.TextIOWrapper(stream, *text, **options)
+
+    def room(self, wanted: int) -> int:
+        """Returns how many of so many bytes can still be written."""
+        if self._do != "torn" or not self._has_begun or os.getpid() != self._process:
+            return wanted
+        granted = min(wanted, self._left)
+        self._left -= granted
+        return granted
 
     def _happen(self, event: str, name: str) -> None:
         key = f"{event} {name}"
@@ -77,6 +101,21 @@ class Faulty:
             os.write(self._log, (json.dumps({"key": key, "at": time.time()}) + "\n").encode())
 
 
+class _Torn(io.FileIO):
+    """A file on a disk that fills up while it is written."""
+
+    room: Any
+
+    def write(self, content: Any) -> int:
+        """Writes as much as there is room for, and then fails as the system does, which names no file."""
+        content = memoryview(content).cast("B")
+        granted = self.room(len(content))
+        if granted < len(content):
+            super().write(content[:granted])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(content)
+
+
 def _writes(mode: Any, flags: int) -> bool:
     if isinstance(mode, str):
         return any(letter in mode for letter in "wax+")
@@ -96,7 +135,10 @@ def main() -> None:
         rows.CHUNK = spec["chunk"]
     from maskloom.cli import main as run
 
-    sys.addaudithook(Faulty(spec).hear)
+    faulty = Faulty(spec)
+    if spec.get("do") == "torn":
+        builtins.open = io.open = faulty.opened
+    sys.addaudithook(faulty.hear)
     run()
 
 

@@ -1,8 +1,9 @@
 """Feeds spoilt inputs to every reader: nothing but success or one line of refusal may come of it.
 
 10,000 by default, seeded: images of every format, TIFF tags, run lengths, WKT, COCO, vector files, tables, YAML,
-checkpoints, and finished runs with flipped bits. Each is judged in a worker process with a memory cap and a time limit;
-a defect is kept in a folder of its own, from which ``--replay FOLDER`` repeats it. Ends with 1 where there was one.
+checkpoints, runs with flipped bits, and what interrupted predictions left. Each is judged in a worker process with a
+memory cap and a time limit; a defect is kept in a folder of its own, from which ``--replay FOLDER`` repeats it. Ends
+with 1 where there was one.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ START_SECONDS = 300.0
 
 def worker(bench_folder: Path, seed: int, numbers: list[int], results: Path) -> None:
     """Judges cases one by one and writes down each as it begins and as it ends."""
+    from fuzz_bench import Bench
     from fuzz_cases import kind_of, written
-    from fuzz_judge import GOOD, Bench, judged
+    from fuzz_judge import GOOD, judged
 
     import maskloom.api  # noqa: F401
 
@@ -194,7 +196,8 @@ def text_of(report: dict[str, Any]) -> str:
 
 def replay(folder: Path, bench_folder: Path) -> int:
     """Judges a kept case again, in this process, and prints what comes of it."""
-    from fuzz_judge import GOOD, judged, make_bench
+    from fuzz_bench import make_bench
+    from fuzz_judge import GOOD, judged
 
     with tempfile.TemporaryDirectory() as name:
         copy = Path(name) / "case"
@@ -218,8 +221,8 @@ def main() -> int:
     if options.worker:
         worker(options.worker[0], options.seed, json.loads(sys.stdin.read()), options.worker[1])
         return 0
+    from fuzz_bench import make_bench
     from fuzz_cases import kind_of
-    from fuzz_judge import make_bench
 
     options.out.mkdir(parents=True, exist_ok=True)
     bench = (options.out / "bench").resolve()

@@ -12,10 +12,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fuzz_judge import UNTRACKED, Bench
+from fuzz_bench import FORMATS, Bench
 from fuzz_mutations import WORDS, of_bytes, of_json, of_text, pick
 from fuzz_seeds import command, images, pairs, write
 from numpy.random import Generator
+
+from maskloom.files import OWNER
 
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{name}: &{name} [{','.join(['*' + before] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
@@ -83,7 +85,7 @@ def checkpoints(rng: Generator, folder: Path, bench: Bench) -> dict[str, Any]:
     if way < 0.55:
         write(folder / "net.pth", of_bytes(rng, _torch_file("zip")))
         return command("import-weights", "net.pth", "--as", "ternaus-unet11", "--out", "single.safetensors")
-    data = _small_bundle()
+    data = bench.bundle.read_bytes()
     if way < 0.8:
         (length,) = struct.unpack_from("<Q", data)
         header = of_json(rng, _opened_header(data[8 : 8 + length]))
@@ -121,42 +123,51 @@ def _torch_file(kind: str) -> bytes:
     return stream.getvalue()
 
 
-@cache
-def _small_bundle() -> bytes:
-    """A bundle of a small network; tiny files are spoilt where it matters more often."""
-    import tempfile
-
-    import torch
-
-    from maskloom.data.input_policy import InputPolicy
-    from maskloom.models.bundle import save_bundle
-    from maskloom.models.encoders import NetworkSettings
-    from maskloom.models.segmenter import Normalisation, build_segmenter
-    from maskloom.records import Task
-
-    torch.manual_seed(0)
-    settings = NetworkSettings(weights="none")
-    segmenter = build_segmenter(
-        settings, task=Task(kind="binary", classes=("car",)), policy=InputPolicy(mode="full"),
-        normalisation=Normalisation(mean=(0.5,) * 3, std=(0.2,) * 3),
-    )  # fmt: skip
-    with tempfile.TemporaryDirectory() as name:
-        save_bundle(Path(name) / "b.safetensors", segmenter)
-        return (Path(name) / "b.safetensors").read_bytes()
-
-
 def run_folders(rng: Generator, folder: Path, bench: Bench) -> dict[str, Any]:
     """A finished run of which one to three files are damaged, most of them without a sign."""
     shutil.copytree(bench.run, folder / "run", copy_function=_linked, ignore=shutil.ignore_patterns("status", ".lock"))
     files = sorted(path for path in (folder / "run").rglob("*") if path.is_file())
+    asks = str(pick(rng, ("png", "prob", "rle", "coco", "evaluate", "report", "compare", *["verify"] * 4, "status")))
+    begun = []
+    if asks == "verify" and rng.random() < 0.5:  # as if it had been interrupted there
+        markers = sorted((folder / "run" / "stages").rglob("*.json"))
+        marker = markers[int(rng.integers(len(markers)))]
+        begun.append(marker.relative_to(folder / "run" / "stages").with_suffix("").as_posix())
+        marker.unlink()
+        files.remove(marker)
     damaged = []
     for _ in range(int(rng.integers(1, 4))):
         path = files[int(rng.integers(len(files)))]
         _damage(rng, path)
         damaged.append(path.relative_to(folder / "run").as_posix())
-    known = [name for name in damaged if Path(name).name not in UNTRACKED]
-    asks = str(pick(rng, ("png", "prob", "rle", "coco", "evaluate", "report", "compare", "verify", "verify", "status")))
-    return {"do": "run", "asks": asks, "damaged": known}
+    return {"do": "run", "asks": asks, "damaged": damaged, "begun": begun}
+
+
+def outputs(rng: Generator, folder: Path, bench: Bench) -> dict[str, Any]:
+    """A prediction, interrupted or whole, of whose own notes, blocks and rows one to three are damaged."""
+    to = str(pick(rng, FORMATS))
+    shutil.copytree(bench.output(to, is_whole=bool(rng.random() < 0.4)), folder / "out")
+    files = sorted(path for path in (folder / "out").rglob("*") if path.is_file())
+    files = [path for path in files if any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    if rng.random() < 0.9:  # what says whose folder it is may be refused, which ends the case
+        files = [path for path in files if path.name != OWNER]
+    spoilt = []
+    for _ in range(int(rng.integers(1, 4))):
+        path = files[int(rng.integers(len(files)))]
+        if path.suffix == ".json" and path.is_file() and rng.random() < 0.6:
+            path.write_bytes(of_json(rng, _json_in(path)))
+        else:
+            _damage(rng, path)
+        spoilt.append(path.relative_to(folder / "out").as_posix())
+    return {"do": "resumed", "to": to, "spoilt": spoilt}
+
+
+def _json_in(path: Path) -> Any:
+    """Returns what a file says; of one that is spoilt already something like it."""
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return {"left_out": {}, "files": {}}
 
 
 def _linked(source: str, target: str) -> str:

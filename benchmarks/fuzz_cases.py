@@ -9,9 +9,10 @@ import json
 from pathlib import Path
 
 import numpy as np
-from fuzz_artefacts import checkpoints, run_folders, stored_objects, yaml_files
+from fuzz_artefacts import checkpoints, outputs, run_folders, stored_objects, yaml_files
+from fuzz_bench import Bench
 from fuzz_data import coco_files, image_files, predicted_images, run_lengths, tables, vector_files, well_known_text
-from fuzz_judge import CASE, Bench
+from fuzz_judge import CASE
 from fuzz_seeds import Make, write
 
 KINDS: dict[str, tuple[Make, int]] = {
@@ -26,6 +27,7 @@ KINDS: dict[str, tuple[Make, int]] = {
     "checkpoints": (checkpoints, 2),
     "runs": (run_folders, 2),
     "storage": (stored_objects, 1),
+    "outputs": (outputs, 2),
 }
 """What is made, and how often in comparison."""
 

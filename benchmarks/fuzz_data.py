@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import zlib
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fuzz_judge import Bench
+from fuzz_bench import Bench
 from fuzz_mutations import of_bytes, of_json, of_runs, of_text, of_wkt, pick
 from fuzz_seeds import SIZE, command, geotiff, images, pairs, spoilt_image, write
 from numpy.random import Generator
@@ -144,12 +146,61 @@ def _shapes(suffix: str) -> bytes:
         return (Path(name) / f"a.{suffix}").read_bytes()
 
 
+BOMBS = ((5_000_000, 1), (1, 300_000_000), (20_000, 20_000), (2_000_000, 10))
+"""Rows, and characters of the last cell, of tables of a few kB of which hundreds of MB would come."""
+
+
+def table_bombs(rng: Generator, folder: Path) -> dict[str, Any]:
+    """A small compressed table of many rows, of a long text, or of a long text in many rows."""
+    (num_rows, length), way = pick(rng, BOMBS), rng.random()
+    column = str(pick(rng, ("mask", "rle", "wkt")))
+    if way < 0.5:
+        name, content = "table.csv.gz", _zipped(f"image,{column}\n", "images/a.png,", length, num_rows)
+    else:
+        name, content = "table.parquet", _parquet(column, length, num_rows)
+    write(folder / "data" / name, content)
+    if way < 0.2:
+        return command("score", f"data/{name}", f"data/{name}", "--size", "32x48")
+    if way < 0.35:
+        return command("convert", f"data/{name}", str(pick(rng, TARGETS)), "--size", "32x48")
+    return command("inspect", f"data/{name}", "--out", "page.html")
+
+
+def _zipped(header: str, row: str, length: int, num_rows: int) -> bytes:
+    """Returns gzip of a header and equal rows, which end with so many letters; they are never held at once."""
+    packer = zlib.compressobj(1, wbits=31)
+    parts = [packer.compress(header.encode())]
+    some = max(1, min(num_rows, 2**20 // (len(row) + length)))
+    for _ in range(num_rows // some):
+        if length < 2**20:
+            parts.append(packer.compress(f"{row}{'x' * length}\n".encode() * some))
+        else:
+            parts += [packer.compress(row.encode()), *(packer.compress(b"x" * 2**20) for _ in range(length // 2**20))]
+    return b"".join([*parts, packer.flush()])
+
+
+def _parquet(column: str, length: int, num_rows: int) -> bytes:
+    """Returns Parquet of equal rows, the text of each column stored once."""
+    import numpy as np
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    places = pa.array(np.zeros(num_rows, np.int32))
+    texts = {"image": "images/a.png", column: "x" * length}
+    columns = {name: pa.DictionaryArray.from_arrays(places, pa.array([text])) for name, text in texts.items()}
+    stream = io.BytesIO()
+    parquet.write_table(pa.table(columns), stream, compression="zstd", dictionary_pagesize_limit=2**30)
+    return stream.getvalue()
+
+
 def tables(rng: Generator, folder: Path, bench: Bench) -> dict[str, Any]:
     """A table of images, of folds or of scenes."""
     pairs(folder / "data")
     rows = [f"{name},images/{name}.png,masks/{name}.png,g{number % 2}" for number, name in enumerate("abc")]
     text = "\n".join(["id,image,mask,group", *rows]) + "\n"
     way = rng.random()
+    if way < 0.1:
+        return table_bombs(rng, folder)
     if way < 0.6:
         write(folder / "data" / "table.csv", of_text(rng, text))
         if way < 0.4:

@@ -13,7 +13,6 @@ import contextlib
 import io
 import json
 import os
-import shutil
 import sys
 import tempfile
 import traceback
@@ -24,10 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fuzz_bench import Bench, answer, small_parts, without_places
 from fuzz_mutations import of_bytes
 
 from maskloom.errors import UserError
-from maskloom.files import TEMPORARY_PREFIX
+from maskloom.files import OWNER, TEMPORARY_PREFIX
 
 CASE = "case.json"
 LONGEST = 2_000
@@ -46,32 +46,6 @@ class Verdict:
     peak: int = 0
     """Bytes of memory beyond those held at the beginning."""
     noise: list[str] = field(default_factory=list)
-
-
-@dataclass
-class Bench:
-    """What a worker has at hand: a finished run, its networks once opened, and what it answers undamaged."""
-
-    folder: Path
-    _opened: Any = None
-
-    @property
-    def run(self) -> Path:
-        return self.folder / "run"
-
-    @property
-    def photos(self) -> Path:
-        return self.folder / "data" / "test"
-
-    def opened(self) -> Any:
-        if self._opened is None:
-            import maskloom
-
-            self._opened = maskloom.open_run(self.run, device="cpu")
-        return self._opened
-
-    def reference(self, name: str) -> Any:
-        return json.loads((self.folder / "reference.json").read_text())[name]
 
 
 # What is done --------------------------------------------------------------------------------------------------------
@@ -116,9 +90,21 @@ def _foreign(case: dict[str, Any], bench: Bench) -> None:
 
 
 def _bundle(case: dict[str, Any], bench: Bench) -> None:
-    from maskloom.api import load_bundle
+    """Loads a bundle, which must then be what was written: settings and weights, by the one at the bench."""
+    import torch
 
-    load_bundle(case["file"])
+    from maskloom.api import load_bundle
+    from maskloom.models.bundle import is_sealed_bundle
+
+    found, whole = load_bundle(case["file"]), load_bundle(bench.bundle)
+    if not is_sealed_bundle(Path(case["file"])):
+        return  # its checksum's name is spoilt: nothing tells it from one of an earlier version
+    facts, before = ((each.task, each.policy, each.normalisation, each.network_settings) for each in (found, whole))
+    state, weights = found.network.state_dict(), whole.network.state_dict()
+    if facts != before or state.keys() != weights.keys():
+        raise Wrong("the bundle that was loaded has other settings than were written")
+    if changed := [name for name, tensor in state.items() if not torch.equal(tensor, weights[name])]:
+        raise Wrong(f"the bundle that was loaded has other weights than were written: {changed[:3]}")
 
 
 def _damaged_run(case: dict[str, Any], bench: Bench) -> None:
@@ -129,8 +115,11 @@ def _damaged_run(case: dict[str, Any], bench: Bench) -> None:
     run, asks = Path("run"), case["asks"]
     if asks == "verify":
         found = verify(run)
-        if missed := [name for name in unnamed(run, case["damaged"], found.bad) if not same(bench.run, run, name)]:
-            raise Wrong(f"verify did not name {missed}, but {sorted(found.bad)}")
+        if unsaid := set(case.get("begun", [])) - set(found.unfinished):
+            raise Wrong(f"verify did not say that {sorted(unsaid)} are unfinished")
+        told = named(run, found)
+        if missed := [name for name in unnamed(run, case["damaged"], told) if not same(bench.run, run, name)]:
+            raise Wrong(f"verify did not name {missed}, but {sorted(told)}")
         return
     if asks == "status":
         status(run).to_json()
@@ -148,6 +137,23 @@ def _damaged_run(case: dict[str, Any], bench: Bench) -> None:
         found = answer(Path("out"))
     if json.loads(json.dumps(found)) != bench.reference(asks):
         raise Wrong(f"{asks}: another result than the undamaged run's")
+
+
+def _resumed(case: dict[str, Any], bench: Bench) -> None:
+    """Goes on with a prediction whose folder was spoilt: the answer must be the undisturbed one's, and there is one.
+
+    Only a folder that no longer says whose it is may be refused.
+    """
+    to, out = case["to"], Path("out")
+    try:
+        with small_parts():
+            bench.opened().predict(bench.source(to), out=out, to=to)
+    except UserError as error:
+        if OWNER in case["spoilt"]:
+            raise
+        raise Wrong(f"{to}: refused what can be made again: {error}") from error
+    if answer(out) != bench.reference(to):
+        raise Wrong(f"{to}: another result than the undisturbed prediction's")
 
 
 def _storage(case: dict[str, Any], bench: Bench) -> None:
@@ -190,6 +196,16 @@ def _storage(case: dict[str, Any], bench: Bench) -> None:
                 raise Wrong(f"{file}: another content than its object's")
 
 
+def named(run: Path, found: Any) -> set[str]:
+    """Returns what a verification names: what is damaged or missing, and of unfinished stages what has no checksum."""
+    from maskloom.run_directory import RunDirectory
+
+    folder = RunDirectory(run)
+    markers = {folder.marker(stage).relative_to(run).as_posix() for stage in found.unfinished}
+    open_files = {name for files in found.stages.values() for name, state in files.items() if state == "unfinished"}
+    return {*found.bad, *markers, *open_files}
+
+
 def unnamed(run: Path, damaged: Iterable[str], bad: Collection[str]) -> list[str]:
     """Returns the damaged files that are not among the ``bad`` ones, nor of a stage whose ledger is one."""
     from maskloom.run_directory import RunDirectory
@@ -203,35 +219,41 @@ def unnamed(run: Path, damaged: Iterable[str], bad: Collection[str]) -> list[str
     return [name for name in damaged if not is_named(name)]
 
 
-def without_places(comparison: dict[str, Any]) -> dict[str, Any]:
-    """Returns a comparison without the folders of its runs."""
-    sides = {side: {k: v for k, v in comparison[side].items() if k != "runs"} for side in ("a", "b")}
-    return {key: value for key, value in comparison.items() if key != "notes"} | sides
-
-
-def answer(out: Path) -> dict[str, str]:
-    """Returns the checksums of what a prediction wrote, by name."""
-    from maskloom.files import checksum
-
-    return {path.name: checksum(path) for path in sorted(out.iterdir()) if not path.name.startswith(".")}
-
-
 def same(before: Path, after: Path, name: str) -> bool:
-    """Returns whether a file is unchanged, JSON that only looks different, or one of which no ledger knows."""
-    from maskloom.files import read_json
+    """Returns whether a file is unchanged, holds the same otherwise written, or may be gone without being missed.
 
-    if name.startswith(("status/", "data/source.json")) or Path(name).name in UNTRACKED:
+    That is so of what a stage leaves beside its results, and of the files of a stage whose ledger is gone, too.
+    """
+    from maskloom.files import read_json
+    from maskloom.run_directory import RunDirectory, is_beside
+
+    folder, file = RunDirectory(after), after / name
+    if not file.is_file():
+        stage = folder.stage_of(file) or name.removeprefix("stages/").removesuffix(".sums")
+        forgotten = stage in folder.stages() or (folder.sums(stage).is_file() and not name.endswith(".sums"))
+        return is_beside(file) or not forgotten
+    if (before / name).read_bytes() == file.read_bytes():
         return True
-    if (before / name).read_bytes() == ((after / name).read_bytes() if (after / name).is_file() else b""):
-        return True
+    if name.endswith(".safetensors"):
+        return tensors_in(before / name) == tensors_in(file)
     try:
-        return bool(read_json(before / name) == read_json(after / name))
+        return bool(read_json(before / name) == read_json(file))
     except UserError:
         return False
 
 
-UNTRACKED = ("checkpoint.safetensors", "attempt.json", ".lock")
-"""Names of files of a run that no ledger knows."""
+def tensors_in(path: Path) -> Any:
+    """Returns what a file of tensors holds, as far as it can be read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as stream:
+            tensors = {name: (stream.get_tensor(name).tobytes()) for name in stream.keys()}  # noqa: SIM118
+            return {key: json.loads(text) for key, text in stream.metadata().items()}, tensors
+    except (SafetensorError, OSError, ValueError, AttributeError) as error:
+        return str(error)
+
+
 ACTIONS: dict[str, Callable[[dict[str, Any], Bench], None]] = {
     "command": _command,
     "plan": _plan,
@@ -239,6 +261,7 @@ ACTIONS: dict[str, Callable[[dict[str, Any], Bench], None]] = {
     "foreign": _foreign,
     "bundle": _bundle,
     "run": _damaged_run,
+    "resumed": _resumed,
     "storage": _storage,
 }
 
@@ -346,28 +369,3 @@ def _heard() -> Iterator[list[str]]:
             said.seek(0)
             lines = said.read().decode("utf-8", "replace").splitlines()
             noise += [line for line in lines if not line.startswith("warning: ")][:10]
-
-
-# The bench -----------------------------------------------------------------------------------------------------------
-
-
-def make_bench(folder: Path) -> Bench:
-    """Returns the bench at ``folder``, made if need be: generated photos, a small run, and what it answers."""
-    import maskloom
-    from maskloom.data.studio import write_studio
-
-    bench = Bench(folder)
-    if (folder / "reference.json").is_file():
-        return bench
-    shutil.rmtree(folder, ignore_errors=True)
-    write_studio(folder / "data", objects=4, views=3, size=(96, 144), seed=1, test_objects=1)
-    small = ["scale=smoke", "members.0.network.weights=none", "members.0.training.epochs=1",
-             "members.0.training.images_per_epoch=8", "folds.count=2"]  # fmt: skip
-    opened = maskloom.fit("default", folder / "data", run=bench.run, settings=small, device="cpu", workers=0)
-    reference: dict[str, Any] = {"evaluate": opened.evaluate()}
-    reference["compare"] = without_places(maskloom.compare(bench.run, bench.run).to_json())
-    for to in ("png", "prob", "rle", "coco"):
-        opened.predict(bench.photos, out=folder / to, to=to)
-        reference[to] = answer(folder / to)
-    (folder / "reference.json").write_text(json.dumps(reference))
-    return bench

@@ -10,7 +10,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from fuzz_judge import Bench
+from fuzz_bench import Bench
 from fuzz_mutations import of_bytes, of_png, of_tiff
 from numpy.random import Generator
 from PIL import Image

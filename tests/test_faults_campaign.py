@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import sys
+import zlib
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from maskloom.models.bundle import tensors_checksum
 
 
 def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
@@ -63,6 +68,32 @@ def test_a_disk_stays_full_from_its_moment_on(
         with pytest.raises(OSError) as refused:
             watch.hear("open", (str(tmp_path / name), "w", 0))
         assert refused.value.errno == number
+
+
+def test_a_disk_that_fills_up_cuts_a_file_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At its moment seven bytes are left, for whatever is written; what lies elsewhere has all it needs."""
+    watch = heard(
+        tmp_path / "run", monkeypatch, do="torn", order={"open b": 1}, at=1, bytes=7, log=str(tmp_path / "log")
+    )
+    (tmp_path / "run").mkdir()
+
+    def write(name: str, content: str) -> None:
+        with watch.opened(tmp_path / name, "w", encoding="utf-8") as stream:
+            stream.write(content)
+
+    write("run/a", "before its moment")
+    watch.hear("open", (str(tmp_path / "run" / "b"), "w", 0))
+    write("run/b", "four")
+    with pytest.raises(OSError, match="No space left") as refused, watch.opened(tmp_path / "run/c", "wb") as stream:
+        stream.write(b"five of which three")
+    assert refused.value.errno == errno.ENOSPC and refused.value.filename is None, "as the system says it"
+    with pytest.raises(OSError, match="No space left"):
+        write("run/d", "none")
+    write("elsewhere", "all of it")
+    found = {path.name: path.read_text() for path in tmp_path.rglob("*") if path.is_file() and path.name != "log"}
+    assert found == {"a": "before its moment", "b": "four", "c": "fiv", "d": "", "elsewhere": "all of it"}
+    with watch.opened(tmp_path / "run" / "b") as stream:
+        assert stream.read() == "four"
 
 
 def test_moments_are_spread_over_stages_and_follow_from_the_seed(campaign: ModuleType) -> None:
@@ -232,6 +263,51 @@ def test_a_case_is_judged_by_what_the_command_does(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setitem(judge.ACTIONS, "command", broken)
     assert judge.judged(tmp_path / "good" / "case", judge.Bench(tmp_path)).outcome == "traceback"
+
+
+def test_a_bundle_that_loads_must_be_the_one_that_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judge, bench_room = load("fuzz_judge", monkeypatch), load("fuzz_bench", monkeypatch)
+    bench = bench_room.Bench(tmp_path)
+    bench_room.write_bundle(bench.bundle, architecture="unet_scratch", width=0.125)
+    outcomes = []
+    for name, checksum in (("same", True), ("other", True), ("nameless", False)):
+        folder = tmp_path / name / "case"
+        folder.mkdir(parents=True)
+        tensors = load_file(bench.bundle)
+        with safe_open(bench.bundle, framework="pt") as stream:
+            config = json.loads(stream.metadata()["maskloom"])
+        if name != "same":
+            first = next(key for key, tensor in tensors.items() if tensor.is_floating_point())
+            tensors[first] = tensors[first] + 1
+        stated = config.pop("crc32")
+        if checksum:
+            text = json.dumps(config, sort_keys=True, ensure_ascii=False)
+            config["crc32"] = tensors_checksum(tensors, zlib.crc32(text.encode()))
+            assert name != "same" or config["crc32"] == stated
+        save_file(tensors, folder / "b.safetensors", metadata={"maskloom": json.dumps(config)})
+        (folder / "case.json").write_text(json.dumps({"do": "bundle", "file": "b.safetensors"}))
+        outcomes.append(judge.judged(folder, bench).outcome)
+    assert outcomes == ["ok", "wrong", "ok"], "one without a checksum may be an earlier version's"
+
+
+def test_what_may_be_gone_without_being_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judge = load("fuzz_judge", monkeypatch)
+    before, after = tmp_path / "before", tmp_path / "after"
+    names = ["stages/oof/unet.json", "stages/oof/unet.sums", "oof/unet/attempt.json", "oof/unet/maps/a.map"]
+    for folder in (before, after):
+        for name in names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(name)
+    attempt, mapped = names[2:]
+    assert judge.same(before, after, attempt)
+    (after / attempt).write_text("changed")
+    assert not judge.same(before, after, attempt)
+    (after / attempt).unlink()
+    (after / mapped).unlink()
+    assert judge.same(before, after, attempt) and not judge.same(before, after, mapped)
+    for name in names[:2]:
+        (after / name).unlink()
+    assert judge.same(before, after, mapped), "nothing remembers it"
 
 
 def test_a_damaged_ledger_excuses_its_own_stage_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

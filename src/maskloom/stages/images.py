@@ -260,7 +260,7 @@ def mark_output(out: Path, run: RunDirectory, to: str, images: Path) -> None:
         if found is None:
             whose = f"and its {OWNER}, which says of what, is damaged"
         elif found | {"images": described["images"]} == described:
-            whose = f"of the images in {found.get('images')}"
+            whose = f"of the images in {found.get('images')!s:.300}"
         else:
             whose = "of another run or format"
         raise UserError(f"{out}: holds predictions {whose}; choose another folder or remove this one")
