@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from maskloom.config import parse, to_yaml
+from maskloom.data.mask_coding import MaskCoding
 from maskloom.files import write_json, write_text
 from maskloom.integrity import write_sealed
 from maskloom.metrics import Counts, dice, from_labels, iou, total
@@ -26,6 +27,7 @@ from maskloom.stages.postprocess import result_path, with_steps_path
 CLASSES = ("street", "car", "zebra", "air")
 """Neither in the order of the alphabet nor in that of any score."""
 TASK = Task(kind="multiclass", classes=CLASSES)
+CODING = MaskCoding(kind="values", values=tuple((label, label) for label in range(4)), ignore=(9,))
 PIXELS = [[6, 2, 0, 0], [1, 3, 0, 0], [0, 0, 0, 0], [0, 0, 1, 1]]
 """No truth holds a zebra."""
 
@@ -61,7 +63,7 @@ def finished(folder: Path, *, metric: str = "iou", steps: bool = False, **withou
     write_json(run.ensemble, result)
     if not without.get("source"):
         task = {"kind": "multiclass", "classes": list(CLASSES)}
-        write_sealed(run.source, {"task": task, "submission": "streets"})
+        write_sealed(run.source, {"task": task, "coding": CODING.to_json(), "submission": "streets"})
     if not without.get("errors"):
         boundary = {"tolerance": "0.75%", "mean": 0.25, "classes": dict.fromkeys(sorted(CLASSES), 0.25)}
         found = {"confusion": [{"labels": list(CLASSES), "pixels": PIXELS}]}
@@ -76,11 +78,17 @@ def finished(folder: Path, *, metric: str = "iou", steps: bool = False, **withou
     return run
 
 
-def scored(found: Mapping[str, Counts], task: Task) -> ContestScore | None:
-    """A contest whose score is the number of pixels found: it tells which counts it was given."""
+def scored(found: Mapping[str, Counts], task: Task, coding: MaskCoding) -> ContestScore | None:
+    """A contest whose score is the number of pixels found: it tells which counts and which coding it was given."""
     total = sum(int(each.tp.sum()) for each in found.values())
     return ContestScore(
-        contest="Streets", rule="pixels", score=total / 1000, num_images=len(found), classes={task.classes[0]: 0.5}
+        contest="Streets",
+        rule="pixels",
+        score=total / 1000,
+        num_images=len(found),
+        classes={task.classes[0]: 0.5},
+        lacking=[task.classes[1]],
+        ignored=[str(value) for value in coding.ignore],
     )
 
 
@@ -125,11 +133,11 @@ def test_the_contest_scores_what_would_be_delivered(tmp_path: Path) -> None:
     total = sum(int(each.tp.sum()) for each in counts().values())
     assert "contest" not in evaluation(run), "nobody scores"
     assert "contest" not in evaluation(run, {"others": scored}), "another contest's"
-    assert "contest" not in evaluation(run, {"streets": lambda found, task: None}), "nothing to score"
+    assert "contest" not in evaluation(run, {"streets": lambda found, task, coding: None}), "nothing to score"
     found = evaluation(run, {"streets": scored})["contest"]
     assert found == {
         "contest": "Streets", "rule": "pixels", "score": round(total / 1000, 6), "num_images": 2,
-        "classes": {"street": 0.5}, "lacking": [],
+        "classes": {"street": 0.5}, "lacking": ["car"], "ignored": ["9"],
     }  # fmt: skip
     changed = evaluation(finished(tmp_path / "steps", steps=True), {"streets": scored})["contest"]
     assert changed["score"] == round(2 * total / 1000, 6), "with the steps"
@@ -160,7 +168,8 @@ def test_a_run_that_nothing_is_known_of_keeps_its_scores(tmp_path: Path) -> None
 def test_lines_of_classes(tmp_path: Path) -> None:
     lines = score_lines(evaluation(finished(tmp_path / "iou"), {"streets": scored}))
     score = sum(int(each.tp.sum()) for each in counts().values()) / 1000
-    assert lines[1] == f"  scored as Streets does: {score:.4f} over 2 image(s) (street 0.5000)"
+    each = "street 0.5000, car not scored, pixels of 9 left out"
+    assert lines[1] == f"  scored as Streets does: {score:.4f} over 2 image(s) ({each})"
     assert lines[3:] == [
         "                        IoU     Dice    boundary F",
         "  street                0.6667  0.8000  0.2500",

@@ -233,13 +233,14 @@ def _contest(page: ReportInput) -> html.Section:
         f"What {found['contest']} would give for these out-of-fold masks of {plural(found['num_images'], 'image')}: "
         f"{found['rule']}."
     )
-    lacking = ", ".join(found["lacking"])
+    lacking, ignored = (", ".join(found[part]) for part in ("lacking", "ignored"))
     rows: list[list[html.Cell]] = [[name, page.score_text(score)] for name, score in found["classes"].items()]
     rows.append([Markup("<b>score</b>"), Markup("<b>{}</b>").format(page.score_text(found["score"]))])
     return html.section(
         "The contest's score",
         explained,
-        f"No class of the data is called {lacking}, so it is not scored here." if lacking else "",
+        f"Not scored here, as no class of the data holds it alone: {lacking}." if lacking else "",
+        f"Left out here, though the contest counts what is predicted in its pixels: {ignored}." if ignored else "",
         html.table(["scored class", "mean over images"], rows),
     )
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from maskloom.data.mask_coding import MaskCoding
 from maskloom.metrics import Counts
 from maskloom.records import Task
 
@@ -27,7 +28,9 @@ class ContestScore:
     classes: Mapping[str, float]
     """By scored class that the truth of some image holds: its mean over these images."""
     lacking: Sequence[str] = ()
-    """What the contest scores but no class of the data is called: it counts nowhere here."""
+    """What the contest scores but no class of the data holds alone: it counts nowhere here."""
+    ignored: Sequence[str] = ()
+    """What the data leaves out and the contest does not: whatever is predicted in its pixels is wrong there."""
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain JSON values."""
@@ -38,10 +41,12 @@ class ContestScore:
             "num_images": self.num_images,
             "classes": {name: round(score, 6) for name, score in self.classes.items()},
             "lacking": list(self.lacking),
+            "ignored": list(self.ignored),
         }
 
 
-Scorer = Callable[[Mapping[str, Counts], Task], ContestScore | None]
-"""From the counts of every image, by its id; None where there is nothing that the contest would score."""
+Scorer = Callable[[Mapping[str, Counts], Task, MaskCoding], ContestScore | None]
+"""From the counts of every image, by its id, with the data's classes and how its masks became them; None where there is
+nothing that the contest would score."""
 Scorers = Mapping[str, Scorer]
 """By contest, as ``DataSource.submission`` names it."""

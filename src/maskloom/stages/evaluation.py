@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskloom.config import load_yaml, parse
+from maskloom.data.mask_coding import MaskCoding
 from maskloom.files import read_json
 from maskloom.inference.merging import Merge
 from maskloom.inference.shares import Weight
@@ -61,8 +62,9 @@ def evaluation(run: RunDirectory, scorers: Scorers | None = None) -> dict[str, A
         _add_classes(found, run, recipe, task)
         scorer = (scorers or {}).get(source.get("submission", ""))
         stored = with_steps_path(run) if is_changed else counts_path(run)
-        score = scorer(read_counts(run.checked(stored)), task) if scorer is not None and stored.is_file() else None
-        found |= {} if score is None else {"contest": score.to_json()}
+        if scorer is not None and stored.is_file():
+            score = scorer(read_counts(run.checked(stored)), task, MaskCoding.from_json(source["coding"]))
+            found |= {} if score is None else {"contest": score.to_json()}
     return found
 
 
@@ -157,7 +159,8 @@ def score_lines(evaluation: Mapping[str, Any]) -> list[str]:
         each = ", ".join(f"{name} {score:.{digits}f}" for name, score in contest["classes"].items())
         lines.append(
             f"  scored as {contest['contest']} does: {contest['score']:.{digits}f} over {contest['num_images']} "
-            f"image(s) ({each}{''.join(f', {name} not scored' for name in contest['lacking'])})"
+            f"image(s) ({each}{''.join(f', {name} not scored' for name in contest['lacking'])}"
+            f"{''.join(f', pixels of {name} left out' for name in contest['ignored'])})"
         )
     for name, scores in evaluation["members"].items():
         views = f"without test-time views {scores['without_views']['mean']:.{digits}f}"

@@ -187,9 +187,24 @@ def test_a_category_that_was_merged_is_absent_and_said(tmp_path: Path) -> None:
     data, listener = fill(tmp_path / "data", tests=1), Hearing()
     labels = np.broadcast_to(np.arange(SIZE[1]) % 3, SIZE).astype(np.uint8)  # background, car, lane
     path = delivered(data, tmp_path / "run", {"test_000": labels}, listener, classes=["lane", "car"])
-    assert listener.notes == ["no class of the data is called pedestrian, signal: absent in the submission, worth 0"]
+    assert listener.notes == ["no class of the data is pedestrian, signal: absent in the submission, worth 0"]
     expected = rows_by_pixel(np.where(labels == 0, 255, labels - 1), ["car", "lane"])
     assert json.loads(path.read_text())["test_000.jpg"] == expected
+
+
+def test_classes_are_sent_as_what_they_hold(tmp_path: Path) -> None:
+    data, listener = fill(tmp_path / "data", tests=1), Hearing()
+    (data / "class_table.yaml").write_text("bus: car\npedestrian: person\nsignal: lights\nsigns: lights\n")
+    classes = open_signate(data, DataSettings()).task.classes
+    labels = np.broadcast_to(np.arange(SIZE[1]) % len(classes), SIZE).astype(np.uint8)
+    path = delivered(data, tmp_path / "run", {"test_000": labels}, listener)
+    assert listener.notes == [
+        "the class car holds bus, too: all of it is sent as car",
+        "no class of the data is signal: absent in the submission, worth 0",
+    ]
+    names = [{"person": "pedestrian"}.get(name, name) for name in classes]
+    expected = {name: rows for name, rows in rows_by_pixel(labels, names).items() if name in SCORED}
+    assert json.loads(path.read_text())["test_000.jpg"] == expected and set(expected) == {"car", "pedestrian", "lane"}
 
 
 def out_of_fold_score(data: Path, run: Path) -> float:

@@ -130,24 +130,38 @@ def test_counts_give_the_score_of_the_masks(seed: int) -> None:
         true[rng.random((7, 11)) < 0.1] = IGNORE
         counts[f"{image}"] = from_labels(found, true, ALL.task())
         by_labels[f"{image}"] = iou_of_labels(true, found, CATEGORIES)
-    scored = score_of_counts(counts, ALL.task())
+    scored = score_of_counts(counts, ALL.task(), ALL.coding())
     if not any(by_labels.values()):
         assert scored is None
         return
     expected = score(by_labels.items())
     assert scored is not None and scored.score == pytest.approx(expected.mean, abs=1e-12)
     assert scored.classes == pytest.approx(expected.categories, abs=1e-12) and not scored.lacking
+    assert not scored.ignored
     assert scored.num_images == len(expected.images)
 
 
 def test_counts_of_merged_classes_score_what_is_left() -> None:
-    task = ClassTable({"pedestrian": "person", "signal": None}).task()
+    table = ClassTable({"pedestrian": "person", "others": "person", "signal": None})
+    task = table.task()
     true = np.array([[task.classes.index(name) for name in ("car", "car", "lane", "person")]], np.uint8)
     found = np.array([[task.classes.index(name) for name in ("car", "lane", "lane", "person")]], np.uint8)
-    scored = score_of_counts({"a": from_labels(found, true, task)}, task)
-    assert scored is not None and scored.lacking == ["pedestrian", "signal"]
+    scored = score_of_counts({"a": from_labels(found, true, task)}, task, table.coding())
+    assert scored is not None and scored.lacking == ["pedestrian", "signal"] and scored.ignored == ("signal",)
     assert scored.classes == {"car": 0.5, "lane": 0.5} and scored.score == 0.5
-    assert scored.to_json()["lacking"] == ["pedestrian", "signal"]
+    assert scored.to_json()["lacking"] == ["pedestrian", "signal"] and scored.to_json()["ignored"] == ["signal"]
+
+
+def test_a_class_that_only_bears_a_categorys_name_is_not_scored() -> None:
+    """Buses are learnt as cars: what the masks say of cars alone is not known. Names decide nothing."""
+    table = ClassTable({"bus": "car", "lane": "signal", "signal": "lane", "pedestrian": "person"})
+    task, coding = table.task(), table.coding()
+    label_of = {name: task.classes.index(name) for name in task.classes}
+    true = np.array([[label_of[name] for name in ("car", "lane", "lane", "person")]], np.uint8)
+    found = np.array([[label_of[name] for name in ("car", "lane", "sky", "person")]], np.uint8)
+    scored = score_of_counts({"a": from_labels(found, true, task)}, task, coding)
+    assert scored is not None and scored.lacking == ["car"]
+    assert scored.classes == {"pedestrian": 1.0, "signal": 0.5}  # the class "lane" has the colour of signals
 
 
 def test_perfection_is_1_and_inversion_0() -> None:
@@ -190,6 +204,38 @@ def test_folders_of_colours_are_scored_like_submissions(tmp_path: Path) -> None:
     write_png(predicted / "test_001.png", coloured(np.zeros((8, 9), np.uint8)))
     with pytest.raises(BadSize, match=r"test_001\.jpg: the mask is 9×8"):
         score_files(truth, predicted)
+
+
+def folder_of(path: Path, labels: np.ndarray, name: str = "test_000") -> Path:
+    write_png(path / f"{name}.png", coloured(labels))
+    return path
+
+
+def test_segments_outside_of_the_others_size_are_refused(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "folder", np.zeros((4, 4), np.uint8))
+    rows = written(tmp_path / "rows.json", {"test_000.jpg": {"car": {"0": [[0, 1]], "100": [[0, 1]]}}})
+    for truth, predicted in ((folder, rows), (rows, folder)):
+        with pytest.raises(BadFile, match=r"rows\.json: test_000\.jpg car: expected segments inside 4×4"):
+            score_files(truth, predicted)
+
+
+def test_two_categories_in_one_pixel_are_refused(tmp_path: Path) -> None:
+    truth = written(tmp_path / "truth.json", {"a.jpg": {"car": {"2": [[0, 9]]}}})
+    twice = written(tmp_path / "twice.json", {"a.jpg": {"lane": {"2": [[4, 5]]}, "car": {"2": [[0, 1], [3, 4]]}}})
+    for sides in ((truth, twice), (twice, truth)):
+        with pytest.raises(BadFile, match=r"twice\.json: a\.jpg: .* found lane over car in row 2, column 4"):
+            score_files(*sides)
+
+
+@pytest.mark.parametrize("suffix", [".jpeg", ".JPG", ".png"])
+def test_a_folder_is_of_the_photos_of_its_names(tmp_path: Path, suffix: str) -> None:
+    folder = folder_of(tmp_path / "folder", np.zeros((1, 4), np.uint8))
+    rows = written(tmp_path / "rows.json", {f"test_000{suffix}": {"car": {"0": [[0, 1]]}}})
+    for sides in ((folder, rows), (rows, folder)):
+        assert score_files(*sides).images == {f"test_000{suffix}": 0.5}
+    both = written(tmp_path / "both.json", {"test_000.jpg": {}, "test_000.JPG": {}})
+    with pytest.raises(BadFile, match=r"differ before the suffix, found test_000\.jpg and test_000\.JPG"):
+        score_files(folder, both)
 
 
 def test_a_strange_colour_in_the_truth_is_named_with_its_place(tmp_path: Path) -> None:

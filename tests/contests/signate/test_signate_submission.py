@@ -184,7 +184,7 @@ def test_files_that_are_no_text(tmp_path: Path) -> None:
         ({"a.jpg": {"sky": {"0": [[0, 0]]}}, "b.jpg": {}}, r"a\.jpg: expected the categories car, .*, found 'sky'"),
         ({"a.jpg": {"car": {"0": [[0, 6]]}}, "b.jpg": {}}, r"a\.jpg car: expected segments inside 6×4"),
         ({"a.jpg": {"car": {"4": [[0, 0]]}}, "b.jpg": {}}, r"inside 6×4"),
-        ({"a.jpg": {"car": {"3": [[0, 4]]}, "lane": {"3": [[3, 5]]}}, "b.jpg": {}}, "lane over another in row 3, col"),
+        ({"a.jpg": {"car": {"3": [[0, 4]]}, "lane": {"3": [[3, 5]]}}, "b.jpg": {}}, "lane over car in row 3, col"),
     ],
 )  # fmt: skip
 def test_a_submission_about_other_photos_is_refused(tmp_path: Path, content: Any, reason: str) -> None:

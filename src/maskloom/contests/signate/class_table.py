@@ -109,6 +109,42 @@ def read_class_table(path: Path) -> ClassTable:
         raise UserError(f"{path}: {error}") from None
 
 
+@dataclass(frozen=True, slots=True)
+class CategoryLabels:
+    """Which label of the data stands for which category, by what the coding says of its colours."""
+
+    alone: Mapping[str, int]
+    """By category: the label of exactly its pixels, whatever the class is called."""
+    shared: Mapping[str, tuple[str, ...]]
+    """By category whose class bears its name: the other categories that this class holds as well."""
+    ignored: tuple[str, ...]
+    """Categories whose pixels count nowhere."""
+
+
+def category_labels(task: Task, coding: MaskCoding) -> CategoryLabels:
+    """Returns which label stands for which category.
+
+    A category that is learnt in another's class has no label of its own, be its name that of another class or of none.
+
+    >>> merged = ClassTable({"bus": "car", "own": None})
+    >>> found = category_labels(merged.task(), merged.coding())
+    >>> "car" in found.alone, found.shared, found.ignored
+    (False, {'car': ('bus',)}, ('own',))
+    """
+    category_of = {colour: category for category, colour in COLOURS.items()}
+    held: dict[int, list[str]] = {}
+    for colour, label in coding.colours:
+        held.setdefault(label, []).append(category_of.get(colour, ""))
+    alone = {categories[0]: label for label, categories in held.items() if len(categories) == 1 and categories[0]}
+    shared = {
+        task.classes[label]: tuple(name for name in categories if name and name != task.classes[label])
+        for label, categories in held.items()
+        if len(categories) > 1 and task.classes[label] in categories
+    }
+    ignored = tuple(category_of[colour] for colour in coding.ignore_colours if colour in category_of)
+    return CategoryLabels(alone=alone, shared=shared, ignored=ignored)
+
+
 def palette(task: Task, coding: MaskCoding) -> np.ndarray:
     """Returns the colour of each label, uint8 classes×3: that of a class's first category; a background is black."""
     first: dict[int, Colour] = {}

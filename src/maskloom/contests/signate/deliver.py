@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from maskloom.contests.signate.class_table import palette
+from maskloom.contests.signate.class_table import category_labels, palette
 from maskloom.contests.signate.colours import SCORED
 from maskloom.contests.signate.layout import is_test
 from maskloom.contests.signate.submission import SignateWriter, label_segments, validate
@@ -29,10 +29,11 @@ COLOURS_FOLDER = "colours"
 def write_submission(context: Context) -> Path:
     """Returns the submission of the photos of ``seg_test_images/`` in their order, the four scored categories alone.
 
-    Without any such photo it is about all photos that were predicted. A category that is no class of the data, because
-    a table merged it, is absent, and said. Where the recipe asks for masks, pictures in the contest's colours are
-    written as well. When some photos could not be predicted, what there is is written as ``submission.partial.json``,
-    and said: the contest would score them 0.
+    Without any such photo it is about all photos that were predicted. A category is what its class holds, whatever that
+    is called; one without a class, because a table merged it or left it out, is absent, and a class that bears its name
+    but holds others as well is sent whole; both are said. Where the recipe asks for masks, pictures in the contest's
+    colours are written as well. When some photos could not be predicted, what there is is written as
+    ``submission.partial.json``, and said: the contest would score them 0.
     """
     source, run = context.source, context.run
     whole, partial = (run.root / f"submission{kind}.json" for kind in ("", ".partial"))
@@ -43,9 +44,7 @@ def write_submission(context: Context) -> Path:
     if missing:
         some = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
         context.progress.note(f"the submission is partial: no predictions for {len(missing)} image(s): {some}")
-    merged = [category for category in SCORED if category not in source.task.classes]
-    if merged:
-        context.progress.note(f"no class of the data is called {', '.join(merged)}: absent in the submission, worth 0")
+    names = _sent_as(context)
     colours = palette(source.task, source.coding)
     target = partial if missing else whole
     rows = read_rows(chunks_in(run.predictions / "rows"))
@@ -54,12 +53,29 @@ def write_submission(context: Context) -> Path:
             if context.recipe.delivery.masks:
                 write_png(run.predictions / COLOURS_FOLDER / f"{record_id}.png", colours[labels])
             if record_id in records:
-                writer.write(records[record_id].image.name, label_segments(labels, source.task.classes))
+                writer.write(records[record_id].image.name, label_segments(labels, names))
             context.progress.advance(done, len(source.unlabelled))
     if not missing:
         validate(target, {record.image.name: record.size for record in records.values()})
     (whole if missing else partial).unlink(missing_ok=True)
     return target
+
+
+def _sent_as(context: Context) -> tuple[str, ...]:
+    """Returns as which category each class is sent, "" for none; says which are absent, and which hold others, too."""
+    task = context.source.task
+    labels = category_labels(task, context.source.coding)
+    sent = {labels.alone[category]: category for category in SCORED if category in labels.alone}
+    for category in SCORED:
+        if category in labels.shared:
+            sent[task.classes.index(category)] = category
+            context.progress.note(
+                f"the class {category} holds {', '.join(labels.shared[category])}, too: all of it is sent as {category}"
+            )
+    absent = [category for category in SCORED if category not in sent.values()]
+    if absent:
+        context.progress.note(f"no class of the data is {', '.join(absent)}: absent in the submission, worth 0")
+    return tuple(sent.get(label, "") for label in range(len(task.classes)))
 
 
 def _labels(rows: Iterator[Row]) -> Iterator[tuple[str, np.ndarray]]:

@@ -15,14 +15,15 @@ import argparse
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from maskloom.contests.signate.class_table import ALL, BLACK, read_annotation
+from maskloom.contests.signate.class_table import ALL, BLACK, category_labels, read_annotation
 from maskloom.contests.signate.colours import CATEGORIES, SCORED
-from maskloom.contests.signate.submission import ImageSegments, Segments, label_segments, read_submission
-from maskloom.errors import UserError, closest
+from maskloom.contests.signate.submission import ImageSegments, Segments, check_pixels, label_segments, read_submission
+from maskloom.data.mask_coding import MaskCoding
+from maskloom.errors import BadFile, UserError, closest
 from maskloom.metrics import Counts, of_pixels
 from maskloom.records import IGNORE, BadSize, Size, Task
 from maskloom.stages.contest_score import ContestScore
@@ -30,7 +31,7 @@ from maskloom.stages.contest_score import ContestScore
 CONTEST = "SIGNATE AI Edge"
 RULE = "the mean IoU of the scored categories that an image's truth holds, then the mean over the images that hold one"
 SUFFIX = ".jpg"
-"""What the names of the contest's photos end with."""
+"""What the names of the contest's photos end with; where a submission says otherwise, it is right."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,18 +155,20 @@ def score(
 
 
 def score_of_counts(
-    counts: Mapping[str, Counts], task: Task, *, categories: Sequence[str] = SCORED
+    counts: Mapping[str, Counts], task: Task, coding: MaskCoding, *, categories: Sequence[str] = SCORED
 ) -> ContestScore | None:
     """Returns the contest's score of a run's masks, from the counts of every image by its id.
 
-    A category that is no class of the data, because a table merged it or leaves it out, counts nowhere; None where no
-    image's truth holds one that is. Counts are of pixels whose truth is known, so nothing else is asked of the masks.
+    A category that no class of the data holds alone, because a table merged it or leaves it out, counts nowhere; None
+    where no image's truth holds one that is scored. Counts are of pixels whose truth is known: what is predicted in
+    those of categories that the table leaves out is not in them, though the contest counts it, and these are named.
     """
-    known = [category for category in categories if category in task.classes]
+    labels = category_labels(task, coding)
+    known = [category for category in categories if category in labels.alone]
 
     def of_image(image: Counts) -> dict[str, float]:
         scores = of_pixels(image, "iou")
-        found = {category: float(scores[task.classes.index(category)]) for category in known}
+        found = {category: float(scores[labels.alone[category]]) for category in known}
         return {category: value for category, value in found.items() if not math.isnan(value)}
 
     images = [(name, of_image(image)) for name, image in counts.items()]
@@ -179,39 +182,79 @@ def score_of_counts(
         num_images=len(found.images),
         classes=found.categories,
         lacking=[category for category in categories if category not in known],
+        ignored=labels.ignored,
     )
 
 
 def score_files(truth: Path, predicted: Path, *, categories: Sequence[str] = SCORED) -> SignateScore:
     """Returns the score of a prediction; both are a submission, or a folder of colour annotations ``<id>.png``.
 
-    A prediction may be black where it has no category. Raises ``UserError`` for damaged files, for annotations of
-    another size than the truth, and when no name occurs on both sides.
+    A prediction may be black where it has no category. An annotation is of the photo of its name, whatever suffix the
+    other side's submission gives it. Raises ``UserError`` for damaged files, for two categories in one pixel, for
+    another size than the truth's, for segments outside of a size that the other side tells, and when no name occurs on
+    both sides.
     """
-    predictions = {name: (found, size) for name, found, size in _images(predicted, categories, may_be_black=True)}
+    is_by_stem = truth.is_dir() or predicted.is_dir()
+    predictions = _by_key(predicted, _images(predicted, categories, may_be_black=True), is_by_stem=is_by_stem)
+    truths = _by_key(truth, _images(truth, categories), is_by_stem=is_by_stem)
     values: list[tuple[str, Mapping[str, float]]] = []
-    for name, found, size in _images(truth, categories):
-        other, other_size = predictions.get(name, ({}, None))
-        if size and other_size and size != other_size:
-            raise BadSize(name, size, other_size)
-        values.append((name, iou_of_segments(found, other, categories=categories)))
-    known = {name for name, _ in values}
-    if known and predictions and not known & predictions.keys():
+    missing = []
+    for key, image in truths.items():
+        other = predictions.get(key)
+        name = other.name if other is not None and image.size is not None else image.name
+        if other is None:
+            missing.append(name)
+        else:
+            _check_sizes(truth, image, predicted, other)
+        found = other.segments if other is not None else {}
+        values.append((name, iou_of_segments(image.segments, found, categories=categories)))
+    if truths and predictions and not truths.keys() & predictions.keys():
         raise UserError(
-            f"{predicted}: expected images of {truth.name}, such as {min(known)}, found others, such as "
-            f"{min(predictions)}"
+            f"{predicted}: expected images of {truth.name}, such as {min(image.name for image in truths.values())}, "
+            f"found others, such as {min(image.name for image in predictions.values())}"
         )
-    missing = [name for name, _ in values if name not in predictions]
-    return score(values, missing=missing, extra=sorted(predictions.keys() - known))
+    extra = sorted(image.name for key, image in predictions.items() if key not in truths)
+    return score(values, missing=missing, extra=extra)
 
 
-def _images(
-    path: Path, categories: Sequence[str], *, may_be_black: bool = False
-) -> Iterator[tuple[str, ImageSegments, Size | None]]:
-    """Yields name, segments and, where a file tells it, size of each image."""
+@dataclass(frozen=True, slots=True)
+class _Image:
+    """What one side says of an image; a submission tells no size."""
+
+    name: str
+    segments: ImageSegments
+    size: Size | None
+
+
+def _by_key(path: Path, images: Iterable[_Image], *, is_by_stem: bool) -> dict[str, _Image]:
+    """Returns the images by name, without its suffix where one side has none of its own."""
+    found: dict[str, _Image] = {}
+    for image in images:
+        key = PurePosixPath(image.name).stem if is_by_stem else image.name
+        if key in found:
+            raise BadFile(
+                path, f"expected names that differ before the suffix, found {found[key].name} and {image.name}"
+            )
+        found[key] = image
+    return found
+
+
+def _check_sizes(truth: Path, image: _Image, predicted: Path, other: _Image) -> None:
+    """Raises ``UserError`` unless both sides may be of one size, as far as they tell it."""
+    if image.size and other.size and image.size != other.size:
+        raise BadSize(image.name, image.size, other.size)
+    if image.size and not other.size:
+        check_pixels(predicted, other.name, other.segments, image.size)
+    if other.size and not image.size:
+        check_pixels(truth, image.name, image.segments, other.size)
+
+
+def _images(path: Path, categories: Sequence[str], *, may_be_black: bool = False) -> Iterator[_Image]:
+    """Yields the images of a submission or a folder in their order."""
     if not path.is_dir():
         for name, segments in read_submission(path):
-            yield name, segments, None
+            check_pixels(path, name, segments)
+            yield _Image(name, segments, None)
         return
     files = sorted(path.glob("*.png"))
     if not files:
@@ -220,7 +263,7 @@ def _images(
     for file in files:
         labels = read_annotation(file, coding)
         size = (labels.shape[0], labels.shape[1])
-        yield file.stem + SUFFIX, label_segments(labels, ALL.classes, categories), size
+        yield _Image(file.stem + SUFFIX, label_segments(labels, ALL.classes, categories), size)
 
 
 def _size(labels: np.ndarray) -> str:

@@ -211,7 +211,7 @@ def validate(path: Path, images: Mapping[str, Size], *, categories: Sequence[str
         strange = [category for category in segments if category not in categories]
         if strange:
             raise BadFile(path, f"{image}: expected the categories {', '.join(categories)}, found {strange[0]!r}")
-        _check_inside(path, image, segments, images[image])
+        check_pixels(path, image, segments, images[image])
     missing = [name for name in expected if name not in set(names)]
     if missing:
         raise BadFile(path, f"expected {len(images)} images, found none for {some_of(missing)}; predict them all")
@@ -220,18 +220,25 @@ def validate(path: Path, images: Mapping[str, Size], *, categories: Sequence[str
         raise BadFile(path, f"expected {expected[place]!r} as image {place + 1}, found {names[place]!r}; sort them")
 
 
-def _check_inside(path: Path, image: str, segments: ImageSegments, size: Size) -> None:
-    taken = np.zeros(size, bool)
+def check_pixels(path: Path, image: str, segments: ImageSegments, size: Size | None = None) -> None:
+    """Raises ``BadFile`` unless every pixel has one category at most and lies inside ``size``, where it is known."""
+    categories = list(segments)
     for category, found in segments.items():
-        try:
-            mask = segments_mask(found, size)
-        except ValueError as error:
-            raise BadFile(path, f"{image} {category}: {error}") from None
-        if (taken & mask).any():
-            row, column = divmod(int((taken & mask).argmax()), size[1])
-            place = f"row {row}, column {column}"
-            raise BadFile(path, f"{image}: expected one category per pixel, found {category} over another in {place}")
-        taken |= mask
+        if size is not None and len(found) and (found[:, 0].max() >= size[0] or found[:, 2].max() >= size[1]):
+            reason = f"expected segments inside {size[1]}×{size[0]} (width×height), got some outside"
+            raise BadFile(path, f"{image} {category}: {reason}")
+    if not categories:
+        return
+    together = np.concatenate(list(segments.values()))
+    owners = np.repeat(np.arange(len(categories)), [len(found) for found in segments.values()])
+    order = np.lexsort((together[:, 1], together[:, 0]))
+    together, owners = together[order], owners[order]
+    over = np.flatnonzero((together[1:, 0] == together[:-1, 0]) & (together[1:, 1] <= together[:-1, 2]))
+    if len(over):
+        first, second = (categories[owners[place]] for place in (over[0], over[0] + 1))
+        row, column, _ = together[over[0] + 1].tolist()
+        place = f"row {row}, column {column}"
+        raise BadFile(path, f"{image}: expected one category per pixel, found {second} over {first} in {place}")
 
 
 # JSON, one member at a time -----------------------------------------------------------------------------------------
