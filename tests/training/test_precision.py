@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from maskloom.data.image_io import read_image
 from maskloom.data.input_policy import InputPolicy
+from maskloom.errors import UserError
 from maskloom.inference.merging import Merge
 from maskloom.inference.predictor import InferenceSettings, Predictor
 from maskloom.models.bundle import load_bundle
@@ -100,3 +102,19 @@ def test_fp16_halves_its_scale_until_gradients_fit_and_then_learns(tmp_path: Pat
     losses = [epoch["loss"] for epoch in result.epochs]
     assert losses[-1] < 0.8 * losses[0]
     assert_float32_and_finite(result.last)
+    assert sum(epoch["skipped_steps"] for epoch in result.epochs) >= moved.count(False)
+
+
+def test_fp16_gives_up_where_no_scale_lets_gradients_fit(tmp_path: Path, records: list[Record]) -> None:
+    """A finite loss whose gradients are infinite: the scaler alone would halve its scale to 0, and learn nothing."""
+
+    def steep(logits: Tensor, labels: Tensor) -> Tensor:
+        logits.register_hook(lambda gradient: gradient * torch.inf)
+        return bce(logits.float(), labels)
+
+    made = replace(job(tmp_path, records, "fp16", epochs=20), loss=steep)
+    with pytest.raises(UserError, match=r"fit into the 16 bits .* epoch 6 of 20, step 33 of 120") as caught:
+        train(made)
+    assert "\n" not in str(caught.value) and "state training.precision=float32" in str(caught.value)
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [each["skipped_steps"] for each in log if each["event"] == "epoch"] == [6] * 5

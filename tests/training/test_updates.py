@@ -89,7 +89,33 @@ def test_scaled_gradients_are_unscaled_and_overflows_lower_the_scale() -> None:
     updater.apply(torch.tensor(1.0), learning_rate_factor=1.0, number=2)
     assert torch.equal(network.weight, moved)
     assert updater.scaler.get_scale() == scale / 2
-    assert updater.check() == 0  # an overflow is the scaler's business, the loss was finite
+    assert updater.check() == 0 and not updater.is_scale_lost()  # the scaler's business, the loss was finite
+    assert (int(updater.num_skipped), int(updater.num_overflows)) == (1, 1)
+
+
+def test_an_overflow_leaves_batch_norm_alone() -> None:
+    network = nn.BatchNorm2d(1)
+    updater = updater_for(network, fp16=True)
+    output = network(torch.ones(2, 1, 2, 2)).sum()
+    updater.scaler.scale(output * torch.inf).backward()
+    seen = network.running_mean.clone()
+    updater.apply(output.detach(), learning_rate_factor=1.0, number=1)
+    assert updater.check() == 0 and int(updater.num_skipped) == 1
+    assert torch.equal(network.running_mean, seen) and seen.item() != 0
+
+
+def test_a_scale_below_the_floor_is_lost() -> None:
+    network = nn.Linear(2, 1, bias=False)
+    before = network.weight.detach().clone()
+    updater = updater_for(network, fp16=True)
+    for number in range(1, 34):
+        assert not updater.is_scale_lost()
+        updater.scaler.scale(torch.tensor(1.0))
+        give_gradient(network, [torch.inf, 1.0])
+        updater.apply(torch.tensor(1.0), learning_rate_factor=1.0, number=number)
+    assert updater.is_scale_lost() and updater.scaler.get_scale() == 2.0**-17
+    assert torch.equal(network.weight, before) and int(updater.num_skipped) == 33
+    assert not updater_for(network).is_scale_lost(), "there is none"
 
 
 def test_counters_survive_as_plain_numbers() -> None:
@@ -103,4 +129,6 @@ def test_counters_survive_as_plain_numbers() -> None:
     assert other.counters()["streak"] == 2
     assert other.mean_loss() == updater.mean_loss() == pytest.approx(0.15)
     updater.begin_epoch()
-    assert updater.counters() == {"loss_sum": 0.0, "num_finite": 0, "num_skipped": 0, "streak": 2}
+    assert updater.counters() == {"loss_sum": 0.0, "num_finite": 0, "num_skipped": 0, "num_overflows": 0, "streak": 2}
+    other.set_counters({"loss_sum": 1.0, "num_finite": 1, "num_skipped": 2, "streak": 0})  # of an earlier version
+    assert other.counters()["num_overflows"] == 0

@@ -251,14 +251,24 @@ def _step(session: Session, group: list[Batch]) -> None:
 
 
 def _look(session: Session) -> None:
-    """Raises ``UserError`` when the latest losses were all not finite; waits for the device."""
+    """Raises ``UserError`` when the latest losses were all not finite, or no gradient fits into 16 bits any more.
+
+    Waits for the device.
+    """
     position, job = session.position, session.job
+    place = f"epoch {position.epoch + 1} of {job.training.epochs}, step {position.step} of {session.num_steps}"
     if session.updater.check() >= MAX_STREAK:
         raise UserError(
-            f"{job.folder}: expected a finite loss, found NaN or infinity {MAX_STREAK} steps in a row, up to epoch "
-            f"{position.epoch + 1} of {job.training.epochs}, step {position.step} of {session.num_steps}; try a lower "
-            f"learning rate (optimiser.lr is {session.plan.optimiser.lr:g}), training.clip_norm=1 or "
+            f"{job.folder}: expected a finite loss, found NaN or infinity {MAX_STREAK} steps in a row, up to {place}; "
+            f"try a lower learning rate (optimiser.lr is {session.plan.optimiser.lr:g}), training.clip_norm=1 or "
             "training.precision=float32, and look for odd images with `maskloom inspect`"
+        )
+    if session.updater.is_scale_lost():
+        raise UserError(
+            f"{job.folder}: expected gradients that fit into the 16 bits of training.precision fp16, found infinite "
+            f"ones however far they were scaled down (scale {session.updater.scaler.get_scale():.0e}, in {place}), so "
+            "nothing is learnt any more; state training.precision=float32, or bf16 where the device computes it, or "
+            f"try a lower learning rate (optimiser.lr is {session.plan.optimiser.lr:g})"
         )
 
 

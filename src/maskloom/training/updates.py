@@ -15,6 +15,10 @@ from maskloom.training.optimisers import MovingAverage, copy_buffers, is_fused, 
 MAX_STREAK = 5
 """A training whose last so many steps all gave a loss that is not finite is given up."""
 
+MIN_SCALE = 2.0**-16
+"""A training whose gradient scaler has fallen below this is given up. It begins at 2**16; gradients that are still
+infinite 32 halvings later do not fit into 16 bits at all, and below it small ones vanish."""
+
 CHECK_EVERY = {"cpu": 1, "cuda": 16}
 """Steps between two looks at the counters; each look waits for the device."""
 
@@ -25,6 +29,8 @@ class Updater:
     The rule for a loss (or, without a gradient scaler, a gradient) that is NaN or infinite: the step is skipped, which
     leaves weights and optimiser as they were, and at the next look at the counters the batch-norm statistics are set
     back to those of the last look that found all well. ``MAX_STREAK`` skipped steps in a row end the training.
+    With a gradient scaler, gradients that are not finite at a finite loss are an overflow: that step is skipped and
+    counted, too, the scaler tries half its scale, and the training ends where that falls below ``MIN_SCALE``.
     """
 
     def __init__(
@@ -46,9 +52,11 @@ class Updater:
         """Sum of the epoch's finite losses."""
         self.num_finite = torch.zeros((), dtype=torch.int64, device=device)
         self.num_skipped = torch.zeros((), dtype=torch.int64, device=device)
+        self.num_overflows = torch.zeros((), dtype=torch.int64, device=device)
+        """Those of the skipped steps whose loss was finite, and whose gradients did not fit into 16 bits."""
         self.streak = torch.zeros((), dtype=torch.int64, device=device)
-        """Skipped steps in a row, up to now."""
-        self._skipped_at_check = 0
+        """Steps in a row that were skipped for their loss, up to now."""
+        self._bad_at_check = 0
         self._check_every = CHECK_EVERY[device.type]
         self._fused = is_fused(optimiser)
         self._sound_buffers = [buffer.detach().clone() for buffer in network.buffers()]
@@ -67,7 +75,9 @@ class Updater:
         self.scaler.unscale_(self.optimiser)
         norm = self._clip()
         finite = torch.isfinite(loss)
+        overflow = torch.zeros_like(finite)
         if self.scaler.is_enabled():  # skips by itself, and only because of gradients; a NaN loss has NaN gradients
+            overflow = finite & ~torch.isfinite(norm)
             self.scaler.step(self.optimiser)
             self.scaler.update()
         else:
@@ -79,7 +89,7 @@ class Updater:
                 self.optimiser.step()
         if self.average is not None:
             self.average.update(self.network, number)
-        self._count(loss, finite)
+        self._count(loss, finite, overflow)
 
     def _clip(self) -> Tensor:
         """Returns the norm of all gradients, which are then scaled down to at most ``clip_norm``."""
@@ -90,10 +100,11 @@ class Updater:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
         return norm
 
-    def _count(self, loss: Tensor, finite: Tensor) -> None:
+    def _count(self, loss: Tensor, finite: Tensor, overflow: Tensor) -> None:
         self.loss_sum += torch.where(finite, loss, 0).double()
         self.num_finite += finite
-        self.num_skipped += ~finite
+        self.num_skipped += ~finite | overflow
+        self.num_overflows += overflow
         self.streak = torch.where(finite, 0, self.streak + 1)
 
     def is_due(self, steps: int) -> bool:
@@ -101,14 +112,18 @@ class Updater:
         return steps % self._check_every == 0
 
     def check(self) -> int:
-        """Returns the number of skipped steps in a row, after mending or remembering the batch-norm statistics."""
-        skipped, streak = torch.stack((self.num_skipped, self.streak)).tolist()
-        if skipped > self._skipped_at_check:
+        """Returns how many steps in a row had a bad loss, after mending or remembering the batch-norm statistics."""
+        bad, streak = torch.stack((self.num_skipped - self.num_overflows, self.streak)).tolist()
+        if bad > self._bad_at_check:
             self.restore_buffers()
         else:
             copy_buffers(self.network.buffers(), self._sound_buffers)
-        self._skipped_at_check = skipped
+        self._bad_at_check = bad
         return int(streak)
+
+    def is_scale_lost(self) -> bool:
+        """Returns whether gradients overflow however small the gradient scaler makes them; waits for the device."""
+        return self.scaler.is_enabled() and self.scaler.get_scale() < MIN_SCALE
 
     def restore_buffers(self) -> None:
         """Sets the batch-norm statistics back to those of the last look that found all well."""
@@ -121,9 +136,9 @@ class Updater:
 
     def begin_epoch(self) -> None:
         """Sets the epoch's sums to zero."""
-        for total in (self.loss_sum, self.num_finite, self.num_skipped):
+        for total in (self.loss_sum, self.num_finite, self.num_skipped, self.num_overflows):
             total.zero_()
-        self._skipped_at_check = 0
+        self._bad_at_check = 0
 
     def counters(self) -> dict[str, float | int]:
         """Returns the counters as plain numbers, exact; see ``set_counters``."""
@@ -131,6 +146,7 @@ class Updater:
             "loss_sum": float(self.loss_sum),
             "num_finite": int(self.num_finite),
             "num_skipped": int(self.num_skipped),
+            "num_overflows": int(self.num_overflows),
             "streak": int(self.streak),
         }
 
@@ -140,5 +156,6 @@ class Updater:
         self.num_finite.fill_(values["num_finite"])
         self.num_skipped.fill_(values["num_skipped"])
         self.streak = torch.full_like(self.streak, int(values["streak"]))
-        self._skipped_at_check = int(values["num_skipped"])
+        self.num_overflows.fill_(values.get("num_overflows", 0))  # earlier versions did not count them
+        self._bad_at_check = int(self.num_skipped - self.num_overflows)
         copy_buffers(self.network.buffers(), self._sound_buffers)
