@@ -47,17 +47,17 @@ def test_sums_over_classes_equal_the_formula(smooth: float, log: bool) -> None:
 
 @pytest.mark.parametrize("j", [0.3, 0.7])
 def test_the_published_mixture_is_two_terms(j: float) -> None:
-    """(1 - j)·cross-entropy - j·Σ log Jaccard, with the weights of the classes in the cross-entropy alone."""
+    """(1 - j)·cross-entropy - j/classes·Σ log Jaccard, with weights of classes in the cross-entropy alone."""
     logits, labels = case()
     weights = (1.0, 2.0, 0.5, 1.0, 3.0)
     p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     pixels = [(n, y, r, c) for (n, r, c), y in np.ndenumerate(labels) if y != IGNORE]
     total = sum(weights[y] for _, y, _, _ in pixels)
     entropy = sum(-weights[y] * np.log(p[n, y, r, c]) for n, y, r, c in pixels) / total
-    expected = (1 - j) * entropy - j * sum(np.log(numpy_jaccards(logits, labels, PUBLISHED)))
+    expected = (1 - j) * entropy - j / 5 * sum(np.log(numpy_jaccards(logits, labels, PUBLISHED)))
     terms = [
         {"kind": "cross_entropy", "weight": 1 - j, "class_weights": weights},
-        {"kind": "jaccard", "weight": j, "log": True, "over_classes": "sum", "smooth": PUBLISHED},
+        {"kind": "jaccard", "weight": j / 5, "log": True, "over_classes": "sum", "smooth": PUBLISHED},
     ]
     loss = build_loss(parse(LossSettings, {"terms": terms}), FIVE)
     assert loss(torch.from_numpy(logits), torch.from_numpy(labels)).item() == pytest.approx(expected, rel=1e-5)

@@ -112,8 +112,8 @@ def soft_jaccard_exclusive(
     - "mean": of the mean Jaccard of the classes that the batch's truth holds, the others are left out;
     - "sum": the sum of every class's own loss, over all classes. One without a true pixel costs -log(s / (Σp + s)) with
       ``log``, with gradients on the logits that are at most 2 in sum however small s is. This is the published form
-      (TernausNet's loss of several classes, which Signate's 22nd place took, with s = 1e-15); it grows with the number
-      of classes, so the weight of the term is to be chosen for that;
+      (TernausNet's loss of several classes, s = 1e-15); it grows with the number of classes, so the weight of the term
+      is to be chosen for that: Signate's 22nd place divides it by their number;
     - "sum_present": that sum over the classes that the truth holds.
     """
     overlap, true, predicted = _exclusive_sums(probabilities, labels)

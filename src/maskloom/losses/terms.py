@@ -78,7 +78,8 @@ class LossTerm(Config):
     over_classes: Literal["mean", "sum", "sum_present"] = "mean"
     """How the classes of a multiclass task come together ("jaccard"): "mean" judges the mean Jaccard of the classes
     that the batch's truth holds; "sum" adds every class's own loss, absent ones included, as is published with ``log``
-    (Signate's 22nd place: weight 1 - j of "cross_entropy" and j of this); "sum_present" adds those that are there."""
+    (Signate's 22nd place: weight 1 - j of "cross_entropy" and j / number of classes of this); "sum_present" adds those
+    that are there."""
     per_image: bool | None = None
     """Dice, Jaccard, Tversky or Lovász of each image, then their mean, instead of that over the batch; None: over the
     batch for "dice", "jaccard" and "tversky", of each image for "lovasz", "boundary_dice" and "border_dice" (binary and

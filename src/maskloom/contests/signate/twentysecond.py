@@ -41,7 +41,9 @@ MINIMUM = 1e-6
 def mixed(share: float, num_classes: int) -> LossSettings:
     """Returns (1 - share)·cross-entropy - share·(mean over all classes of log Jaccard); at 0 or 1 one of them alone.
 
-    A class that the batch does not show counts, too: as published, its loss is that of the pixels taken for it.
+    A class that the batch does not show counts, too: as published, its loss is that of the pixels taken for it. The
+    published loss divides the weight of its sum over classes by their number, so this is its mean (``losses.py`` of the
+    source, ``LossMulti``).
     """
     terms = []
     if share < 1:
