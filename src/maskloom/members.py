@@ -151,6 +151,15 @@ class MemberSettings(Config):
         return self
 
     @model_validator(mode="after")
+    def _cycles_run_to_their_end(self) -> MemberSettings:
+        if self.network.minimises_loss and self.training.early_stopping is not None and self.num_snapshots:
+            raise ValueError(
+                "training.early_stopping: expected none with schedule.kind=snapshots, whose cycles all run to their "
+                f"end, found {self.training.early_stopping}; set it to null"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _losses_can_be_compared(self) -> MemberSettings:
         schedules = [self.schedule, *(phase.schedule for phase in self.training.phases if phase.schedule is not None)]
         watches = any(each.kind == "plateau" and each.monitor == "loss" for each in schedules)

@@ -155,10 +155,14 @@ def open_scenes(folder: Path, settings: DataSettings) -> DataSource | None:
 def plan(
     recipe: str | Path | Recipe, data: Path | str, *, settings: Sequence[str], device: str, skip_bad: bool = False
 ) -> tuple[Recipe, DataSource]:
-    """Returns the complete recipe for this data and device, and the opened data."""
+    """Returns the complete recipe for this data and device, and the opened data.
+
+    Raises ``UserError`` also for what a file or ``settings`` state and what would do nothing.
+    """
     from maskloom.config import override, parse
     from maskloom.data.sources.base import DataSettings
     from maskloom.recipe import Recipe, merged, read_recipe_file
+    from maskloom.recipes.idle import refuse_idle
     from maskloom.recipes.planning import released
     from maskloom.recipes.smoke import smoked_parts, usual_size
 
@@ -187,9 +191,11 @@ def plan(
     if isinstance(base, str):
         base = builders()[base](source, device=device, scale=scale)
     complete = merged(base, changes | {"data": stated.model_dump(mode="json")}, origin=str(recipe))
+    refuse_idle(complete if is_named else base, base if is_named else None)
     if is_named and scale == "smoke":  # what the file lays over the shrunk recipe is shrunk with it
         complete = smoked_parts(complete, changes, usual_size(source.records))
     asked = override(complete, [text for text in settings if not text.startswith("data.")])
+    refuse_idle(asked, complete, settings)
     return released(base, asked) if is_named else asked, source
 
 

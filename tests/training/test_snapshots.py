@@ -13,6 +13,7 @@ from tiny_job import tiny_job
 from maskloom.config import parse
 from maskloom.errors import UserError
 from maskloom.files import checksum
+from maskloom.members import MemberSettings
 from maskloom.models.bundle import read_extra
 from maskloom.records import Record
 from maskloom.training.engine import train
@@ -102,6 +103,18 @@ def test_cycles_are_not_stopped_early(tmp_path: Path, records: list[Record]) -> 
     with pytest.raises(UserError, match=r"early_stopping: expected none with schedule.kind=snapshots") as caught:
         train(job)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("in_a_phase", [False, True])
+def test_early_stopping_of_cycles_is_refused_before_anything_begins(in_a_phase: bool) -> None:
+    cycles = {"kind": "snapshots"}
+    phases = {"phases": [{"epochs": 2, "schedule": cycles}]} if in_a_phase else {}
+    stated = {"name": "m", "network": {}, "input": {}, "loss": {}, "schedule": {} if in_a_phase else cycles}
+    with pytest.raises(
+        UserError, match=r"early_stopping: expected none with schedule\.kind=snapshots.* found 2; set it"
+    ):
+        parse(MemberSettings, stated | {"training": {"early_stopping": 2, **phases}})
+    assert parse(MemberSettings, stated | {"training": {**phases}}).num_snapshots == (2 if in_a_phase else 5)
 
 
 def test_a_warm_up_is_refused() -> None:

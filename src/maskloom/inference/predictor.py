@@ -53,7 +53,8 @@ class InferenceSettings(Config):
     crop_offsets: int | None = Field(default=None, ge=2, le=25)
     """Networks of windows are asked about crops side by side, at so many offsets (parts of a crop, along both axes);
     each pixel takes the label that most of the offsets say, of equally frequent ones that of the lowest offset. 5 are
-    published (Signate's 22nd place). None: overlapping tiles, blended. Other networks are asked as ever."""
+    published (Signate's 22nd place). None: overlapping tiles, blended. Other networks are asked as ever. Not with
+    ``overlap``."""
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     """What networks compute in; "auto": the fastest that the device computes natively. Sums are always float32."""
     batch_pixels: int | None = Field(default=None, ge=1, le=10**11)
@@ -74,6 +75,15 @@ class InferenceSettings(Config):
     def _crops_are_not_blended(self) -> InferenceSettings:
         if self.seams == "blended" and self.crop_offsets is not None:
             raise ValueError("seams: blended is for tiles that are blended, crop_offsets asks for crops; state cut")
+        return self
+
+    @model_validator(mode="after")
+    def _crops_lie_side_by_side(self) -> InferenceSettings:
+        if self.overlap is not None and self.crop_offsets is not None:
+            raise ValueError(
+                f"overlap: expected none with crop_offsets, whose crops lie side by side, found {self.overlap:g}; "
+                "leave one of them out"
+            )
         return self
 
 

@@ -83,6 +83,22 @@ class ScheduleSettings(Config):
         return self
 
 
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "one_cycle": ("peak", "start", "end"),
+    "cosine": ("warmup", "end"),
+    "step": ("warmup", "milestones", "gamma"),
+    "plateau": (
+        "warmup", "gamma", "monitor", "patience", "min_delta", "relative_delta", "cooldown", "minimum",
+    ),
+    "constant": ("warmup",),
+    "cycles": ("warmup", "cycle"),
+    "decay": ("warmup", "gamma", "every"),
+    "triangular": ("base", "half_cycle", "mode", "gamma"),
+    "snapshots": ("num_cycles",),
+}  # fmt: skip
+"""The settings that each kind looks at."""
+
+
 def learning_rate_factor(
     settings: ScheduleSettings,
     step: int,
