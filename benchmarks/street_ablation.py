@@ -1,6 +1,7 @@
 """What each part of the recipe ``modern`` brings on a drive through a town, with intervals: two tables, and JSON.
 
     python benchmarks/street_ablation.py --data DIR [--out runs/street] [--seeds 3] [--minutes-per-run 15] [--rows …]
+    python benchmarks/street_ablation.py --data DIR --encoder tf_efficientnet_lite2 --weights installed  # no connection
     python benchmarks/street_ablation.py --smoke --out runs/street_smoke       # drawn streets, to see that all runs
 
 DIR has train and val folders of images and masks whose names end in the number of a frame, with the drive before it
@@ -18,6 +19,9 @@ the paired bootstrap over segments, some seconds of a drive each, drawn with all
 the single seeds spreads is told beside it: the interval is about other streets, not about other seeds. Judged is
 without test-time views. Views, and the mean of the networks of all folds (on the val folder), need no training of their
 own.
+
+The encoder is the recipe's for the device, whose weights come from the hub where that is CUDA; ``--encoder`` and
+``--weights`` take another for all rows, as ``network.encoder`` and ``network.weights`` do.
 
 A run that was stopped continues. Rows that are not asked for are left alone, and can be added later.
 """
@@ -38,6 +42,7 @@ from common import ended
 from street_ablation_rows import Judge, Trained, markdown, rows
 
 from maskloom import api
+from maskloom.config import parse
 from maskloom.console import Terminal
 from maskloom.contests.signate.stand_in import write_stand_in
 from maskloom.data.augment import PRESETS
@@ -51,10 +56,11 @@ from maskloom.files import write_json, write_text
 from maskloom.inference.predictor import InferenceSettings
 from maskloom.losses.terms import LossTerm
 from maskloom.members import MemberSettings
+from maskloom.models.encoders import NetworkSettings
 from maskloom.progress import Progress
 from maskloom.recipe import Recipe
 from maskloom.recipes.modern import BUDGETS, modern, street_loss
-from maskloom.recipes.planning import EARLY_STAGES, Budget, kind_of, portions, training_settings
+from maskloom.recipes.planning import EARLY_STAGES, Budget, kind_of, portions, released, training_settings
 from maskloom.records import IGNORE, Record
 from maskloom.registry import open_source
 from maskloom.runtime import choose_device, hardware
@@ -219,6 +225,8 @@ def main(words: Sequence[str] | None = None) -> None:
         "seeds": arguments.seeds,
         "folds": arguments.folds,
         "minutes_per_run": arguments.minutes_per_run,
+        "encoder": arguments.encoder,
+        "weights": arguments.weights,
         "rows": [row.to_json(source.task.classes) for row in found],
         "hardware": hardware(device),
     }
@@ -239,6 +247,10 @@ def parsed(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--pixels-per-second", type=float, default=PIXELS_PER_SECOND, help="that a training sees")
     parser.add_argument("--segment", type=int, default=12, help="frames that are drawn together, at most")
     parser.add_argument("--judge", choices=["both", "val", "segments"], default="both")
+    parser.add_argument("--encoder", help="of all rows, by timm's name; the recipe's unless stated")
+    parser.add_argument(
+        "--weights", help="of the encoder: auto, installed, hub, none or a file"
+    )
     parser.add_argument("--rows", nargs="*", default=list(USUAL), metavar="ROW", help=f"of {', '.join(CHANGES)}")
     parser.add_argument("--smoke", action="store_true", help="drawn streets and tiny networks, to see that all runs")
     parser.add_argument("--workers", type=int, help="processes that read samples")
@@ -383,6 +395,12 @@ def recipe_of(name: str, judge: Judge, seed: int, arguments: argparse.Namespace)
         budget=BUDGETS[kind_of(device)],
         is_smoke=arguments.smoke,
     )
+    stated = {name: value for name in ("encoder", "weights") if (value := getattr(arguments, name)) is not None}
+    if stated:
+        first = base.members[0]
+        network = parse(NetworkSettings, first.network.model_dump() | stated, origin="--encoder, --weights")
+        asked = base.model_copy(update={"members": (first.model_copy(update={"network": network}),)})
+        base = released(base, asked)  # what the recipe freezes is a part of its own encoder
     member = trial.training(base.members[0])
     if name != BASE:
         member = CHANGES[name][1](member, trial)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 
+from cars import described
 from maskloom.config import parse
 from maskloom.data.folds import FoldTable
 from maskloom.data.input_policy import InputPolicy
@@ -144,6 +146,22 @@ def test_unknown_rows_and_missing_data_are_refused(benchmark: ModuleType) -> Non
         benchmark.parsed(["--folds", "1"])
     with pytest.raises(UserError, match="--data"):
         benchmark.main(["--device", "cpu"])
+
+
+def test_another_encoder_goes_into_every_row(benchmark: ModuleType) -> None:
+    """What the recipe freezes is a part of its own encoder, so another one learns as a whole."""
+    source = described(8, kind="multiclass")
+    splits = [replace(record, split="val" if number > 5 else "train") for number, record in enumerate(source.records)]
+    source = replace(source, records=tuple(splits))
+    judge = benchmark.Judge(name="val", source=source, data=source.root, segments={}, tables=None)
+    words = ["--device", "cpu", "--encoder", "resnet18", "--weights", "none"]
+    for row in ("modern", "usual rate", "all learns"):
+        (usual,) = benchmark.recipe_of(row, judge, 0, benchmark.parsed(words[:2])).members
+        (member,) = benchmark.recipe_of(row, judge, 0, benchmark.parsed(words)).members
+        assert (member.network.encoder, member.network.weights) == ("resnet18", "none") and not member.optimiser.frozen
+        assert usual.network.encoder != "resnet18" and member.input == usual.input
+    with pytest.raises(UserError, match="--encoder, --weights: encoder"):
+        benchmark.recipe_of("modern", judge, 0, benchmark.parsed(["--device", "cpu", "--encoder", ""]))
 
 
 def test_drawn_streets_from_end_to_end(

@@ -27,7 +27,7 @@ def recipe(*members: dict[str, Any], **others: Any) -> Recipe:
     return parse(Recipe, {"name": "r", "metric": "iou", "members": members or (UNET,), **others})
 
 
-@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("name", ["default", *SYSTEMS])
 def test_no_recipe_of_the_package_states_what_does_nothing(name: str) -> None:
     assert idle_settings(built(name, "full")) == []
 
