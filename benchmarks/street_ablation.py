@@ -248,9 +248,7 @@ def parsed(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--segment", type=int, default=12, help="frames that are drawn together, at most")
     parser.add_argument("--judge", choices=["both", "val", "segments"], default="both")
     parser.add_argument("--encoder", help="of all rows, by timm's name; the recipe's unless stated")
-    parser.add_argument(
-        "--weights", help="of the encoder: auto, installed, hub, none or a file"
-    )
+    parser.add_argument("--weights", help="of the encoder: auto, installed, hub, none or a file")
     parser.add_argument("--rows", nargs="*", default=list(USUAL), metavar="ROW", help=f"of {', '.join(CHANGES)}")
     parser.add_argument("--smoke", action="store_true", help="drawn streets and tiny networks, to see that all runs")
     parser.add_argument("--workers", type=int, help="processes that read samples")

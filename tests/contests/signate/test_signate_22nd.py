@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +30,8 @@ from maskloom.data.sources.base import DataSettings, DataSource
 from maskloom.encodings.probability_maps import read_map
 from maskloom.errors import UserError
 from maskloom.files import write_json
-from maskloom.losses.terms import build_loss
+from maskloom.losses.terms import balanced, build_loss
+from maskloom.models.segmenter import Normalisation, build_segmenter
 from maskloom.progress import Silent
 from maskloom.records import MaskFile, Record, Task
 from maskloom.run_directory import RunDirectory
@@ -123,6 +125,45 @@ def test_the_smoke_scale_keeps_folds_and_network() -> None:
     full, smoke = (signate_22nd(described(), device="cpu", scale=scale) for scale in ("full", "smoke"))
     assert smoke.folds == full.folds and smoke.members[0].loss == full.members[0].loss
     assert smoke.members[0].network.architecture == "unet_resnet" and smoke.members[0].training.epochs == 2
+
+
+PAGE = Path(__file__).parents[3] / "docs" / "signate-system.md"
+WAYS = [
+    tuple("".join(forms) for forms in re.findall(r"""--set (?:'([^']+)'|([^\s]+))""", code))
+    for code in re.findall(r"`(--set [^`]+)`", PAGE.read_text(encoding="utf-8"))
+]
+"""The settings of each way that the page names."""
+
+
+@pytest.fixture(scope="module")
+def streets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fill(tmp_path_factory.mktemp("streets"), count=FOLDS.count, tests=1)
+
+
+@pytest.mark.parametrize("settings", WAYS)
+def test_every_way_on_the_page_is_understood(settings: tuple[str, ...], streets: Path) -> None:
+    """Settings that do nothing are refused, so each does something; what is built of them later is built here, too."""
+    usual, _ = registry.plan("signate_22nd", streets, settings=(), device="cpu")
+    changed, source = registry.plan("signate_22nd", streets, settings=settings, device="cpu")
+    small, _ = registry.plan("signate_22nd", streets, settings=("scale=smoke", *settings), device="cpu")
+    assert changed != usual
+    (member,) = small.members
+    num_classes = len(source.task.classes)
+    build_loss(balanced(member.loss, source.task, [[100] * num_classes], [100 * num_classes]), source.task)
+    if changed.members[0].network != usual.members[0].network and member.network.traits is not None:
+        plain = Normalisation(mean=(0,) * 3, std=(1,) * 3)
+        build_segmenter(member.network, task=source.task, policy=member.input, normalisation=plain)
+
+
+def test_every_way_is_found() -> None:
+    assert len(WAYS) >= 24
+
+
+def test_another_architecture_needs_its_own_encoder(streets: Path) -> None:
+    with pytest.raises(UserError, match=r"encoder: expected wideresnet38 for unet_wideresnet38, found 'resnet34'"):
+        registry.plan(
+            "signate_22nd", streets, settings=["members.0.network.architecture=unet_wideresnet38"], device="cpu"
+        )
 
 
 class Hearing(Silent):
