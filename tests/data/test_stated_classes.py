@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from maskloom.data.mask_coding import NO_CLASS, MaskCoding
+from maskloom.data.mask_coding import NO_CLASS, MaskCoding, apply
 from maskloom.data.stated_classes import find_classes_yaml, read_classes_yaml
 from maskloom.errors import UserError
-from maskloom.records import Task
+from maskloom.records import IGNORE, Task
 
 
 def read(folder: Path, text: str) -> tuple[Task, MaskCoding]:
@@ -42,6 +43,54 @@ def test_colours(tmp_path: Path, ignore: str) -> None:
     task, coding = read(tmp_path, f"classes: {{a: [1, 2, 3], b: [4, 5, 6], c: [7, 8, 9]}}\nignore: {ignore}\n")
     assert task.kind == "multiclass" and coding.kind == "colours"
     assert coding.colours == (((1, 2, 3), 0), ((4, 5, 6), 1), ((7, 8, 9), 2)) and coding.ignore_colours == ((0, 0, 0),)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{road: [[1, 2, 3], [4, 5, 6]], car: [7, 8, 9]}",
+        "[{name: road, colours: [[1, 2, 3], [4, 5, 6]]}, {name: car, color: [7, 8, 9]}]",
+        "[{name: road, colour: [1, 2, 3]}, {name: car, colour: [7, 8, 9]}, {name: road, colour: [4, 5, 6]}]",
+    ],
+)
+def test_several_colours_are_one_class(tmp_path: Path, text: str) -> None:
+    task, coding = read(tmp_path, f"classes: {text}\nignore: [[0, 0, 0], [9, 9, 9]]\n")
+    assert task == Task(kind="multiclass", classes=("road", "car"))
+    assert coding.colours == (((1, 2, 3), 0), ((4, 5, 6), 0), ((7, 8, 9), 1))
+    assert coding.ignore_colours == ((0, 0, 0), (9, 9, 9))
+    stored = np.array([[[1, 2, 3], [4, 5, 6], [7, 8, 9], [9, 9, 9]]], np.uint8)
+    assert apply(coding, stored, tmp_path / "a.png").tolist() == [[0, 0, 1, IGNORE]]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{3: road, 5: car, 4: road}",
+        "[{name: road, values: [3, 4]}, {name: car, value: 5}]",
+        "[{name: road, value: 3}, {name: car, value: 5}, {name: road, value: 4}]",
+    ],
+)
+def test_several_values_are_one_class(tmp_path: Path, text: str) -> None:
+    task, coding = read(tmp_path, f"classes: {text}\nignore: 0\n")
+    assert task.classes == ("road", "car") and coding.values == ((3, 0), (4, 0), (5, 1)) and coding.ignore == (0,)
+    assert apply(coding, np.array([[3, 4, 5, 0]]), tmp_path / "a.png").tolist() == [[0, 0, 1, IGNORE]]
+
+
+@pytest.mark.parametrize(
+    ("text", "coding"),
+    [
+        (
+            "classes: {cell: [[9, 9, 0], [0, 9, 9]]}",
+            MaskCoding(kind="colours", colours=(((0, 0, 0), 0), ((9, 9, 0), 1), ((0, 9, 9), 1))),
+        ),
+        (
+            "classes: [{name: background, values: [0, 7]}, {name: cell, values: [1, 2]}]",
+            MaskCoding(kind="values", values=((0, 0), (7, 0), (1, 1), (2, 1))),
+        ),
+    ],
+)
+def test_several_values_of_a_binary_task(tmp_path: Path, text: str, coding: MaskCoding) -> None:
+    assert read(tmp_path, text) == (Task(kind="binary", classes=("cell",)), coding)
 
 
 @pytest.mark.parametrize(
@@ -87,6 +136,13 @@ def test_multilabel_has_no_class_at_zero(tmp_path: Path) -> None:
         ("classes: {a: 0}", "found 0 twice"),
         ("classes: [a, a, b]", "must differ"),
         ("classes: {a: 1, b: [1, 2, 3]}", "found both"),
+        ("classes: {a: [1, 2], b: 3}", r"found \[1, 2\]; several values of a class are written in a list of"),
+        ("classes: {a: [1, 2, 3], b: 4}", "found both; several values of a class are written in a list of"),
+        ("classes: {a: [[1, 2, 3], [1, 2, 3]], b: [0, 0, 0]}", r"found \(1, 2, 3\) twice"),
+        ("classes: {a: [[1, 2, 3], [4, 5]], b: [0, 0, 0]}", r"found \[4, 5\]"),
+        ("classes: [{name: a, values: 1}]", "expected a list as values of 'a', found 1"),
+        ("classes: [{name: a, values: []}]", r"expected a list as values of 'a', found \[\]"),
+        ("classes: [{name: a, value: 1, values: [2]}]", "expected a value or a colour for 'a', found 2"),
         ("classes: {a: 1.5, b: 2}", "found 1.5"),
         ("classes: {a: [1, 2, 300], b: [0, 0, 0]}", "found \\[1, 2, 300\\]"),
         ("classes: [a, true]", "expected a name, found True"),
@@ -101,6 +157,13 @@ def test_mistakes(tmp_path: Path, text: str, reason: str) -> None:
     with pytest.raises(UserError, match=reason) as caught:
         read(tmp_path, text)
     assert "classes.yaml" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_page_on_streets_lists_all_colours_of_camvid(tmp_path: Path) -> None:
+    page = Path(__file__).parents[2] / "docs" / "street-scenes.md"
+    text = page.read_text(encoding="utf-8").partition("```yaml\n")[2].partition("```")[0]
+    task, coding = read(tmp_path, text)
+    assert len(task.classes) == 11 and len(coding.colours) == 31 and coding.ignore_colours == ((0, 0, 0),)
 
 
 def test_find(tmp_path: Path) -> None:

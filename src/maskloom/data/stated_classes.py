@@ -1,13 +1,15 @@
 """Classes as a user states them, in ``classes.yaml`` or in settings, to a task and a mask coding.
 
 Forms of ``classes``: a list of names (the label is the position), a mapping of name to stored value or to
-``[r, g, b]``, a mapping of stored value to name, or a list of ``{name, value}`` or ``{name, colour}``. ``ignore`` is
-a value, a colour, or a list of them; ``task`` is optional. Reads no masks.
+``[r, g, b]``, a mapping of stored value to name, or a list of ``{name, value}`` or ``{name, colour}``. A class has
+several values or colours where its name occurs again in the last two, or as ``{name, values}`` and ``{name, colours}``,
+or as a list of colours in the mapping. ``ignore`` is a value, a colour, or a list of them; ``task`` is optional. Reads
+no masks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -28,6 +30,7 @@ _MAX_VALUE = 65535
 _KINDS: dict[type, str] = {list: "list", dict: "mapping", str: "text"}
 _EXAMPLE = "classes: {background: 0, car: 255}"
 _LONGEST_EXAMPLE = 200
+_SEVERAL_VALUES = "several values of a class are written in a list of {name: NAME, values: [...]}"
 
 Stored = int | Colour
 """What a mask file holds for one class."""
@@ -60,7 +63,7 @@ def _read(path: Path, content: Any) -> tuple[Task, MaskCoding]:
         raise UserError(f"{path}: task: expected one of {', '.join(get_args(TaskKind))}, found {task!r}")
     try:
         names, stored = _entries(content["classes"])
-        ignored = _ignored(content.get("ignore"), coloured=stored is not None and isinstance(stored[0], tuple))
+        ignored = _ignored(content.get("ignore"), coloured=stored is not None and isinstance(stored[0][0], tuple))
         return stated_coding(names, stored=stored, ignore=ignored, task=task)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
@@ -123,15 +126,16 @@ def _of_attribute(task: Task, coding: MaskCoding) -> AttributeClasses:
 def stated_coding(
     names: Sequence[str],
     *,
-    stored: Sequence[Stored] | None = None,
+    stored: Sequence[Sequence[Stored]] | None = None,
     ignore: Sequence[Stored] = (),
     task: TaskKind | None = None,
 ) -> tuple[Task, MaskCoding]:
     """Returns the task and coding of named classes; without ``stored`` a class's value is its position.
 
-    One name is the foreground of a binary task: without ``stored`` every value above 0, else its own value over 0 or
-    black. Two names of which the first is a background (by its name, or because the task is stated as binary) are a
-    binary task too. Raises ``UserError`` for doubles and for numbers of classes that do not fit the task.
+    ``stored`` are all values, or all colours, of each class. One name is the foreground of a binary task: without
+    ``stored`` every value above 0, else its own values over 0 or black. Two names of which the first is a background
+    (by its name, or because the task is stated as binary) are a binary task too. Raises ``UserError`` for doubles and
+    for numbers of classes that do not fit the task.
     """
     kind = task or _kind(names)
     ignored_values = tuple(value for value in ignore if isinstance(value, int))
@@ -141,10 +145,13 @@ def stated_coding(
         return Task(kind="binary", classes=tuple(names)), found
     if kind == "binary" and len(names) > 2:
         raise UserError(f"a binary task has one foreground class (and a background), found {len(names)} names")
-    pairs = list(zip(stored if stored is not None else range(len(names)), range(len(names)), strict=True))
+    values = stored if stored is not None else [(place,) for place in range(len(names))]
+    pairs: list[tuple[Stored, int]] = [
+        (value, label) for (label, _), own in zip(enumerate(names), values, strict=True) for value in own
+    ]
     nothing: Stored = (0, 0, 0) if pairs and isinstance(pairs[0][0], tuple) else 0
     if kind == "binary" and len(names) == 1:
-        pairs = [(nothing, 0), (pairs[0][0], 1)]
+        pairs = [(nothing, 0), *((value, 1) for value, _ in pairs)]
     elif kind == "multilabel" and nothing not in [value for value, _ in pairs] and nothing not in ignore:
         pairs = [(nothing, NO_CLASS), *pairs]
     _check_different([value for value, _ in pairs], ignore)
@@ -172,20 +179,42 @@ def _check_different(stored: Sequence[Stored], ignore: Sequence[Stored]) -> None
     everything = [*stored, *ignore]
     double = [value for place, value in enumerate(everything) if value in everything[:place]]
     if double:
-        raise UserError(f"every class needs a stored value of its own, found {double[0]} twice (0 is the background)")
+        raise UserError(f"every class needs stored values of its own, found {double[0]} twice (0 is the background)")
 
 
-def _entries(classes: Any) -> tuple[list[str], list[Stored] | None]:
-    """Returns names and stored values (None where positions are meant)."""
+def _entries(classes: Any) -> tuple[list[str], list[list[Stored]] | None]:
+    """Returns names and the stored values of each (None where positions are meant)."""
     if isinstance(classes, dict) and classes and all(isinstance(key, int) for key in classes):
-        classes = {_name(name): value for value, name in classes.items()}  # 0: background, 1: car
+        return _gathered((_name(name), [_stored(value)]) for value, name in classes.items())  # 0: background, 1: car
     if isinstance(classes, dict) and classes:
-        return [_name(name) for name in classes], _same_kind([_stored(value) for value in classes.values()])
+        return _gathered((_name(name), _mapped(value)) for name, value in classes.items())
     if isinstance(classes, list) and classes and all(isinstance(entry, dict) for entry in classes):
-        return [_name(entry.get("name")) for entry in classes], _same_kind([_entry_value(entry) for entry in classes])
+        return _gathered((_name(entry.get("name")), _entry_values(entry)) for entry in classes)
     if isinstance(classes, list) and classes:
         return [_name(name) for name in classes], None
     raise UserError(f"classes: expected a list of names or a mapping of name to value or colour, found {classes!r}")
+
+
+def _gathered(entries: Iterable[tuple[str, list[Stored]]]) -> tuple[list[str], list[list[Stored]]]:
+    """Returns each name once, in the order of their first entries, with the values of all its entries."""
+    found: dict[str, list[Stored]] = {}
+    for name, values in entries:
+        found.setdefault(name, []).extend(values)
+    if len({isinstance(value, int) for values in found.values() for value in values}) > 1:
+        raise UserError(f"classes: expected values for all or colours for all, found both; {_SEVERAL_VALUES}")
+    return list(found), list(found.values())
+
+
+def _mapped(value: Any) -> list[Stored]:
+    """Returns what a name is mapped to: a value, a colour or several colours."""
+    if isinstance(value, list) and value and all(isinstance(each, list) for each in value):
+        return [_stored(each) for each in value]
+    if isinstance(value, list) and len(value) != 3 and all(type(each) is int for each in value):
+        raise UserError(
+            f"expected a value of 0 to {_MAX_VALUE} or a colour [r, g, b] of 0 to 255, found {value!r}; "
+            + _SEVERAL_VALUES
+        )
+    return [_stored(value)]
 
 
 def _name(name: Any) -> str:
@@ -194,15 +223,24 @@ def _name(name: Any) -> str:
     raise UserError(f"classes: expected a name, found {name!r}" + ("; put it in quotes" if name is not None else ""))
 
 
-def _entry_value(entry: dict[Any, Any]) -> Stored:
-    keys = [key for key in ("value", "colour", "color") if key in entry]
-    unknown = set(entry) - {"name", "value", "colour", "color"}
+_ONE = ("value", "colour", "color")
+_SEVERAL = ("values", "colours", "colors")
+
+
+def _entry_values(entry: dict[Any, Any]) -> list[Stored]:
+    keys = [key for key in (*_ONE, *_SEVERAL) if key in entry]
+    unknown = set(entry) - {"name", *_ONE, *_SEVERAL}
     if unknown:
         name = str(sorted(map(str, unknown))[0])
         raise UserError(f"classes: unknown key {name!r}, {closest(name, ('name', 'value', 'colour'))}")
     if len(keys) != 1:
         raise UserError(f"classes: expected a value or a colour for {entry.get('name')!r}, found {len(keys)} of them")
-    return _stored(entry[keys[0]])
+    found = entry[keys[0]]
+    if keys[0] in _ONE:
+        return [_stored(found)]
+    if not isinstance(found, list) or not found:
+        raise UserError(f"classes: expected a list as {keys[0]} of {entry.get('name')!r}, found {found!r}")
+    return [_stored(value) for value in found]
 
 
 def _stored(value: Any) -> Stored:
@@ -212,12 +250,6 @@ def _stored(value: Any) -> Stored:
         red, green, blue = value
         return red, green, blue
     raise UserError(f"expected a value of 0 to {_MAX_VALUE} or a colour [r, g, b] of 0 to 255, found {value!r}")
-
-
-def _same_kind(stored: list[Stored]) -> list[Stored]:
-    if len({isinstance(value, int) for value in stored}) > 1:
-        raise UserError("classes: expected values for all or colours for all, found both")
-    return stored
 
 
 def _ignored(ignore: Any, *, coloured: bool) -> list[Stored]:
