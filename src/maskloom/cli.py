@@ -84,6 +84,7 @@ class Format(StrEnum):
     """What predictions are written as."""
 
     png = "png"
+    colours = "colours"
     prob = "prob"
     rle = "rle"
     coco = "coco"
@@ -159,8 +160,8 @@ def predict(
         Format,
         typer.Option(
             "--to",
-            help="png: masks; prob: 8-bit maps; rle: a table; coco: JSON. Of rasters of any size: geotiff: masks; "
-            "geojson, gpkg, fgb, wkt: polygons.",
+            help="png: masks; colours: masks in the data's colours; prob: 8-bit maps; rle: a table; coco: JSON. Of "
+            "rasters of any size: geotiff: masks; geojson, gpkg, fgb, wkt: polygons.",
         ),
     ],
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Probability rasters, too (geotiff).")] = False,

@@ -77,14 +77,14 @@ class Run:
     ) -> Prediction:
         """Returns what was written for an image or a folder of images.
 
-        ``to`` is "png" (masks), "prob" (8-bit maps), "rle" (``predictions.csv.gz``) or "coco"
-        (``predictions.json``). Images already written by the same run are skipped; the two tables are made by as many
-        processes as are started with the same arguments. Or, for TIFF rasters of any size, "geotiff" (masks; with
-        ``probabilities`` and ``uncertainty`` also those, 8 bits), "geojson", "gpkg", "fgb" or "wkt" (polygons of all
-        scenes in one file): these are predicted block by block, by as many processes, too. Outlines are cleaned by
-        ``simplify``, ``min_area``, ``min_hole`` and ``buffer``, in ``units`` ("pixels" or "crs"), and where these are
-        None as the recipe's ``delivery.polygons`` says. ``grid`` is a table of grid sizes in whose coordinates WKT is
-        written (Dstl).
+        ``to`` is "png" (masks), "colours" (masks in the colours of those that were learnt from), "prob" (8-bit maps),
+        "rle" (``predictions.csv.gz``) or "coco" (``predictions.json``). Images already written by the same run are
+        skipped; the two tables are made by as many processes as are started with the same arguments. Or, for TIFF
+        rasters of any size, "geotiff" (masks; with ``probabilities`` and ``uncertainty`` also those, 8 bits),
+        "geojson", "gpkg", "fgb" or "wkt" (polygons of all scenes in one file): these are predicted block by block, by
+        as many processes, too. Outlines are cleaned by ``simplify``, ``min_area``, ``min_hole`` and ``buffer``, in
+        ``units`` ("pixels" or "crs"), and where these are None as the recipe's ``delivery.polygons`` says. ``grid`` is
+        a table of grid sizes in whose coordinates WKT is written (Dstl).
 
         Of rasters, ``images`` may also be a table of scenes of several files (CSV: id, image, band, band_2 …; see
         ``stages.scene_table``), or a folder in the Dstl layout or, where the run learnt from stacks

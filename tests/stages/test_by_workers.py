@@ -17,12 +17,13 @@ import pytest
 from test_images import Bright, photo, rows
 from tiny_scenes import SIDE, Known, write_run, write_scene
 
+from maskloom.data.mask_coding import MaskCoding
 from maskloom.errors import UserError
 from maskloom.executors import sites
 from maskloom.executors.tasks import Call, Executor, Here, InProcess, Ticket
 from maskloom.files import write_json
 from maskloom.inference import blocks as blocks_room
-from maskloom.integrity import Damaged, Ledger, Seal
+from maskloom.integrity import Damaged, Ledger, Seal, write_sealed
 from maskloom.progress import Silent
 from maskloom.records import Record
 from maskloom.run_directory import RunDirectory
@@ -95,6 +96,9 @@ def predicted(
     run = RunDirectory(tmp_path / "run")
     if not run.decided.is_file():
         write_json(run.decided, {"fingerprint": "decided"})
+        coding = MaskCoding(kind="colours", colours=(((0, 0, 255), 0), ((255, 0, 0), 1)))
+        task = {"kind": Bright.task.kind, "classes": list(Bright.task.classes)}
+        write_sealed(run.source, {"task": task, "coding": coding.to_json()})
     decisions: Any = Bright()
     done = predict_images(
         run, tmp_path / "photos", out=tmp_path / out, to=to, opened=lambda: decisions, skip_bad=skip_bad,
@@ -111,7 +115,7 @@ def masks(folder: Path) -> dict[str, bytes]:
 # A file per image ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("to", ["png", "prob", "rle", "coco"])
+@pytest.mark.parametrize("to", ["png", "colours", "prob", "rle", "coco"])
 def test_workers_leave_what_one_process_leaves(tmp_path: Path, photos: Path, network: Bright, to: str) -> None:
     predicted(tmp_path, to, InProcess(), out="alone")
     heard = Heard()

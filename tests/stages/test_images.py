@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from maskloom.data.image_io import write_png
+from maskloom.data.image_io import read_image, write_png
+from maskloom.data.mask_coding import MaskCoding
 from maskloom.errors import BadFile, UserError
 from maskloom.files import OWNER, write_json
 from maskloom.inference.merging import RESULT
+from maskloom.integrity import write_sealed
 from maskloom.progress import Progress, Silent
 from maskloom.records import Task
 from maskloom.run_directory import RunDirectory
@@ -257,3 +259,48 @@ def test_masks_beside_images_are_not_predicted(tmp_path: Path) -> None:
     assert heard == ["1 files lie in a folder of masks beside the images and are passed over"]
     alone = find_images(tmp_path / "data" / "masks", out=tmp_path / "out", bad=None)
     assert [record.id for record in alone] == ["a"]
+
+
+# Colours of the data -------------------------------------------------------------------------------------------------
+
+RED, BLUE, GREEN = (255, 0, 0), (0, 0, 255), (0, 200, 0)
+STREET = Task(kind="multiclass", classes=("dark", "bright"))
+
+
+def of_data(tmp_path: Path, coding: MaskCoding, task: Task) -> None:
+    write_sealed(
+        RunDirectory(tmp_path / "run").source,
+        {"task": {"kind": task.kind, "classes": list(task.classes)}, "coding": coding.to_json()},
+    )
+
+
+@pytest.mark.parametrize("task", [STREET, Bright.task])
+def test_masks_in_the_colours_of_the_data(folder: Path, tmp_path: Path, task: Task) -> None:
+    colours = ((BLUE, 0), (RED, 1), (GREEN, 1))  # of two colours of a class the first
+    of_data(tmp_path, MaskCoding(kind="colours", colours=colours), task)
+    assert predicted(folder, tmp_path / "out", "colours")[0].num_written == 2
+    for name, colour in (("b", RED), ("sub/a", BLUE)):
+        assert (read_image(tmp_path / "out" / f"{name}.png") == colour).all()
+    assert predicted(folder, tmp_path / "out", "colours")[1] == 0, "all is there"
+
+
+@pytest.mark.parametrize(
+    ("coding", "task", "reason"),
+    [
+        (MaskCoding(kind="values", values=((0, 0), (1, 1))), STREET, "colours: expected .* found masks of values"),
+        (
+            MaskCoding(kind="colours", colours=((RED, 0), (BLUE, 1))),
+            Task(kind="multilabel", classes=("a", "b")),
+            "found a multilabel task; choose png",
+        ),
+        (None, STREET, "source.json: expected the description of the data with its colours, found none"),
+    ],
+)
+def test_data_without_colours_is_told_before_anything_is_written(
+    folder: Path, tmp_path: Path, coding: MaskCoding | None, task: Task, reason: str
+) -> None:
+    if coding is not None:
+        of_data(tmp_path, coding, task)
+    with pytest.raises(UserError, match=reason) as caught:
+        predicted(folder, tmp_path / "out", "colours")
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()

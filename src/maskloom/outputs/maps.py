@@ -29,6 +29,13 @@ def write_mask(folder: Path, class_map: ClassMap, task: Task) -> list[Path]:
     return _write(mask_paths(folder, class_map.id, task), values)
 
 
+def write_colours(folder: Path, class_map: ClassMap, palette: Sequence[tuple[int, int, int]]) -> list[Path]:
+    """Writes labels H×W of exclusive classes as a picture of the colours (red, green, blue) of each label."""
+    (path,) = _picture(folder, class_map.id)
+    write_png(path, np.array(palette, np.uint8)[class_map.labels])
+    return [path]
+
+
 def write_probabilities(folder: Path, probabilities: ProbabilityMap, task: Task) -> list[Path]:
     """Writes 8-bit probabilities, round(255·p), and returns the files: one for binary, else one per class."""
     values = probabilities.values

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from maskloom.data.mask_coding import Colour
 from maskloom.encodings.rle import decode_runs
 from maskloom.errors import BadFile
 from maskloom.executors.tasks import Call, Executor, Here, ShardProgress, shards
 from maskloom.inference.merging import RESULT
 from maskloom.inference.streaming import predict_records
 from maskloom.integrity import Ledger
-from maskloom.outputs.maps import mask_paths, probability_paths, write_mask, write_probabilities
+from maskloom.outputs.maps import mask_paths, probability_paths, write_colours, write_mask, write_probabilities
 from maskloom.outputs.tables import CocoWriter, SubmissionFormat, SubmissionWriter
 from maskloom.progress import Progress
 from maskloom.records import ClassMap, ProbabilityMap, Record, Task
@@ -33,7 +34,7 @@ from maskloom.stages.shared_rows import SharedTable
 if TYPE_CHECKING:
     from maskloom.stages.images import Opened
 
-FORMATS = ("png", "prob", "rle", "coco")
+FORMATS = ("png", "colours", "prob", "rle", "coco")
 TABLES = {"rle": "predictions.csv.gz", "coco": "predictions.json"}
 """The formats of one file for all images, which several processes may write together."""
 SHARED = ".images"
@@ -54,10 +55,12 @@ class Asked:
     out: Path
     to: str
     skip_bad: bool
+    palette: tuple[Colour, ...] = ()
+    """The colour of each label, where masks are written in the colours of the data."""
 
     def paths(self, record_id: str, task: Task) -> list[Path]:
         """Returns the files of one image, where each has its own."""
-        return (mask_paths if self.to == "png" else probability_paths)(self.out, record_id, task)
+        return (probability_paths if self.to == "prob" else mask_paths)(self.out, record_id, task)
 
     def remove(self, record_id: str, task: Task) -> None:
         """Removes the files of one image, if an earlier prediction left any."""
@@ -121,6 +124,8 @@ def _write_maps(
     def consume(record: Record, maps: dict[str, np.ndarray]) -> None:
         if asked.to == "png":
             files = write_mask(asked.out, ClassMap(id=record.id, labels=opened.labels(maps)), opened.task)
+        elif asked.to == "colours":
+            files = write_colours(asked.out, ClassMap(id=record.id, labels=opened.labels(maps)), asked.palette)
         else:
             files = write_probabilities(asked.out, ProbabilityMap(id=record.id, values=maps[RESULT]), opened.task)
         if (stamps := stamps_of(files)) is not None:  # else somebody has removed one of them

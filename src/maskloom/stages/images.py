@@ -15,11 +15,14 @@ import numpy as np
 
 from maskloom.config import load_yaml, parse
 from maskloom.data.image_io import IMAGE_SUFFIXES
+from maskloom.data.mask_coding import Colour, MaskCoding
+from maskloom.data.palettes import palette
 from maskloom.data.sources.base import first_problem, measure
 from maskloom.data.sources.folder import IMAGE_FOLDERS, MASK_FOLDERS, image_files
 from maskloom.errors import BadFile, UserError
 from maskloom.executors.tasks import Executor, InProcess
 from maskloom.files import OWNER, TEMPORARY_PREFIX, read_json, remove_partial, write_json
+from maskloom.integrity import read_sealed
 from maskloom.progress import Progress
 from maskloom.recipe import Recipe
 from maskloom.records import Record, Task
@@ -140,6 +143,7 @@ def predict_images(
     if to not in FORMATS:
         raise UserError(f"to={to!r}: expected one of {', '.join(FORMATS)}")
     decision = run.decision()
+    colours = colours_of(run) if to == "colours" else ()
     bad: list[BadFile] = []
     unfit: dict[str, BadFile] = {}
     progress.stage("predict", cached=False)
@@ -155,7 +159,7 @@ def predict_images(
         if to not in TABLES:
             remove_partial(out)
         ready, on_bad = opened_as(run, decision, opened), leave_out if skip_bad else None
-        asked = Asked(run=run, decision=decision, out=out, to=to, skip_bad=skip_bad)
+        asked = Asked(run=run, decision=decision, out=out, to=to, skip_bad=skip_bad, palette=colours)
         with workers() as executor:
             if to in TABLES:
                 written = write_table(ready, records, asked, executor, on_bad=on_bad, progress=progress)
@@ -172,6 +176,21 @@ def predict_images(
                 with suppress(UserError):  # of a name that no output can have
                     asked.remove(record_id, ready.task)
     return Prediction(out=out, num_written=len(records) - len(unfit), bad=[*bad, *unfit.values()])
+
+
+def colours_of(run: RunDirectory) -> tuple[Colour, ...]:
+    """Returns the colours of the labels, as the masks that the run learnt from have them; raises ``UserError``.
+
+    Of all that prediction reads, this alone is in the run's description of its data.
+    """
+    if not run.source.is_file():
+        raise UserError(f"{run.source}: expected the description of the data with its colours, found none; choose png")
+    source = read_sealed(run.source)
+    task = Task(kind=source["task"]["kind"], classes=tuple(source["task"]["classes"]))
+    try:
+        return palette(task, MaskCoding.from_json(source["coding"]))
+    except UserError as error:
+        raise UserError(f"to=colours: {error}") from None
 
 
 def find_images(

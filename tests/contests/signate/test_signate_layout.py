@@ -15,13 +15,13 @@ from maskloom.contests.signate.class_table import (
     ALL,
     BACKGROUND,
     ClassTable,
-    palette,
     read_annotation,
     read_class_table,
 )
 from maskloom.contests.signate.colours import CATEGORIES, COLOURS, SCORED
 from maskloom.contests.signate.layout import is_test
 from maskloom.data.folds import FoldSettings, make_folds
+from maskloom.data.palettes import palette
 from maskloom.data.sources.base import DataSettings, DataSource
 from maskloom.data.truth import read_truth
 from maskloom.errors import BadFile, UserError
@@ -114,7 +114,7 @@ def test_a_table_merges_and_drops(folder: Path) -> None:
     assert kept.task.classes == (BACKGROUND, "vehicle", "lane")
     labels = read_truth(kept.records[0], kept.task, kept.coding)
     assert set(labels[striped() == CATEGORIES.index("own")].tolist()) == {IGNORE}
-    assert palette(kept.task, kept.coding).tolist() == [[0, 0, 0], [0, 0, 255], [69, 47, 142]]
+    assert palette(kept.task, kept.coding) == ((0, 0, 0), (0, 0, 255), (69, 47, 142))
 
 
 @pytest.mark.parametrize(

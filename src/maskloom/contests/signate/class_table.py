@@ -145,15 +145,6 @@ def category_labels(task: Task, coding: MaskCoding) -> CategoryLabels:
     return CategoryLabels(alone=alone, shared=shared, ignored=ignored)
 
 
-def palette(task: Task, coding: MaskCoding) -> np.ndarray:
-    """Returns the colour of each label, uint8 classes×3: that of a class's first category; a background is black."""
-    first: dict[int, Colour] = {}
-    for colour, label in coding.colours:
-        first.setdefault(label, colour)
-    colours = [BLACK if name == BACKGROUND else first[label] for label, name in enumerate(task.classes)]
-    return np.array(colours, np.uint8)
-
-
 def read_annotation(path: Path, coding: MaskCoding) -> np.ndarray:
     """Returns the labels (uint8 H×W, ``IGNORE`` for what counts nowhere) of an annotation of colours.
 

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from maskloom.contests.signate.class_table import category_labels, palette
+from maskloom.contests.signate.class_table import category_labels
 from maskloom.contests.signate.colours import SCORED
 from maskloom.contests.signate.layout import is_test
 from maskloom.contests.signate.submission import SignateWriter, label_segments, validate
 from maskloom.data.image_io import write_png
+from maskloom.data.palettes import palette
 from maskloom.encodings.rle import decode_runs
 from maskloom.records import IGNORE
 from maskloom.stages.context import Context
@@ -45,7 +46,7 @@ def write_submission(context: Context) -> Path:
         some = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
         context.progress.note(f"the submission is partial: no predictions for {len(missing)} image(s): {some}")
     names = _sent_as(context)
-    colours = palette(source.task, source.coding)
+    colours = np.array(palette(source.task, source.coding), np.uint8)
     target = partial if missing else whole
     rows = read_rows(chunks_in(run.predictions / "rows"))
     with SignateWriter(target, [record.image.name for record in records.values()]) as writer:
