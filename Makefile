@@ -3,14 +3,19 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
+ALL ?= .venv-all
 
-.PHONY: demo test check format bench systems clean
+.PHONY: demo test test-all check format bench systems clean
 
 demo: $(INSTALLED)
 	$(BIN)/maskloom demo --out demo
 
 test: $(INSTALLED)
 	$(BIN)/pytest
+
+# Also the tests that need Ray or an S3 server, which `make test` leaves out; in an environment of their own.
+test-all: $(ALL)/.installed
+	$(ALL)/bin/pytest -rs
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .
@@ -36,5 +41,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,pretrained]"
 	touch $@
 
+$(ALL)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(ALL)
+	$(ALL)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[all-tests]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) $(ALL) demo

@@ -70,13 +70,18 @@ def emptied() -> Any:
 
 
 class Line:
-    """A TCP relay to a server; while it is cut, open connections are gone and new ones are refused."""
+    """A TCP relay to a server; while it is cut, open connections are gone and new ones are refused.
+
+    Or it is silent: nothing that is sent arrives before the line is mended, and nobody is told.
+    """
 
     def __init__(self, address: str) -> None:
         host, port = address.removeprefix("http://").split(":")
         self._target = (host, int(port))
         self._open: list[socket.socket] = []
         self._is_cut = False
+        self._flows = threading.Event()
+        self._flows.set()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
@@ -85,12 +90,16 @@ class Line:
     def address(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def cut(self) -> None:
+    def cut(self, *, is_silent: bool = False) -> None:
+        if is_silent:
+            self._flows.clear()
+            return
         self._is_cut = True
         self._drop()
 
     def mend(self) -> None:
         self._is_cut = False
+        self._flows.set()
 
     def close(self) -> None:
         self._listener.close()
@@ -113,12 +122,13 @@ class Line:
             far = socket.create_connection(self._target)
             self._open += [near, far]
             for source, target in ((near, far), (far, near)):
-                threading.Thread(target=_relay, args=(source, target), daemon=True).start()
+                threading.Thread(target=_relay, args=(source, target, self._flows), daemon=True).start()
 
 
-def _relay(source: socket.socket, target: socket.socket) -> None:
+def _relay(source: socket.socket, target: socket.socket, flows: threading.Event) -> None:
     with suppress(OSError):
         while data := source.recv(65536):
+            flows.wait()
             target.sendall(data)
     for end in (source, target):
         with suppress(OSError):

@@ -154,6 +154,7 @@ def test_many_calls_at_once_are_one_look_at_the_head(gone: str, monkeypatch: pyt
     monkeypatch.setattr(nodes, "HEAD_SECONDS", 0.0)
     head.answers(), head.answers()
     assert head.is_lost and f"the head of the cluster at {gone} does not answer" in head.lost()
+    assert "`ray start --head`" in head.lost() and "`ray start --address=…`" in head.lost(), "nodes end with their head"
 
 
 def test_whoever_finds_the_head_lost_says_so() -> None:

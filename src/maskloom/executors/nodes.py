@@ -191,6 +191,7 @@ class Head:
         """Returns what to tell of a head that is lost."""
         at = f" at {self.address}" if self.address else ""
         return (
-            f"--on ray: the head of the cluster{at} does not answer any more; start it again (`ray start --head`) and "
-            "start the same command again, it continues"
+            f"--on ray: the head of the cluster{at} does not answer any more; start it again (`ray start --head`), "
+            "then every other node (`ray start --address=…`: none comes back by itself) and the same command, it "
+            "continues"
         )
