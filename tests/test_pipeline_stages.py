@@ -93,6 +93,18 @@ def test_a_changed_mark_repeats_what_follows(steps: Steps, monkeypatch: pytest.M
     assert steps.fit(monkeypatch, "2") == (["> oof/a", "> ensemble"], ["made x", "made y", "made z"])
 
 
+def test_what_a_lost_worker_left_half_written_goes(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+    half = steps.run.oof_map("a", "x").with_name(".partial-1.map")
+
+    def content(name: str) -> str:
+        half.parent.mkdir(exist_ok=True)
+        half.write_text("half")  # of a worker that is killed, while others go on
+        return f"map of {name}"
+
+    steps.content, steps.context.executor = content, SimpleNamespace(is_parallel=True)
+    assert steps.fit(monkeypatch, "2")[1] == ["made x", "made y", "made z"] and not half.exists()
+
+
 def test_a_damaged_file_is_named_and_made_anew_and_nothing_else(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
     path = steps.run.oof_map("a", "y")
     whole = path.read_bytes()

@@ -71,10 +71,13 @@ def run_pipeline(context: Context, submit: Callable[[Context], Path] | None, sco
     removed: set[Path] = set()
     while True:
         try:
-            return _run_stages(context, submit, scorers)
+            _run_stages(context, submit, scorers)
+            break
         except Damaged as damage:  # which only reading showed, after its stage was found finished
             context.executor.drop()
             _remove(context, damage, removed)
+    if context.executor.is_parallel:
+        remove_partial(context.run.root)  # of workers that were lost
 
 
 def _check_own(context: Context) -> None:

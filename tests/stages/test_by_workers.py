@@ -157,6 +157,18 @@ def test_of_a_killed_process_only_what_was_not_told_is_done_again(
     assert network.asked == 6
 
 
+@pytest.mark.parametrize("to", ["png", "rle"])
+def test_what_a_lost_worker_left_half_written_goes(tmp_path: Path, photos: Path, network: Bright, to: str) -> None:
+    half = tmp_path / "out" / ".partial-1.png"
+
+    class Losing(Two):
+        def collect(self, ticket: Ticket, **more: Any) -> Any:
+            half.write_bytes(b"half")  # of a worker that is killed; another one does its task again
+            return super().collect(ticket, **more)
+
+    assert predicted(tmp_path, to, Losing()).num_written == 6 and not half.exists()
+
+
 def test_masks_that_are_written_elsewhere_are_told(
     tmp_path: Path, photos: Path, network: Bright, monkeypatch: pytest.MonkeyPatch
 ) -> None:

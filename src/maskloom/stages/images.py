@@ -170,6 +170,8 @@ def predict_images(
                         )
             else:
                 write_files(ready, records, asked, executor, on_bad=on_bad, progress=progress)
+                if executor.is_parallel:
+                    remove_partial(out)  # of workers that were lost
         if to not in TABLES:  # of what an image was before it was damaged
             unread = [_output_name(problem.path, _root(images)) for problem in bad]
             for record_id in (*unfit, *unread):
