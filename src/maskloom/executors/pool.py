@@ -26,6 +26,8 @@ from maskloom.termination import seconds_left
 
 MOST_ATTEMPTS = 3
 """So often a task is given out; then whoever waits is told that workers are lost over it."""
+MOST_AWAY = 10
+"""The same for workers that went out of reach: mostly their hosts are gone, which is known only later."""
 MOST_STARTS = 3
 """A worker that ends so often in a row without having been given a task cannot be had."""
 STOP_SECONDS = 25.0
@@ -337,11 +339,13 @@ class Pool:
 
     def _repeat(self, ticket: Ticket, loss: Loss) -> None:
         title = ticket.call.title
-        if loss.with_node:  # hosts may come and go
+        if loss.with_node or not loss.has_ended:  # hosts may come and go
             ticket.attempts -= 1
-        if ticket.attempts >= MOST_ATTEMPTS:
+        ticket.times_away += not (loss.with_node or loss.has_ended)
+        if ticket.attempts >= MOST_ATTEMPTS or ticket.times_away >= MOST_AWAY:
             self._error = self._error or UserError(
-                f"{title}: expected a worker that finishes it, found {ticket.attempts} that did not; the last "
+                f"{title}: expected a worker that finishes it, found {ticket.attempts + ticket.times_away} that did "
+                "not; the last "
                 f"{loss.how}; mend what ends them (memory, mostly) and start the same command again, it continues"
             )
             return

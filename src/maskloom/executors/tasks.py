@@ -102,6 +102,9 @@ class Ticket:
     on_told: Told | None = None
     """Is given what the task tells, in the thread that collects."""
     attempts: int = 0
+    """How often it was begun, but for those whose worker was lost with its host, or went out of reach."""
+    times_away: int = 0
+    """How often its worker went out of reach."""
     is_done: bool = False
     value: Any = None
     seconds: float = 0.0
