@@ -229,7 +229,10 @@ def same(before: Path, after: Path, name: str) -> bool:
 
     folder, file = RunDirectory(after), after / name
     if not file.is_file():
-        stage = folder.stage_of(file) or name.removeprefix("stages/").removesuffix(".sums")
+        if name.startswith("stages/"):
+            stage: str | None = name.removeprefix("stages/").removesuffix(".sums")
+        elif (stage := folder.stage_of(file)) is None:
+            return file == folder.decided  # as before an ensemble is decided
         forgotten = stage in folder.stages() or (folder.sums(stage).is_file() and not name.endswith(".sums"))
         return is_beside(file) or not forgotten
     if (before / name).read_bytes() == file.read_bytes():

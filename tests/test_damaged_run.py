@@ -157,6 +157,15 @@ def test_what_stages_leave_beside_their_results_is_looked_at(run: Path) -> None:
     assert verify(run).is_sound
 
 
+def test_a_recipe_and_a_source_that_are_gone_are_missing(run: Path) -> None:
+    gone = ["recipe.yaml", "data/source.json"]
+    for name in gone:
+        (run / name).unlink()
+    assert verify(run).bad == dict.fromkeys(gone, "missing")
+    shutil.rmtree(run / "stages")
+    assert not verify(run).bad.keys() & set(gone), "nothing was made with them yet"
+
+
 def test_what_is_no_run_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -139,8 +139,10 @@ def _name(run: RunDirectory, path: Path) -> str:
 def _of_run(run: RunDirectory) -> Iterator[tuple[Path, State]]:
     """Yields the files that belong to no stage; those that come only with the ensemble where they are there."""
     for path in (run.facts, run.source, run.decided):
-        if path.is_file() or path == run.facts:
+        if path.is_file():
             yield path, _sealed_state(path)
+    if run.marker("survey").is_file():  # the first stage, which was made with them
+        yield from ((path, "missing") for path in (run.source, run.recipe) if not path.is_file())
     if not run.recipe.is_file():
         return
     decided: dict[str, Any] = {}
