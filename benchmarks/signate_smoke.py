@@ -139,7 +139,8 @@ def package_scores(data: Path, run: Path, truths: list[Path]) -> Iterator[float]
 
     for truth in truths:
         yield score_files(truth, run / "submission.json").mean
-    found = score_of_counts(read_counts(counts_path(RunDirectory(run))), open_source(data, DataSettings()).task)
+    source = open_source(data, DataSettings())
+    found = score_of_counts(read_counts(counts_path(RunDirectory(run))), source.task, source.coding)
     assert found is not None, "drawn streets have lanes"
     yield found.score
 
