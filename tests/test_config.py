@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import Field, field_validator
 
 from maskloom.config import Config, load_yaml, override, parse, to_yaml
 from maskloom.errors import UserError
@@ -59,6 +60,35 @@ def test_a_misspelt_key_hides_behind_no_other_complaint() -> None:
     with pytest.raises(UserError) as caught:
         parse(Outer, {"members": [{"epoch": 3}]}, origin="mine.yaml")
     assert str(caught.value) == "mine.yaml: unknown key 'members.0.epoch', did you mean 'epochs'?"
+
+
+class Checked(Config):
+    """Settings whose check has words of its own."""
+
+    members: tuple[Inner, ...] = Field(min_length=1)
+    name: str = "a"
+
+    @field_validator("name")
+    @classmethod
+    def _is_short(cls, name: str) -> str:
+        if len(name) > 2:
+            raise UserError(f"expected a short name, found {name!r}; shorten it")
+        return name
+
+
+def test_a_list_of_wrong_elements_is_not_called_too_short() -> None:
+    with pytest.raises(UserError) as caught:
+        parse(Checked, {"members": [{"epochs": "many"}]})
+    assert str(caught.value).startswith("settings: members.0.epochs: ")
+    assert "at least" not in str(caught.value)
+    with pytest.raises(UserError, match="at least 1 item"):
+        parse(Checked, {"members": []})
+
+
+def test_a_check_says_once_what_it_found() -> None:
+    with pytest.raises(UserError) as caught:
+        parse(Checked, {"members": [{}], "name": "long"})
+    assert str(caught.value) == "settings: name: expected a short name, found 'long'; shorten it"
 
 
 def test_settings_survive_yaml() -> None:

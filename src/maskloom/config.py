@@ -33,15 +33,25 @@ def parse(kind: type[AnyConfig], values: Any, *, origin: str = "settings") -> An
         problems = error.errors()
         # A misspelt key also makes its parents fail; what is said about them would only hide it.
         misspelt = [problem for problem in problems if problem["type"] == "extra_forbidden"]
-        lines = [_explain(kind, problem) for problem in misspelt or problems]
+        causes = [problem for problem in problems if not _is_consequence(problem, problems)]
+        lines = [_explain(kind, problem) for problem in misspelt or causes]
         raise UserError(f"{origin}: " + "; ".join(lines)) from None
+
+
+def _is_consequence(problem: Any, problems: Iterable[Any]) -> bool:
+    """Returns whether a list is called too short only because its wrong elements, told themselves, do not count."""
+    place = problem["loc"]
+    inside = (other["loc"] for other in problems if len(other["loc"]) > len(place))
+    return problem["type"] == "too_short" and any(other[: len(place)] == place for other in inside)
 
 
 def _explain(kind: type[Config], problem: Any) -> str:
     path = ".".join(str(part) for part in problem["loc"])
     if problem["type"] != "extra_forbidden":
+        said = str(problem["ctx"]["error"]) if problem["type"] == "value_error" else problem["msg"]
         found = repr(problem["input"])
-        return f"{path or 'value'}: {problem['msg']}, found {found if len(found) <= 80 else found[:77] + '…'}"
+        shown = f", found {found if len(found) <= 80 else found[:77] + '…'}"
+        return f"{path or 'value'}: {said}{'' if 'found' in said else shown}"  # our own checks say what they found
     *parents, name = problem["loc"]
     known = _field_names(kind, parents)
     return f"unknown key {path!r}" + (f", {closest(str(name), known)}" if known else "")
