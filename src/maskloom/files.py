@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -26,6 +27,7 @@ MAX_JSON_BYTES = 2**29
 """The longest JSON that is read unless asked otherwise; its values take six times as much memory, at most thirty."""
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 """What the operating system says when there is no more room."""
+_LITTLE_ROOM = 2**20  # bytes; a disk with fewer of them is as good as full
 
 _LEAST_READ = 2**16  # bytes that are asked for, whatever the length is said to be
 
@@ -75,7 +77,7 @@ def _write_error(path: Path, error: Exception, temporary: Path | None = None) ->
     Compiled libraries tell a full disk, and the file that they could not write, in words only.
     """
     if getattr(error, "errno", None) in FULL_DISK or f"os error {errno.ENOSPC}" in str(error):
-        return UserError(f"{path}: the disk is full; free some space and start the same command again, it continues")
+        return _full_disk(path)
     if isinstance(error, OSError) and error.errno is not None:
         written = {"None", *map(str, (temporary, path, path.parent))}
         if temporary is not None and str(error.filename) not in written:
@@ -86,6 +88,24 @@ def _write_error(path: Path, error: Exception, temporary: Path | None = None) ->
     else:
         return error
     return UserError(f"{path}: cannot be written ({reason}); choose another folder or mend its permissions")
+
+
+def _full_disk(path: Path) -> UserError:
+    return UserError(f"{path}: the disk is full; free some space and start the same command again, it continues")
+
+
+def write_refusal(path: Path, reason: str, *, num_bytes: int = 0) -> UserError:
+    """Returns what to raise where a library could not write ``path`` and does not tell whether for lack of room.
+
+    ``num_bytes`` are how many it needed, besides what is still there of what it wrote.
+    """
+    try:
+        is_full = shutil.disk_usage(path.parent).free < max(num_bytes, _LITTLE_ROOM)
+    except OSError:
+        is_full = False
+    if is_full:
+        return _full_disk(path)
+    return UserError(f"{path}: {reason}; is the disk full? then free some space, else choose another folder")
 
 
 def _sync_folder(folder: Path) -> None:

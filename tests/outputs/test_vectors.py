@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 import struct
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from shapely import MultiPolygon, Polygon, box
 from maskloom.encodings import vector_files
 from maskloom.encodings.vector_files import DSTL_COLUMNS, Feature, is_wkt_table, read_features
 from maskloom.errors import BadFile, UserError
+from maskloom.files import TEMPORARY_PREFIX
 from maskloom.outputs.vectors import write_features
 
 HOLED = Polygon(box(0.1, 0, 7, 9).exterior, [box(2, 2, 3, 4.25).exterior])
@@ -162,6 +165,24 @@ def test_what_cannot_be_written(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"CRS|written") as caught:
             write_features(tmp_path / name, FEATURES, crs="EPSG:nonsense")
         assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["a.gpkg", "a.fgb"])
+@pytest.mark.parametrize(("free", "said"), [(1000, "the disk is full; free some space"), (2**40, "written as")])
+def test_gdal_that_gives_up_for_lack_of_room_is_told_from_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, free: int, said: str
+) -> None:
+    pyogrio = pytest.importorskip("pyogrio")
+
+    def failing(path: Path, *_: Any, **__: Any) -> None:
+        raise RuntimeError(f"{path}: no such table: gpkg_contents")
+
+    monkeypatch.setattr(pyogrio.raw, "write", failing)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    with pytest.raises(UserError, match=said) as caught:
+        write_features(tmp_path / name, FEATURES, crs="EPSG:32633")
+    assert TEMPORARY_PREFIX not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 

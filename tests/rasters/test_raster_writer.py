@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import rasterio
 
 from maskloom.errors import UserError
+from maskloom.rasters import writing
 from maskloom.rasters.georeference import Georeference
 from maskloom.rasters.reading import open_raster
 from maskloom.rasters.writing import TILE, write_geotiff, write_geotiff_blocks
@@ -125,6 +128,14 @@ def test_a_full_disk_is_one_line(tmp_path: Path, limit: int) -> None:
     arguments = [sys.executable, "-c", code, str(tmp_path / "a.tif"), str(limit)]
     found = subprocess.run(arguments, capture_output=True, text=True, check=True)
     assert found.stdout.count("\n") == 1 and "is the disk full?" in found.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_without_room_is_called_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writing, "_is_whole", lambda *_: False)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    with pytest.raises(UserError, match=r"a\.tif: the disk is full; free some space and start the same command again"):
+        write_geotiff(tmp_path / "a.tif", np.ones((40, 60), np.uint8), None)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 
 from maskloom.errors import BadFile, UserError
-from maskloom.files import atomic_path
+from maskloom.files import atomic_path, write_refusal
 
 DRIVERS = {".gpkg": "GPKG", ".fgb": "FlatGeobuf"}
 """GDAL's name of each kind of file, by suffix in lower case."""
 _STARTS = {".gpkg": b"SQLite format 3\0", ".fgb": b"fgb\x03fgb"}
 
 _INT64 = 2**63
+_COPIES = 3  # of the areas on the disk: with their index, and as FlatGeobuf has them, too, before it sorts them
 _CHANGED = "1970-01-01T00:00:00.000Z"  # when a GeoPackage was last changed: equal features give equal bytes
 
 
@@ -68,7 +69,9 @@ def write_layer(
                 **options,
             )
         except (RuntimeError, ValueError) as error:  # what pyogrio's own errors are
-            raise UserError(f"{path}: could not be written as {driver} ({_one_line(error)})") from None
+            reason = _one_line(error).replace(temporary.name, path.name)
+            num_bytes = _COPIES * sum(len(shape) for shape in shapes if shape is not None)
+            raise write_refusal(path, f"could not be written as {driver} ({reason})", num_bytes=num_bytes) from None
 
 
 @contextmanager

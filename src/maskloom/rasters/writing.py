@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from maskloom.errors import UserError
-from maskloom.files import atomic_path
+from maskloom.files import atomic_path, write_refusal
 from maskloom.rasters.georeference import Georeference
 from maskloom.rasters.opening import CACHE_BYTES
 from maskloom.records import Size
@@ -119,9 +118,9 @@ def _new_raster(
                         dataset.build_overviews(factors, Resampling.nearest)
         except RasterioError as error:
             reason = " ".join(str(error.__cause__ or error).split())
-            raise UserError(f"{path}: the raster cannot be written ({reason}); is the disk full?") from None
+            raise write_refusal(path, f"the raster cannot be written ({reason})") from None
         if not _is_whole(temporary, 1 + len(factors)):
-            raise UserError(f"{path}: the raster was written in part; is the disk full?")
+            raise write_refusal(path, "the raster was written in part")
 
 
 def _is_whole(path: Path, num_pages: int) -> bool:
