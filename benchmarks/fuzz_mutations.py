@@ -164,7 +164,7 @@ def of_text(rng: Generator, text: str, *, separators: str = ",\n") -> bytes:
     """Returns the text with words changed, as UTF-8 or in a wrong encoding; or its bytes spoilt."""
     way = rng.random()
     if way < 0.2:
-        return of_bytes(rng, text.encode())
+        return of_bytes(rng, text.encode("utf-8", "surrogatepass"))
     for _ in range(int(rng.integers(1, 4))):
         text = _changed(rng, text, separators)
     if way < 0.3:
