@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from shapely import Polygon, box
 
-from maskloom.encodings.outlines import areas, cleaned, outlines, repaired
+from maskloom.encodings.outlines import areas, cleaned, num_crossings, outlines, repaired
 from maskloom.encodings.polygons import rasterize_wkt
+from maskloom.errors import UserError
 from maskloom.masks import label_components
 
 MASKS = st.tuples(st.integers(1, 12), st.integers(1, 12)).flatmap(lambda size: arrays(bool, size))
@@ -179,6 +180,38 @@ def test_repair_of_a_bow_tie_and_of_an_overlap() -> None:
     assert sum(polygon.area for polygon in repaired([box(0, 0, 2, 2), box(1, 0, 3, 2)])) == 6
     flat = Polygon([(0, 0), (2, 0), (1, 0)])
     assert repaired([flat, Polygon()]) == []
+
+
+def ring(num_points: int, seed: int = 0) -> Polygon:
+    return Polygon(np.random.default_rng(seed).integers(-50, 50, (num_points, 2)))
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 1000), st.integers(3, 40))
+def test_crossings_are_those_of_every_two_segments(seed: int, num_points: int) -> None:
+    points = np.random.default_rng(seed).uniform(0, 9, (num_points, 2))
+    around = shapely.linestrings(np.stack([points, np.roll(points, -1, axis=0)], axis=1))
+    pairs = sum(bool(shapely.crosses(one, other)) for place, one in enumerate(around) for other in around[:place])
+    assert num_crossings(Polygon(points).exterior) == pairs
+
+
+def test_outlines_that_cross_themselves_over_and_over_are_refused() -> None:
+    """They would take minutes and gigabytes: each crossing is a corner of what is to be put together."""
+    for num_points in (470, 17_000):
+        with pytest.raises(UserError, match=rf"one of {num_points + 1} points that crosses itself some \d+ times"):
+            repaired([box(90, 90, 95, 95), ring(num_points)])
+    with pytest.raises(UserError, match="crosses itself"):
+        repaired([ring(120, seed) for seed in range(4)])  # none alone
+    assert repaired([ring(60)])[0].is_valid
+
+
+def test_outlines_that_only_touch_themselves_are_repaired() -> None:
+    """As of pixels that meet at corners, in polygons of tools that take these for connected."""
+    stairs = [(x + dx, x + dy) for x in range(3000) for dx, dy in ((0, 0), (1, 0))]
+    back = [(x + dx, x + dy) for x in reversed(range(3000)) for dx, dy in ((1, 1), (0, 1))]
+    squares = Polygon(stairs + back)
+    assert not squares.is_valid and num_crossings(squares.exterior) == 0
+    assert sum(each.area for each in repaired([squares])) == 3000
 
 
 def test_areas_of_nested_collections() -> None:

@@ -12,13 +12,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from maskloom.errors import UserError
 from maskloom.masks import label_components
 from maskloom.records import Size
 
 if TYPE_CHECKING:
-    from shapely import Polygon
+    from shapely import LinearRing, Polygon
     from shapely.geometry.base import BaseGeometry
 
+MOST_CROSSINGS = 2000
+"""So often outlines that are to be repaired may cross themselves: time grows with the square, to seconds here."""
+_PAIRS = 500_000  # of segments of a ring, which are looked at; a ring of 700 points is counted exactly
 _OUTSIDE = 1e-6  # pixels; coordinates that went to the ground, or to a grid, and back may end so far outside
 
 
@@ -285,18 +289,46 @@ def repaired(polygons: Sequence[Polygon]) -> list[Polygon]:
 
     Inside one polygon that crosses itself the even-odd rule holds, several that overlap are united, as in
     ``rasterize_wkt``; those that meet no other stay as they are, as a table may hold tens of thousands of which a few
-    overlap. Empty polygons, and whatever has no area, are left out.
+    overlap. Empty polygons, and whatever has no area, are left out. Raises ``UserError`` for outlines that cross
+    themselves more often than ``MOST_CROSSINGS``, which are none of areas.
     """
     import shapely
 
     filled = [polygon for polygon in polygons if not polygon.is_empty]
     if not filled or shapely.is_valid(shapely.multipolygons(filled)):
         return filled
+    _check_crossings(filled)
     parts = np.array(areas(shapely.make_valid(filled)), dtype=object)
     one, other = shapely.STRtree(parts).query(parts, predicate="intersects")
     meets = np.zeros(len(parts), np.bool_)
     meets[one[one != other]] = True
     return areas([*parts[~meets].tolist(), shapely.union_all(parts[meets])])
+
+
+def _check_crossings(polygons: Sequence[Polygon]) -> None:
+    import shapely
+
+    shapes = np.array(polygons, dtype=object)
+    shapes = shapes[~shapely.is_valid(shapes)]
+    counts = [sum(map(num_crossings, shapely.get_rings(shape))) for shape in shapes]
+    if (largest := max(counts, default=0)) > MOST_CROSSINGS or np.hypot.reduce(counts) > MOST_CROSSINGS:
+        points = int(shapely.get_num_coordinates(shapes[counts.index(largest)]))
+        raise UserError(
+            f"expected the outlines of areas, found one of {points} points that crosses itself some {largest} times; "
+            f"{MOST_CROSSINGS} can be repaired; see that its points are in order, or leave it out"
+        )
+
+
+def num_crossings(ring: LinearRing) -> int:
+    """Returns how often a ring crosses itself, which touching is not; of a long one an estimate by some segments."""
+    import shapely
+
+    points = shapely.get_coordinates(ring)
+    segments = shapely.linestrings(np.stack([points[:-1], points[1:]], axis=1))
+    num_chosen = min(len(segments), max(_PAIRS // len(segments), 16))
+    chosen = np.linspace(0, len(segments) - 1, num_chosen).astype(np.int64)
+    crossed = shapely.STRtree(segments).query(segments[chosen], predicate="crosses")
+    return round(int(crossed.shape[1]) * len(segments) / len(chosen) / 2)
 
 
 def clipped(polygons: Sequence[Polygon], size: Size) -> tuple[list[Polygon], int]:
