@@ -166,6 +166,16 @@ def test_another_architecture_needs_its_own_encoder(streets: Path) -> None:
         )
 
 
+@pytest.mark.parametrize("scale", ["scale=full", "scale=smoke"])
+def test_settings_that_would_do_nothing_are_refused(streets: Path, tmp_path: Path, scale: str) -> None:
+    idle = "members.0.input.prefer_class=0.5"
+    with pytest.raises(UserError, match=r"^members\.0\.input\.prefer_class: it chooses windows, .* found 0\.5; leave"):
+        registry.plan("signate_22nd", streets, settings=[scale, idle], device="cpu")
+    (tmp_path / "recipe.yaml").write_text("base: signate_22nd\ninference: {crop_offsets: 5}\n")
+    with pytest.raises(UserError, match=r"^inference\.crop_offsets: for members of windows"):
+        registry.plan(tmp_path / "recipe.yaml", streets, settings=[scale], device="cpu")
+
+
 class Hearing(Silent):
     """Remembers notes."""
 
