@@ -97,6 +97,12 @@ def append(here: Here, shared: None, path: Path, text: str, seconds: float) -> N
         stream.write(text)
 
 
+def hang(here: Here, shared: None, begun: Path) -> None:
+    """Does not tell how far it is, so that it cannot be interrupted on an actor."""
+    begun.touch()
+    time.sleep(60)
+
+
 def wait(here: Here, shared: None, begun: Path, saved: Path) -> None:
     try:
         write_text(begun, str(os.getpid()))  # from here on it may be interrupted

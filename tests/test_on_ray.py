@@ -15,7 +15,7 @@ import pytest
 
 import executor_tasks
 import maskloom
-from executor_tasks import call
+from executor_tasks import call, eventually
 from maskloom.errors import UserError
 from maskloom.executors.sites import Work, open_site
 from maskloom.progress import Silent
@@ -115,13 +115,12 @@ def test_an_actor_that_was_killed_here_is_not_taken_to_have_ended(
     monkeypatch.setattr(pool, "FENCE_SECONDS", 2.0)
     heard, work = Heard(), Work(run=tmp_path, command="fit")
     with open_site("ray", device="cpu", processes=1) as site, site.workers(work, heard) as executor:
-        silent = replace(call(executor, executor_tasks.append, tmp_path / "begun", "", 0.0), is_exclusive=True)
-        assert executor.collect(executor.submit(silent)) is None
-        executor.submit(replace(silent, arguments=(tmp_path / "late", "", 60.0)))
-        time.sleep(0.5)
+        begun = tmp_path / "begun"
+        executor.submit(replace(call(executor, executor_tasks.hang, begun), is_exclusive=True))
+        assert eventually(begun.exists)
         executor.drop()
         began = time.monotonic()
-        executor.collect(executor.submit(silent))
+        executor.collect(executor.submit(replace(call(executor, executor_tasks.speak), is_exclusive=True)))
         assert time.monotonic() - began > 1.9
     assert any(note.endswith("it is not begun again within 2 s") for note in heard.notes)
 
