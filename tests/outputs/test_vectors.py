@@ -21,6 +21,7 @@ from maskloom.encodings.vector_files import DSTL_COLUMNS, Feature, is_wkt_table,
 from maskloom.errors import BadFile, UserError
 from maskloom.files import TEMPORARY_PREFIX
 from maskloom.outputs.vectors import write_features
+from maskloom.rasters.georeference import same_crs
 
 HOLED = Polygon(box(0.1, 0, 7, 9).exterior, [box(2, 2, 3, 4.25).exterior])
 PAIR = MultiPolygon([box(20, 1, 30, 2), box(40, 1 / 3, 50, 2)])
@@ -263,6 +264,25 @@ def test_geojson_without_fields_or_areas(tmp_path: Path) -> None:
 def test_the_older_member_crs(tmp_path: Path, member: Any, expected: str | None) -> None:
     path = written(tmp_path / "in.geojson", {"crs": member, **collection(SQUARE)})
     assert read_features(path)[0] == expected
+
+
+def test_rings_without_area_are_told_from_empty_features_and_repaired_ones(tmp_path: Path) -> None:
+    rings = ["POLYGON ((0 0, 4 4, 0 0))", "POLYGON EMPTY", "POLYGON ((0 0, 4 4, 4 0, 0 4, 0 0))"]
+    (tmp_path / "in.csv").write_text("id,wkt\n" + "".join(f'a,"{ring}"\n' for ring in rings))
+    notes: list[str] = []
+    read_features(tmp_path / "in.csv", note=notes.append)
+    assert notes == [
+        "in.csv: 1 of 3 features are empty",
+        "in.csv: 1 of 3 features are rings without area, taken as empty: row 2",
+        "in.csv: 1 of 3 features cross or touch themselves; repaired: row 4",
+    ]
+
+
+def test_a_crs_that_is_none_is_told_once(capfd: pytest.CaptureFixture[str]) -> None:
+    for judge in (vector_files.parsed_crs, lambda crs: same_crs(crs, "EPSG:4326")):
+        with pytest.raises(UserError, match="EPSG:99999"):
+            judge("EPSG:99999")
+    assert capfd.readouterr() == ("", "")  # GDAL says nothing by itself
 
 
 def test_rings_that_cross_or_touch_are_repaired_and_counted(tmp_path: Path) -> None:

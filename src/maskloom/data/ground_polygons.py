@@ -65,26 +65,38 @@ class GroundPolygons:
         return f"they span {left:.6g} to {right:.6g} east and {bottom:.6g} to {top:.6g} north in {self.crs:.40}"
 
     def on_raster(
-        self, size: Size, georeference: Georeference, *, is_wanted: Callable[[int], bool] = lambda _: True
+        self,
+        raster: Path,
+        size: Size,
+        georeference: Georeference,
+        *,
+        is_wanted: Callable[[int], bool] = lambda _: True,
     ) -> Placed:
         """Returns what of the wanted features (by number) lies on a raster of ``size`` (height, width) with a CRS.
 
-        Vertices are brought to the raster's CRS, edges between them stay straight. Raises ``BadFile`` where the two
-        CRS do not go together.
+        Vertices are brought to the raster's CRS, edges between them stay straight. Raises ``BadFile`` of the raster
+        where it lies nowhere in the polygons' CRS, and of the polygons where these cannot be brought to it.
         """
         try:
-            return self._on_raster(size, georeference, is_wanted)
+            return self._on_raster(raster, size, georeference, is_wanted)
         except BadFile:
             raise
         except UserError as error:
             raise BadFile(self.file, str(error)) from None
 
-    def _on_raster(self, size: Size, georeference: Georeference, is_wanted: Callable[[int], bool]) -> Placed:
+    def _on_raster(
+        self, raster: Path, size: Size, georeference: Georeference, is_wanted: Callable[[int], bool]
+    ) -> Placed:
         import shapely
 
         assert georeference.crs is not None, "rasters without one are refused before"
         is_same = same_crs(self.crs, georeference.crs)
-        near, around = self._surroundings(size, georeference, None if is_same else georeference.crs)
+        try:
+            near, around = self._surroundings(size, georeference, None if is_same else georeference.crs)
+        except UserError as error:
+            raise BadFile(
+                raster, f"expected a raster that lies somewhere in {self.crs:.40}, that of the polygons: {error}"
+            ) from None
         found = [
             place
             for place in np.sort(self._tree.query(near, predicate="intersects")).tolist()

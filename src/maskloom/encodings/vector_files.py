@@ -74,13 +74,15 @@ class Feature:
 
 def parsed_crs(crs: str) -> Any:
     """Returns rasterio's CRS of "EPSG:n" or WKT; raises ``UserError`` for what is none."""
+    from rasterio import Env
     from rasterio.crs import CRS
     from rasterio.errors import CRSError
 
     if not _CRS_TEXT.match(crs):  # GDAL would take paths and addresses, too, and open them
         raise UserError(f"expected a CRS such as 'EPSG:32633' or its WKT, found {crs!r:.60}")
     try:
-        return CRS.from_user_input(crs)
+        with Env():  # without it GDAL prints what it complains of
+            return CRS.from_user_input(crs)
     except (CRSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"expected a CRS such as 'EPSG:32633' or its WKT, found {crs!r:.60} ({reason:.80})") from None
@@ -160,11 +162,15 @@ class _Row(NamedTuple):
 def _features(path: Path, rows: Iterable[_Row], note: Callable[[str], None]) -> list[Feature]:
     features: list[Feature] = []
     mended: list[str] = []
+    flat: list[str] = []
     num_empty = 0
     for row in rows:
         try:
             (row.class_name + row.image).encode()
             geometry, is_repaired = _area(row.geometry)
+            if is_repaired and geometry.is_empty:
+                flat.append(row.place)
+                is_repaired = False
             features.append(Feature(geometry, row.class_name, row.image, row.attributes))
         except UnicodeEncodeError:
             raise BadFile(path, f"{row.place}: expected text as class and image, found half a character") from None
@@ -172,8 +178,12 @@ def _features(path: Path, rows: Iterable[_Row], note: Callable[[str], None]) -> 
             raise BadFile(path, f"{row.place}: {error}") from None
         mended += [row.place] * is_repaired
         num_empty += geometry.is_empty
+    num_empty -= len(flat)
     if num_empty:
         note(f"{path.name}: {num_empty} of {len(features)} features are empty")
+    if flat:
+        names = some_of(flat, 3)
+        note(f"{path.name}: {len(flat)} of {len(features)} features are rings without area, taken as empty: {names}")
     if mended:
         names = some_of(mended, 3)
         note(f"{path.name}: {len(mended)} of {len(features)} features cross or touch themselves; repaired: {names}")

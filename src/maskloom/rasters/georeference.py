@@ -37,7 +37,10 @@ class Georeference:
 
     def __post_init__(self) -> None:
         if not all(map(math.isfinite, self.transform)) or self.determinant == 0:
-            raise UserError(f"expected a transform that can be undone, found {self.transform}")
+            raise UserError(
+                f"expected a transform that can be undone, found {self.transform}; give the raster its place "
+                "(gdal_edit.py -a_ullr) or take it away (-unsetgt)"
+            )
 
     @property
     def determinant(self) -> float:
@@ -89,6 +92,7 @@ def to_pixels(polygons: Sequence[Polygon], georeference: Georeference) -> list[P
 
 def reprojected(polygons: Sequence[Polygon], source: str, target: str) -> list[Polygon]:
     """Returns polygons in another CRS, vertex by vertex; raises ``UserError`` where a vertex has no place in it."""
+    from rasterio import Env
     from rasterio._err import CPLE_BaseError  # no public name for what GDAL says itself
     from rasterio.errors import CRSError
     from rasterio.warp import transform
@@ -97,13 +101,17 @@ def reprojected(polygons: Sequence[Polygon], source: str, target: str) -> list[P
         return np.array(transform(source, target, xy[:, 0], xy[:, 1])).T.reshape(-1, 2)
 
     try:
-        found = _moved(polygons, moved)
+        with Env():  # without it GDAL prints what it complains of
+            found = _moved(polygons, moved)
     except (CRSError, CPLE_BaseError) as error:
+        reason = " ".join(str(error).split())
         raise UserError(
-            f"polygons in {source} cannot be brought to {target} ({' '.join(str(error).split())})"
+            f"what lies in {source:.80} cannot be brought to {target:.80} ({reason:.120}); correct the CRS that is wrong"
         ) from None
     if not all(map(_is_finite, found)):
-        raise UserError(f"polygons in {source} reach where {target} has no coordinates; state them in that CRS")
+        raise UserError(
+            f"what lies in {source:.80} reaches where {target:.80} has no coordinates; state it in that CRS"
+        )
     return found
 
 
@@ -113,10 +121,12 @@ def same_crs(one: str, other: str) -> bool:
 
 
 def _parsed(text: str) -> Any:
+    from rasterio import Env
     from rasterio.crs import CRS
 
     try:
-        return CRS.from_user_input(text)
+        with Env():  # without it GDAL prints what it complains of
+            return CRS.from_user_input(text)
     except ValueError:  # rasterio's own CRSError is one, and a number that is none is another
         raise UserError(f"expected a CRS as EPSG:n or WKT, found {text!r:.80}; mend the file") from None
 

@@ -372,6 +372,28 @@ def test_bad_rasters_and_features_outside_can_be_left_out(tmp_path: Path) -> Non
     assert places == ["b.tif", "c.tif", "truth.geojson"]
 
 
+def test_a_raster_that_lies_nowhere_is_to_blame_itself_and_can_be_left_out(tmp_path: Path) -> None:
+    raster(tmp_path / "a.tif")
+    raster(tmp_path / "b.tif", Georeference("EPSG:4326", PLACE.transform))  # metres that are called degrees
+    vectors(tmp_path / "truth.geojson", ("", square(3, 4, 10, 9)))
+    with pytest.raises(BadFile, match=r"b\.tif: expected a raster that lies somewhere in EPSG:32633.* correct the CRS"):
+        opened(tmp_path)
+    source = opened(tmp_path, skip_bad=True)
+    assert [record.id for record in source.records] == ["a"]
+    assert [problem.path.name for problem in source.problems if isinstance(problem, BadFile)] == ["b.tif"]
+
+
+def test_the_plane_of_a_site_needs_no_place_on_the_globe(tmp_path: Path) -> None:
+    site = 'LOCAL_CS["site",UNIT["metre",1]]'
+    for name, left in (("a", 0.0), ("b", 4.0), ("c", 60.0)):
+        raster(tmp_path / f"{name}.tif", Georeference(site, (2.0, 0.0, left, 0.0, -2.0, 40.0)))
+    write_features(tmp_path / "truth.geojson", [Feature(box(6, 22, 20, 32), "", "")], crs=site)
+    source = opened(tmp_path)
+    groups = {record.id: record.group for record in (*source.records, *source.unlabelled)}
+    assert groups["a"] == groups["b"] != groups["c"]
+    assert np.array_equal(truth(source, source.records[0]), pixels((3, 4, 10, 9)))
+
+
 def test_one_of_several_files_is_chosen_and_predictions_are_no_rasters(tmp_path: Path) -> None:
     raster(tmp_path / "a.tif")
     for folder, mark in (("out", ".maskloom.json"), ("runs", "run.json")):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import shapely
-from shapely import box
+from shapely import Polygon, box
 
 from maskloom.data.ground_polygons import GroundPolygons, Placed, in_turn
 from maskloom.data.sources.band_patterns import RASTER_SUFFIXES
@@ -78,7 +78,10 @@ def open_polygons(path: Path, settings: DataSettings) -> DataSource:
         raise first_problem(problems)  # before polygons seem to lie nowhere without these rasters
     ground = GroundPolygons(file, crs, [feature.geometry for feature in features])
     owners, named = _owners(file, features, rasters, notes)
-    placed = {each.record.id: _on_raster(ground, each, owners) for each in rasters}
+    placed = _placed(ground, rasters, owners, problems)
+    if problems and not (settings.skip_bad and placed):
+        raise first_problem(problems)
+    rasters = [each for each in rasters if each.record.id in placed]
     found = {number for of_raster in placed.values() for number in of_raster.numbers}
     problems += _outside(ground, features, found, {each.record.id for each in rasters}, owners)
     groups = _same_ground(rasters, notes)
@@ -259,17 +262,13 @@ def _same_ground(rasters: Sequence[_Raster], notes: list[str]) -> dict[str, str]
 
     They show, and their polygons say, the same: on two sides of a fold they would leak.
     """
-    rims = []
-    for each in rasters:
-        height, width = each.record.size
-        place = each.georeference
-        rims.append(reprojected(to_crs([box(0, 0, width, height)], place), str(place.crs), WGS84)[0])
     together = UnionFind([each.record.id for each in rasters])
     num_joined = 0
-    for first, second in shapely.STRtree(rims).query(rims, predicate="intersects").T.tolist():
-        smaller = min(rims[first].area, rims[second].area)
-        if first < second and rims[first].intersection(rims[second]).area > 0.5 * smaller:
-            num_joined += together.join(rasters[first].record.id, rasters[second].record.id)
+    for ids, rims in _rims(rasters).values():
+        for first, second in shapely.STRtree(rims).query(rims, predicate="intersects").T.tolist():
+            smaller = min(rims[first].area, rims[second].area)
+            if first < second and rims[first].intersection(rims[second]).area > 0.5 * smaller:
+                num_joined += together.join(ids[first], ids[second])
     if num_joined:
         notes.append(
             f"{num_joined} of {len(rasters)} rasters show the ground of another one: they stay in one fold with it"
@@ -277,10 +276,42 @@ def _same_ground(rasters: Sequence[_Raster], notes: list[str]) -> dict[str, str]
     return {each.record.id: together.find(each.record.id) for each in rasters}
 
 
+def _rims(rasters: Sequence[_Raster]) -> dict[str, tuple[list[str], list[Polygon]]]:
+    """Returns ids and rims by the CRS that the rims are in: longitude and latitude, or a site's own plane."""
+    found: dict[str, tuple[list[str], list[Polygon]]] = {}
+    for each in rasters:
+        height, width = each.record.size
+        crs = str(each.georeference.crs)
+        (rim,) = to_crs([box(0, 0, width, height)], each.georeference)
+        try:
+            (rim,), crs = reprojected([rim], crs, WGS84), WGS84
+        except UserError:
+            pass  # it lies nowhere on the globe, but beside others of its CRS
+        ids, rims = found.setdefault(crs, ([], []))
+        ids.append(each.record.id)
+        rims.append(rim)
+    return found
+
+
+def _placed(
+    ground: GroundPolygons, rasters: Sequence[_Raster], owners: Mapping[int, str], problems: list[UserError]
+) -> dict[str, Placed]:
+    """Returns by id what lies on each raster; those that cannot lie where the polygons do go to ``problems``."""
+    placed: dict[str, Placed] = {}
+    for each in rasters:
+        try:
+            placed[each.record.id] = _on_raster(ground, each, owners)
+        except BadFile as problem:
+            if problem.path != each.record.image:
+                raise
+            problems.append(problem)
+    return placed
+
+
 def _on_raster(ground: GroundPolygons, raster: _Raster, owners: Mapping[int, str]) -> Placed:
-    name = raster.record.id
+    record, name = raster.record, raster.record.id
     return ground.on_raster(
-        raster.record.size, raster.georeference, is_wanted=lambda number: owners.get(number, name) == name
+        record.image, record.size, raster.georeference, is_wanted=lambda number: owners.get(number, name) == name
     )
 
 
