@@ -227,6 +227,12 @@ class Recipe(Config):
             raise ValueError(objection)
         return self
 
+    @property
+    def takes_grey(self) -> bool:
+        """Whether an image of one band may stand for three equal ones: not where bands are told from each other."""
+        are_stacks = self.data.bands is not None and len(self.data.bands) > 1
+        return not are_stacks and all(member.input.bands is None for member in self.members)
+
     @model_validator(mode="after")
     def _channels_agree(self) -> Recipe:
         found = {member.name: member.image_channels for member in self.members}

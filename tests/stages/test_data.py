@@ -11,7 +11,7 @@ import torch
 from maskloom.config import parse
 from maskloom.data.image_io import write_png
 from maskloom.data.mask_coding import MaskCoding
-from maskloom.data.sources.base import DataSource
+from maskloom.data.sources.base import DataSettings, DataSource
 from maskloom.errors import BadFile, UserError
 from maskloom.progress import Silent
 from maskloom.recipe import Recipe
@@ -110,6 +110,21 @@ def test_a_colour_image_is_bad_where_networks_take_one_channel(tmp_path: Path) -
 def test_grey_images_among_others_are_good(tmp_path: Path) -> None:
     for images in ([GREY, COLOUR, COLOUR], [GREY, GREY, COLOUR], [GREY, GREY]):
         survey_data(surroundings(tmp_path, images))
+
+
+def test_grey_stands_for_no_bands_that_have_names(tmp_path: Path) -> None:
+    names = ["red", "green", "nir"]
+    with pytest.raises(BadFile, match=r"0\.png: expected 3 channel\(s\) of uint8 as in most images, found 1"):
+        survey_data(surroundings(tmp_path, [GREY, COLOUR, COLOUR], bands=names))
+    with pytest.raises(UserError, match=r"expected images of 3 channel\(s\).* found 1; name each of the images' bands"):
+        survey_data(surroundings(tmp_path, [GREY, GREY], bands=names))
+
+
+@pytest.mark.parametrize(("files", "takes_grey"), [(None, True), (["<id>/B1.tif"], True), (["<id>/1.tif", "<id>/2.tif"], False)])
+def test_grey_stands_for_no_stack_of_files(tmp_path: Path, files: list[str] | None, takes_grey: bool) -> None:
+    recipe = surroundings(tmp_path, [COLOUR]).recipe
+    data = DataSettings.model_validate({"bands": files})
+    assert recipe.model_copy(update={"data": data}).takes_grey == takes_grey
 
 
 def test_networks_for_other_channels_are_refused_before_training(tmp_path: Path) -> None:

@@ -56,6 +56,23 @@ def test_the_threshold_is_found_and_the_class_with_it(tmp_path: Path) -> None:
     assert run.folder.report.is_file()
 
 
+def test_one_band_is_not_taken_for_three_that_have_names(tmp_path: Path) -> None:
+    names = ("red", "green", "nir")
+    data = scenes(tmp_path / "data")
+    for path in (data / "images").iterdir():
+        pixels = tifffile.imread(path)
+        tifffile.imwrite(path, pixels[..., [0, 0, 1]], planarconfig="contig", photometric="minisblack")
+    rule = {"expression": "(nir - red) / (nir + red)"}
+    network = {"architecture": "index", "channels": 3, "index": {"bands": names, "rules": [rule]}}
+    bands = {"mode": "full", "multiple": 1, "bands": {"names": names, "full_scale": 2047}}
+    run = maskloom.fit(recipe(network=network, input=bands), data, run=tmp_path / "run", device="cpu", workers=0)
+    (tmp_path / "new").mkdir()
+    tifffile.imwrite(tmp_path / "new" / "B02.tif", np.ones((24, 30), np.uint16))
+    for to in ("png", "geotiff"):
+        with pytest.raises(UserError, match=r"B02\.tif: expected .*3 (channel|band)\(s\).* found 1"):
+            run.predict(tmp_path / "new", out=tmp_path / to, to=to)
+
+
 def test_bands_must_be_named_alike(tmp_path: Path) -> None:
     other = {"mode": "full", "multiple": 1, "bands": {"names": ("red", "nir2"), "full_scale": 2047}}
     with pytest.raises(UserError, match=r"plants: expected input\.bands that name the bands of network\.index\.bands"):

@@ -274,11 +274,14 @@ def _check_floats(image: np.ndarray, drawn: Draw, path: Path) -> None:
         )
 
 
-def with_channels(image: np.ndarray, channels: int, path: Path) -> np.ndarray:
-    """Returns the H×W×C image with ``channels`` channels: grey is repeated to three, other differences are refused."""
+def with_channels(image: np.ndarray, channels: int, path: Path, *, takes_grey: bool = True) -> np.ndarray:
+    """Returns the H×W×C image with ``channels`` channels: grey is repeated to three, other differences are refused.
+
+    Unless it ``takes_grey``, that is refused, too.
+    """
     if image.shape[2] == channels:
         return image
-    if image.shape[2] == 1 and channels == 3:
+    if image.shape[2] == 1 and channels == 3 and takes_grey:
         return np.repeat(image, 3, axis=2)
     raise BadFile(
         path,

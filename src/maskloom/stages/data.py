@@ -69,7 +69,9 @@ def survey_data(context: Context) -> list[Path]:
     the channels that the networks take.
     """
     found = survey(context.source, workers=8, on_progress=context.progress.advance)
-    found = _of_one_kind(found, context.source.records, context.num_channels())
+    found = _of_one_kind(
+        found, context.source.records, grey_is_colour=context.num_channels() == 3 and context.recipe.takes_grey
+    )
     if found.problems and not context.recipe.data.skip_bad:
         raise first_problem(found.problems)
     _check_channels(found, context)
@@ -81,15 +83,14 @@ def survey_data(context: Context) -> list[Path]:
     return [context.run.survey, context.run.near_duplicates]
 
 
-def _of_one_kind(found: Survey, records: Iterable[Record], channels: int) -> Survey:
+def _of_one_kind(found: Survey, records: Iterable[Record], *, grey_is_colour: bool) -> Survey:
     """Returns the survey with the images of another depth or number of channels than most among the bad ones.
 
-    Networks of ``channels`` learn from images of one kind; where they take three, a grey image is as good as a colour
-    one.
+    Networks learn from images of one kind; where ``grey_is_colour``, a grey image is as good as one of three channels.
     """
 
     def kind(facts: RecordFacts) -> tuple[int, str]:
-        return 3 if channels == 3 and facts.num_channels == 1 else facts.num_channels, facts.dtype
+        return 3 if grey_is_colour and facts.num_channels == 1 else facts.num_channels, facts.dtype
 
     if not found.records:
         return found
@@ -116,7 +117,7 @@ def _kind_text(channels: int, dtype: str) -> str:
 def _check_channels(found: Survey, context: Context) -> None:
     """Raises ``UserError`` unless the recipe's networks can learn from images of the channels that were found."""
     there, wanted = found.num_channels, context.num_channels()
-    if not found.records or there == wanted or (there == 1 and wanted == 3):
+    if not found.records or there == wanted or (there == 1 and wanted == 3 and context.recipe.takes_grey):
         return
     are_named = any(member.input.bands is not None for member in context.recipe.members)
     remedy = f"use --set 'members.*.network.channels={there}'"

@@ -131,7 +131,9 @@ def _predict_chunks(here: Here, shared: Context, folder: Path, numbers: Sequence
             path,
             task,
             decide=decide_labels,
-            read=reader_with_maps(context.num_channels(), reader_of_outside_maps(recipe, task)),
+            read=reader_with_maps(
+                context.num_channels(), reader_of_outside_maps(recipe, task), takes_grey=recipe.takes_grey
+            ),
             also=write if recipe.delivery.masks else None,
             on_bad=(lambda record, problem: here.tell((record, problem))) if recipe.data.skip_bad else None,
             on_progress=lambda within, _, before=done: here.progress.advance(before + within, total),  # type: ignore[misc]

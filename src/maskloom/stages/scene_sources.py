@@ -48,6 +48,7 @@ def find_scenes(
     bands: Mapping[str, Sequence[BandFile]],
     bad: list[BadFile] | None,
     channels: int | None = None,
+    takes_grey: bool = True,
     layout: Callable[[Path], DataSource | None] = lambda _: None,
     note: Callable[[str], None] = lambda _: None,
 ) -> list[Scene]:
@@ -55,8 +56,8 @@ def find_scenes(
 
     ``layout`` opens a folder of a known layout (None: it is in none): all its images are scenes, with truth or without.
     Of other folders, hidden files, folders of predictions, and files that are ``bands`` of a scene (by id) are passed
-    over. Scenes must have ``channels`` bands over all their files, or be grey where three are asked for. Problems of
-    single scenes go to ``bad`` if given; otherwise the first one is raised.
+    over. Scenes must have ``channels`` bands over all their files, or be grey where three are asked for and it
+    ``takes_grey``. Problems of single scenes go to ``bad`` if given; otherwise the first one is raised.
     """
     if not scenes.exists():
         raise UserError(f"{scenes}: expected TIFF rasters, a folder or a table of them, found no such path")
@@ -76,7 +77,7 @@ def find_scenes(
     found: list[Scene] = []
     for files in named:
         try:
-            found.append(_scene(files, channels))
+            found.append(_scene(files, channels, takes_grey))
         except BadFile as problem:
             problems.append(problem)
     if problems and bad is None:
@@ -129,20 +130,20 @@ def _of_layout(source: DataSource, problems: list[BadFile], note: Callable[[str]
     return [SceneFiles(record.id, record.image, record.bands) for record in records]
 
 
-def _scene(files: SceneFiles, channels: int | None) -> Scene:
+def _scene(files: SceneFiles, channels: int | None, takes_grey: bool) -> Scene:
     if any(part.startswith(".") for part in files.id.split("/")):
         raise BadFile(files.image, f"expected a scene's name without hidden parts, found {files.id!r}; rename it")
     for path in (files.image, *(band.path for band in files.bands)):
         if not path.is_file():
             raise BadFile(path, f"no such file, but scene {files.id!r} needs it; restore it or correct its name")
     with open_stack(files.image, files.bands) as raster:
-        _check_count(files, raster, channels)
+        _check_count(files, raster, channels, takes_grey)
         record = Record(id=files.id, image=files.image, size=raster.size, bands=files.bands)
         return Scene(record=record, georeference=raster.georeference, fingerprint=_fingerprint(record))
 
 
-def _check_count(files: SceneFiles, raster: Stack, channels: int | None) -> None:
-    if channels is None or raster.count == channels or (raster.count, channels) == (1, 3):
+def _check_count(files: SceneFiles, raster: Stack, channels: int | None, takes_grey: bool) -> None:
+    if channels is None or raster.count == channels or (takes_grey and (raster.count, channels) == (1, 3)):
         return
     found = str(raster.count)
     if files.bands:

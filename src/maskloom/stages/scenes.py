@@ -113,6 +113,7 @@ def predict_scenes(
         bands=bands or {},
         bad=bad if skip_bad else None,
         channels=max(member.image_channels for member in recipe.members),
+        takes_grey=recipe.takes_grey,
         layout=lambda folder: layout(folder, recipe.data.model_copy(update={"skip_bad": skip_bad})),
         note=progress.note,
     )

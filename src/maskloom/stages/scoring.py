@@ -23,20 +23,20 @@ Seen = tuple[np.ndarray, dict[str, np.ndarray]] | BlockPixels
 """What is predicted from: an image H×W×C with the maps given with it, or what was read for a part of a scene."""
 
 
-def image_reader(channels: int) -> Callable[[Record], np.ndarray]:
-    """Returns a function from record to image H×W×``channels``."""
+def image_reader(channels: int, *, takes_grey: bool = True) -> Callable[[Record], np.ndarray]:
+    """Returns a function from record to image H×W×``channels``, which refuses grey unless it ``takes_grey``."""
 
     def read(record: Record) -> np.ndarray:
-        return with_channels(read_record_image(record), channels, record.image)
+        return with_channels(read_record_image(record), channels, record.image, takes_grey=takes_grey)
 
     return read
 
 
 def reader_with_maps(
-    channels: int, maps: Callable[[Record], dict[str, np.ndarray]]
+    channels: int, maps: Callable[[Record], dict[str, np.ndarray]], *, takes_grey: bool = True
 ) -> Callable[[Record], tuple[np.ndarray, dict[str, np.ndarray]]]:
     """Returns a function from record to its image H×W×``channels`` and to the maps that are given with it."""
-    image = image_reader(channels)
+    image = image_reader(channels, takes_grey=takes_grey)
     return lambda record: (image(record), maps(record))
 
 
