@@ -167,13 +167,17 @@ def make_folds(
                 "val folders, which are taken as they are; leave it out, or add --set folds.kind=kfold"
             )
         return _given(records)
+    exact = list(exact)
     links = [(members[0], other) for members in exact for other in members[1:]]
     links += near if settings.merge_near_duplicates else []
     units = _units(records, links)
     if len(units) < settings.count:
+        num_copies = sum(len(members) - 1 for members in exact)
+        copies = f" ({num_copies} of {len(records)} images are exact copies of others)" if num_copies else ""
+        fewer = f"use --set folds.count={len(units)}" if len(units) > 1 else "add images"
         raise UserError(
-            f"folds: expected at least {settings.count} groups for {settings.count} folds, found {len(units)}; "
-            f"use --set folds.count={max(len(units), 2)}, or state how ids form groups with --set data.group=REGEX"
+            f"folds: expected at least {settings.count} groups for {settings.count} folds, found {len(units)}{copies}; "
+            f"{fewer}, or state how ids form groups with --set data.group=REGEX"
         )
     fold_of = {
         record.id: position % settings.count

@@ -20,6 +20,7 @@ import numpy as np
 from maskloom.data.fingerprints import THUMBNAIL_SIDE, pixel_digest, thumbnail
 from maskloom.data.sources.base import DataSource
 from maskloom.data.truth import read_sample
+from maskloom.data.truth_places import check_place
 from maskloom.errors import BadFile, UserError
 from maskloom.records import IGNORE, MaskFile, Record, Size, Task
 
@@ -236,6 +237,7 @@ def as_bad_file(record: Record, error: UserError) -> BadFile:
 def examine(record: Record, source: DataSource) -> RecordFacts:
     """Returns the facts of one record; raises ``UserError`` when its image or truth cannot be used."""
     sample = read_sample(record, source.task, source.coding)
+    check_place(record)
     mean, std = channel_statistics(sample.image)
     class_pixels, ignored, valid = ((), 0, 0) if sample.labels is None else count_pixels(sample.labels, source.task)
     return RecordFacts(

@@ -78,7 +78,7 @@ class PolygonMasks:
             pieces.setdefault(name, []).append((feature.class_name, areas([feature.geometry])))
         if "" in pieces:
             nameless = pieces.pop("")
-            dealt = {plain_name(path.stem): nameless} if images is None else _dealt(path, nameless, crs, images)
+            dealt = {plain_name(path.stem): nameless} if images is None else _dealt(path, nameless, crs, images, note)
             for name, found in dealt.items():
                 pieces.setdefault(name, []).extend(found)
         if crs is None and grids is None:
@@ -189,9 +189,16 @@ def _from_ground(path: Path, name: str, polygons: list[Polygon], crs: str, image
 
 
 def _dealt(
-    path: Path, pieces: Sequence[tuple[str, list[Polygon]]], crs: str | None, images: FolderMasks
+    path: Path,
+    pieces: Sequence[tuple[str, list[Polygon]]],
+    crs: str | None,
+    images: FolderMasks,
+    note: Callable[[str], None],
 ) -> dict[str, list[tuple[str, list[Polygon]]]]:
-    """Returns by image the polygons that lie on it, cut off at its border; images without any are listed too."""
+    """Returns by image the polygons that lie on it, cut off at its border; images without any are listed too.
+
+    Those that lie on none are counted in a ``note``; raises ``UserError`` where that is true of all.
+    """
     import shapely
 
     if crs is None:
@@ -199,13 +206,25 @@ def _dealt(
     flat = [(class_name, polygon) for class_name, polygons in pieces for polygon in polygons]
     tree = shapely.STRtree([polygon for _, polygon in flat])
     dealt: dict[str, list[tuple[str, list[Polygon]]]] = {}
+    lies = np.zeros(len(flat), np.bool_)
     for name in images.names:
         (footprint,) = _footprint(path, name, crs, images)
         found = sorted(tree.query(footprint, predicate="intersects").tolist())
         inside = [
             (class_name, areas([polygon & footprint])) for class_name, polygon in (flat[place] for place in found)
         ]
+        lies[found] = [bool(polygons) for _, polygons in inside]
         dealt[name] = [(class_name, polygons) for class_name, polygons in inside if polygons]
+    num_away = int(np.count_nonzero(~lies))
+    if flat and num_away == len(flat):
+        left, bottom, right, top = shapely.total_bounds(tree.geometries)
+        raise UserError(
+            f"{path}: expected polygons on the images, found all {num_away} outside every one of {len(dealt)}; they "
+            f"span {left:.6g} to {right:.6g} east and {bottom:.6g} to {top:.6g} north in {crs:.40}: correct the CRS of "
+            "the file that has a wrong one"
+        )
+    if num_away:
+        note(f"{path.name}: {num_away} of {len(flat)} polygons lie on none of the {len(dealt)} images")
     return dealt
 
 
