@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from campaign import Process, Work, compared, recipe_file, remove, stage_of_run, write_scenes
 from cluster_nodes import Node, Nodes
-from common import ended, studio_with_test
+from common import ended, studio, studio_with_test
 
 from maskloom.executors.fence import FENCE_SECONDS
 from maskloom.heartbeat import Beat, read_beats, state_of
@@ -40,6 +40,7 @@ STUCK_SECONDS = 1200.0
 LOST = "the head of the cluster"
 """What the one line says where the head is lost."""
 MISSED = "nothing was at work on a node to be killed"
+IDLE = "nothing had to be done again"
 TRIES = 3
 """Moments that are aimed at, each earlier than the one before."""
 AGAIN, JOINED = "is done again", "has joined"
@@ -93,6 +94,7 @@ def works(folder: Path) -> dict[str, Work]:
     recipe = recipe_file(folder, data)
     scenes = folder / "scenes"
     write_scenes(scenes)
+    photos = studio(folder / "photos", size=(192, 288), objects=10, views=16) / "train"
     run, device = folder / "alone" / "fit", ["--device", "cpu"]
     longer = ["--set", "members.*.training.epochs=8", "--set", "members.*.training.checkpoint_seconds=1"]
     fit = Work(
@@ -112,13 +114,12 @@ def works(folder: Path) -> dict[str, Work]:
             spec=spec,
         )
 
-    photos = data / "train"
     found = [
         fit,
         predicted("png", photos),
-        predicted("rle", photos, chunk=2),
-        predicted("coco", photos, chunk=2),
-        predicted("geotiff", scenes, "--probabilities", "--uncertainty", side=48),
+        predicted("rle", photos, chunk=4),
+        predicted("coco", photos, chunk=4),
+        predicted("geotiff", scenes, "--probabilities", "--uncertainty", side=32),
     ]
     return {work.name: work for work in found}
 
@@ -160,24 +161,32 @@ def is_reached(moment: Moment, process: Process, found: Sequence[Beat], stages: 
     return any(beat.done >= moment.share * beat.total for beat in at)
 
 
+def at_work(work: Work, found: Sequence[Beat], nodes: Nodes) -> list[tuple[Node, str]]:
+    """Returns the nodes whose workers are at work, and at what: of a prediction, all that have any."""
+    if work.name == "fit":
+        busy = sorted((beat for beat in found if beat.shard and beat.total), key=lambda beat: beat.pid)
+        places = [(nodes.at(beat.pid), f"{beat.stage} {beat.done}/{beat.total}") for beat in busy]
+        return [(node, what) for node, what in places if node is not None]
+    far = next((f"{beat.stage} {beat.done}/{beat.total}" for beat in found if beat.total and not beat.shard), "")
+    return [(node, far) for node in nodes.nodes if far and node.workers()]
+
+
 def strike(
-    case: Case, process: Process, run: Path, stages: Sequence[str], nodes: Nodes, since: float
+    case: Case, process: Process, work: Work, run: Path, nodes: Nodes, since: float
 ) -> tuple[Node | None, float]:
     """Returns the node that was killed when its moment had come, and when; None where the command ended before."""
     while process.process.poll() is None and time.time() - process.began < STUCK_SECONDS:
         found = [beat for beat in beats(run) if beat.began >= since]
-        if is_reached(case.moment, process, found, stages):
-            at_work = sorted((beat for beat in found if beat.shard and beat.total), key=lambda beat: beat.pid)
-            places = [(node, beat) for beat in at_work if (node := nodes.at(beat.pid)) is not None]
+        if is_reached(case.moment, process, found, stages_of(work)):
+            busy = at_work(work, found, nodes)
             if case.fault == "head":
-                places = [(nodes.head, beat) for _, beat in places]
+                busy = [(nodes.head, what) for _, what in busy]
             else:
-                places = [(node, beat) for node, beat in places if node is not nodes.head]
-            if places:
-                node, beat = places[case.moment.pick % len(places)]
+                busy = [(node, what) for node, what in busy if node is not nodes.head]
+            if busy:
+                node, what = busy[case.moment.pick % len(busy)]
                 struck = time.time()
-                count = node.kill()
-                case.struck = f"{node.name} ({count} processes), {beat.stage} {beat.done}/{beat.total}"
+                case.struck = f"{node.name} ({node.kill()} processes), {what}"
                 return node, struck
         time.sleep(0.1)
     return None, time.time()
@@ -189,7 +198,7 @@ def disturbed(case: Case, work: Work, out: Path, folder: Path, nodes: Nodes, who
     address = nodes.client if case.on == "client" else "ray"
     away, began = on(work, address), time.time()
     process = Process(away, out, folder, {})
-    node, struck = strike(case, process, target, stages_of(work), nodes, began)
+    node, struck = strike(case, process, work, target, nodes, began)
     if node is None:
         case.wrong.append(MISSED)
     elif case.comes_back:
@@ -208,13 +217,16 @@ def disturbed(case: Case, work: Work, out: Path, folder: Path, nodes: Nodes, who
         code = ended_with(process)
     if code:
         case.wrong.append(f"exit code {code}: {last_words(process)}")
-    elif "Traceback" in process.error():
-        case.wrong.append(f"said {process.error()[:1000]}")
+    else:
+        if "Traceback" in process.error():
+            case.wrong.append(f"said {process.error()[:1000]}")
+        case.wrong += compared(work, out, whole) + list(not_once(work, out))
     case.seconds = round(time.time() - began, 1)
     case.files = len(work.digests(out))
-    case.wrong += compared(work, out, whole) + list(not_once(work, out))
     if not nodes.workers_gone(FENCE_SECONDS):
         case.wrong.append("workers are left on the nodes")
+    if case.fault == "node" and node is not None and not case.again:
+        case.wrong.append(IDLE)
 
 
 def tried(case: Case, work: Work, folder: Path, nodes: Nodes, whole: dict[str, str]) -> Case:
@@ -227,7 +239,7 @@ def tried(case: Case, work: Work, folder: Path, nodes: Nodes, whole: dict[str, s
         remove(out)
         nodes.heal()
         disturbed(case, work, out, folder, nodes, whole)
-        if case.struck or case.wrong != [MISSED]:
+        if case.wrong not in ([MISSED], [IDLE]):
             break
     return case
 

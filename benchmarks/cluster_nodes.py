@@ -65,6 +65,10 @@ class Node:
         psutil.wait_procs(found, timeout=10)
         return len(found)
 
+    def workers(self) -> list[psutil.Process]:
+        """Returns its processes that were begun for a command and are still there."""
+        return [process for process in self.processes() if name_of(process).startswith("ray::Post")]
+
     @property
     def is_running(self) -> bool:
         """Whether its raylet is there."""
@@ -135,16 +139,10 @@ class Nodes:
                     return next((node for node in self.nodes if node.mark == mark), None)
         return None
 
-    def workers(self) -> list[psutil.Process]:
-        """Returns the processes that were begun for a command and are still there."""
-        return [
-            process for node in self.nodes for process in node.processes() if name_of(process).startswith("ray::Post")
-        ]
-
     def workers_gone(self, seconds: float) -> bool:
         """Returns whether they are all gone, after so many seconds at most."""
         ends = time.monotonic() + seconds
-        while self.workers():
+        while any(node.workers() for node in self.nodes):
             if time.monotonic() > ends:
                 return False
             time.sleep(0.2)

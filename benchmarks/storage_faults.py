@@ -199,7 +199,7 @@ def main() -> int:
                     result = folder / "there" / "fetched"
                     fetched(address, run, result)
                 case.files = len(work.digests(result))
-                case.wrong += compared(work, result, whole[name])
+                case.wrong += [] if case.wrong else compared(work, result, whole[name])
                 cases.append(case)
                 print(json.dumps(asdict(case)), file=sys.stderr, flush=True)
         line.close()
