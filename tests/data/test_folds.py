@@ -133,7 +133,9 @@ def test_attributes_are_spread_over_folds() -> None:
 def test_copies_that_leave_one_group_are_told_and_no_fewer_folds_are_advised() -> None:
     records = cars(2)
     copies = [[each.id for each in records]]
-    with pytest.raises(UserError, match=rf"found 1 \({len(records) - 1} of {len(records)} images are exact copies") as caught:
+    with pytest.raises(
+        UserError, match=rf"found 1 \({len(records) - 1} of {len(records)} images are exact copies"
+    ) as caught:
         make_folds(records, FoldSettings(count=2), exact=copies)
     assert "add images" in str(caught.value) and "folds.count" not in str(caught.value)
 

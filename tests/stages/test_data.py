@@ -120,7 +120,9 @@ def test_grey_stands_for_no_bands_that_have_names(tmp_path: Path) -> None:
         survey_data(surroundings(tmp_path, [GREY, GREY], bands=names))
 
 
-@pytest.mark.parametrize(("files", "takes_grey"), [(None, True), (["<id>/B1.tif"], True), (["<id>/1.tif", "<id>/2.tif"], False)])
+@pytest.mark.parametrize(
+    ("files", "takes_grey"), [(None, True), (["<id>/B1.tif"], True), (["<id>/1.tif", "<id>/2.tif"], False)]
+)
 def test_grey_stands_for_no_stack_of_files(tmp_path: Path, files: list[str] | None, takes_grey: bool) -> None:
     recipe = surroundings(tmp_path, [COLOUR]).recipe
     data = DataSettings.model_validate({"bands": files})
