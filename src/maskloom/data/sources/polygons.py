@@ -7,6 +7,7 @@ may name the raster that they belong to. Knows nothing about pixels: headers are
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -283,10 +284,8 @@ def _rims(rasters: Sequence[_Raster]) -> dict[str, tuple[list[str], list[Polygon
         height, width = each.record.size
         crs = str(each.georeference.crs)
         (rim,) = to_crs([box(0, 0, width, height)], each.georeference)
-        try:
+        with suppress(UserError):  # else it lies nowhere on the globe, but beside others of its CRS
             (rim,), crs = reprojected([rim], crs, WGS84), WGS84
-        except UserError:
-            pass  # it lies nowhere on the globe, but beside others of its CRS
         ids, rims = found.setdefault(crs, ([], []))
         ids.append(each.record.id)
         rims.append(rim)
