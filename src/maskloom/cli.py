@@ -439,7 +439,7 @@ def main() -> None:
                 raise
             from maskloom.console import print_error
 
-            place = error.filename or "while writing"
+            place = str(error.filename or "while writing")[:300]
             if full:
                 print_error(
                     f"{place}: the disk is full; free some space and start the same command again, it continues"

@@ -94,6 +94,8 @@ def test_touching_runs_are_one() -> None:
         ("1.0 2", "whole numbers"),
         ("-1 2", "whole numbers"),
         ("١ 2", "whole numbers"),
+        ("1\x0c2", r"whole numbers .* found .1.x0c2."),
+        ("1 2 \u2003", "whole numbers"),
         ("1 0", "at least 1"),
         ("3 2 1 1", "ascending"),
         ("1 3 2 1", "overlap"),

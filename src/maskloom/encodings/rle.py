@@ -7,6 +7,7 @@ lists the lengths of background and foreground runs in turn. Knows nothing about
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -134,7 +135,7 @@ def _check_inside(first: int, end: int, size: Size, base: Base) -> None:
 def _parse_text(text: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns starts and ends (start + length) as written, after all checks that need no size."""
     if not set(text) <= _TEXT_ALPHABET:
-        odd = next(word for word in text.split() if not word.isascii() or not word.isdigit())
+        odd = next(word for word in re.split("[ \t\r\n]", text) if not set(word) <= _TEXT_ALPHABET)
         raise UserError(f"run lengths: expected whole numbers 'start length …', found {odd[:40]!r}; mend the table")
     words = text.split()
     if len(words) % 2:

@@ -99,7 +99,7 @@ def find_views(names: str | tuple[str, ...]) -> tuple[View, ...]:
     """
     if isinstance(names, str):
         if names not in VIEW_SETS:
-            raise UserError(f"views {names!r}: expected the name of a set of views; {closest(names, VIEW_SETS)}")
+            raise UserError(f"views {names!r:.80}: expected the name of a set of views; {closest(names, VIEW_SETS)}")
         names = VIEW_SETS[names]
     views = tuple(map(_find, names))
     if not views or len({replace(view, name="") for view in views}) != len(views):

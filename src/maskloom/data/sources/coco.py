@@ -207,7 +207,7 @@ def _images(
     for annotation in content.get("annotations", []):
         number, category = (_number(file, annotation, name, "an annotation") for name in ("image_id", "category_id"))
         if number not in segments:
-            raise UserError(f"{file}: expected image ids that are listed, found {number!r} in an annotation")
+            raise UserError(f"{file}: expected image ids that are listed, found {number!r:.80} in an annotation")
         if category not in known:
             raise UserError(f"{file}: expected category ids that are listed, found {category!r} in an annotation")
         if category in index:
