@@ -117,7 +117,7 @@ def test_an_actor_that_was_killed_here_is_not_taken_to_have_ended(
     with open_site("ray", device="cpu", processes=1) as site, site.workers(work, heard) as executor:
         begun = tmp_path / "begun"
         executor.submit(replace(call(executor, executor_tasks.hang, begun), is_exclusive=True))
-        assert eventually(begun.exists)
+        assert eventually(begun.exists, 300)  # the actor has to be started
         executor.drop()
         began = time.monotonic()
         executor.collect(executor.submit(replace(call(executor, executor_tasks.speak), is_exclusive=True)))
