@@ -147,6 +147,7 @@ class Answers:
 
         return SimpleNamespace(
             channels=3,
+            takes_grey=True,
             decision=run.folder.decision(),
             task=Task(kind="binary", classes=("car",)),
             predictor=lambda image: {RESULT: image[None, :, :, 0]},

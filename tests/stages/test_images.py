@@ -43,7 +43,7 @@ def folder(tmp_path: Path) -> Path:
 class Bright:
     """Predicts what is brighter than one half, and counts the images it was asked for."""
 
-    channels = 3
+    channels, takes_grey = 3, True
     task = Task(kind="binary", classes=("bright",))
 
     def __init__(self) -> None:

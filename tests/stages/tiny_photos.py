@@ -32,7 +32,7 @@ NUM_PHOTOS = 15
 class Bright:
     """Predicts what is brighter than one half, and counts the photos it was asked for."""
 
-    channels = 3
+    channels, takes_grey = 3, True
     task = Task(kind="binary", classes=("bright",))
 
     def __init__(self, on_photo: Callable[[int], None] = lambda count: None) -> None:

@@ -135,7 +135,7 @@ def _write_maps(
         opened.predictor,
         records,
         consume,
-        read=image_reader(opened.channels, takes_grey=opened.recipe.takes_grey),
+        read=image_reader(opened.channels, takes_grey=opened.takes_grey),
         on_bad=on_bad,
         on_progress=on_progress,
     )
@@ -238,7 +238,7 @@ def _chunk_of_rows(
         folder,
         opened.task,
         decide=opened.labels,
-        read=image_reader(opened.channels, takes_grey=opened.recipe.takes_grey),
+        read=image_reader(opened.channels, takes_grey=opened.takes_grey),
         ledger=Ledger(folder, folder / "rows.sums"),
         on_bad=on_bad,
         on_progress=on_progress,

@@ -62,6 +62,11 @@ class Opened:
         """Channels of the images."""
         return max(member.image_channels for member in self.recipe.members)
 
+    @property
+    def takes_grey(self) -> bool:
+        """Whether a single band stands for three; see ``Recipe.takes_grey``."""
+        return self.recipe.takes_grey
+
     def predict(self, image: np.ndarray) -> np.ndarray:
         """Returns the labels of one image H×W×C as stored."""
         return self.labels(self.predictor(image))
