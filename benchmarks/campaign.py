@@ -34,6 +34,8 @@ TERM_SECONDS = 30.0
 STUCK_SECONDS = 600.0
 TRIES = 4
 """Times that a time is aimed at, all but the first from the beginning and half as late each; a change is twice."""
+SCENES = ((200, 290), (250, 180))
+"""Heights and widths of rasters, at most 320."""
 MOST_LEFT = 3000
 """Bytes that a disk which fills up has left are fewer."""
 MISSED_SHARE = 0.05
@@ -175,8 +177,8 @@ def works(folder: Path) -> list[Work]:
     ]
 
 
-def write_scenes(folder: Path) -> None:
-    """Writes two small rasters with a place on the ground."""
+def write_scenes(folder: Path, sizes: Sequence[tuple[int, int]] = SCENES) -> None:
+    """Writes small rasters of these heights and widths with a place on the ground."""
     import numpy as np
 
     from maskloom.rasters.georeference import Georeference
@@ -184,7 +186,7 @@ def write_scenes(folder: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     place = Georeference("EPSG:32633", (2.0, 0.0, 500_000.0, 0.0, -2.0, 100_000.0))
-    for number, size in enumerate([(200, 290), (250, 180)]):
+    for number, size in enumerate(sizes):
         coarse = np.random.default_rng(number).integers(1, 256, (3, 20, 20))
         pixels = np.kron(coarse, np.ones((1, 16, 16)))[:, : size[0], : size[1]].astype(np.uint8)
         write_geotiff(folder / f"scene{number}.tif", pixels, place, nodata=0)

@@ -68,6 +68,31 @@ def test_a_head_that_is_gone_is_no_reason_to_compute_elsewhere(tmp_path: Path, g
     assert str(path) in str(told.value) and "`ray start --head`" in str(told.value) and "`ray stop`" in str(told.value)
 
 
+@pytest.mark.parametrize("failures", [2, 3])
+def test_a_head_that_is_slow_to_let_us_in_is_asked_again(failures: int) -> None:
+    refusal = (
+        'Initialization failure from server:\nTraceback (most recent call last):\n  File "proxier.py", line 772\n'
+        "RuntimeError: Starting Ray client server failed. See ray_client_server_23000.err for detailed logs.\n"
+    )
+    asked = []
+
+    def init(**options: Any) -> None:
+        asked.append(options["address"])
+        if len(asked) <= failures:
+            raise ConnectionAbortedError(refusal)
+
+    ray, address = fake_ray(), ""
+    ray.init = init
+    with listening() as place:
+        address = f"ray://{place}"
+        if failures < 3:
+            _connect(ray, address, "", None)
+        else:
+            with pytest.raises(UserError, match=r"\(RuntimeError: Starting Ray client server failed\. See [^\n]*\);"):
+                _connect(ray, address, "", None)
+    assert asked == [address] * 3
+
+
 def test_what_the_environment_states_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gone: str) -> None:
     leave(tmp_path, "127.0.0.1:1")
     monkeypatch.setenv("RAY_ADDRESS", gone)

@@ -152,6 +152,23 @@ def test_workers_without_room_are_told(tmp_path: Path, monkeypatch: pytest.Monke
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("is_alone", [False, True])
+def test_a_node_that_is_gone_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_alone: bool) -> None:
+    """Ray calls a node alive for some time after it was killed."""
+    from maskloom.executors import cluster, nodes
+
+    gone = nodes.Node(id="a" * 56, name="gone", cpus=1, gpus=0)
+    monkeypatch.setattr(cluster, "alive_nodes", lambda: [gone] if is_alone else [gone, *nodes.alive_nodes()])
+    work = Work(run=tmp_path, command="fit")
+    with open_site("ray", device="cpu", processes=1) as site:
+        if is_alone:
+            with pytest.raises(UserError, match=r"^node gone: is gone \("), site.workers(work, Heard()):
+                pass
+            return
+        with site.workers(work, Heard()) as executor:
+            assert executor.collect(executor.submit(call(executor, executor_tasks.add, 1, shared=1)))[0] == 2
+
+
 def test_a_folder_that_nodes_do_not_see_is_told(tmp_path: Path) -> None:
     work = Work(run=tmp_path, command="fit", sees=(tmp_path / "nowhere",))
     with (

@@ -14,7 +14,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import ActorDiedError, GetTimeoutError, RayError, RayTaskError, RpcError
+from ray.exceptions import (
+    ActorDiedError,
+    GetTimeoutError,
+    NodeDiedError,
+    RayError,
+    RayTaskError,
+    RpcError,
+    TaskUnschedulableError,
+)
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from maskloom.errors import UserError
@@ -135,7 +143,11 @@ class Actors:
         return len(self._workers)
 
     def begin(self, nodes: Sequence[Node]) -> None:
-        """Starts the first workers; raises ``UserError`` for a node that does not see what is shared."""
+        """Starts the first workers; raises ``UserError`` for a node that does not see what is shared.
+
+        A node that is gone is left out, as long as another one is there: Ray calls it alive for some time yet.
+        """
+        gone = []
         with self._losses_told():
             asked = {node: self._ask(node) for node in nodes}
             for node, reference in asked.items():
@@ -144,10 +156,15 @@ class Actors:
                 except GetTimeoutError:
                     missing = f"node {node.name}: found no answer within {PROBE_SECONDS:.0f} s; look at `ray status`"
                 except RayError as error:
+                    if isinstance(error, TaskUnschedulableError | NodeDiedError) or node.id not in self._alive():
+                        gone.append(f"node {node.name}: is gone ({_short(error)}); look at `ray status`")
+                        continue
                     missing = f"node {node.name}: cannot take part ({_short(error)}); install maskloom there as here"
                 if missing is not None:
                     raise UserError(missing)
                 self._nodes[node.id] = node
+            if gone and not self._nodes:
+                raise UserError(gone[0])
             self._fill()
 
     def send(self, worker: int, order: Order, shared: Shared) -> None:

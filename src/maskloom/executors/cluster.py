@@ -31,6 +31,9 @@ OPEN = (
     "this Ray cluster lets anybody run programs on it who reaches its ports; docs/several-machines.md says how a token "
     "keeps them out"
 )
+_CONNECT_TRIES = 3
+_NOT_YET = "Starting Ray client server failed"
+"""What Ray says where a head that is busy, or has just begun, took more than half a minute to let us in."""
 
 
 @contextmanager
@@ -92,16 +95,27 @@ def _connect(ray: Any, address: str | None, remedy: str, processes: int | None) 
     if address is None:
         ray.init(address="local", num_cpus=max(num_cores(), processes or 1), include_dashboard=False, **options)
         return
-    try:
-        if not takes_connections(address):  # Ray would try for minutes
-            raise ConnectionError("it takes no connections")
-        ray.init(address=address, **options)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError, ray.exceptions.RayError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"--on ray: expected a Ray cluster at {address}, found none that answers ({reason}); "
-            f"{remedy or 'start its head (`ray start --head`), and state its client port as ray://HOST:10001'}"
-        ) from error
+    for tries_left in reversed(range(_CONNECT_TRIES)):
+        try:
+            if not takes_connections(address):  # Ray would try for minutes
+                raise ConnectionError("it takes no connections")
+            ray.init(address=address, **options)
+            return
+        except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError, ray.exceptions.RayError) as error:
+            if tries_left and _NOT_YET in str(error):
+                continue
+            raise UserError(
+                f"--on ray: expected a Ray cluster at {address}, found none that answers ({_reason(error)}); "
+                f"{remedy or 'start its head (`ray start --head`), and state its client port as ray://HOST:10001'}"
+            ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Returns what an error says, in a line: the end of a traceback that Ray sends along."""
+    text = str(error).strip()
+    if "Traceback (most recent call last)" in text:
+        text = text.rsplit("\n", 1)[-1]
+    return " ".join(text.split())[:300]
 
 
 def _head_address(address: str | None) -> str:
