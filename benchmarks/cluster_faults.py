@@ -209,7 +209,7 @@ def disturbed(case: Case, work: Work, out: Path, folder: Path, nodes: Nodes, who
     case.seconds_to_end = round(time.time() - struck, 1)
     case.again = [line for _, line in process.said if AGAIN in line]
     case.joined = sum(JOINED in line for _, line in process.said)
-    if case.fault == "head" and node is not None:
+    if case.fault == "head" and node is not None and code:  # the other nodes may just finish what they have
         case.told = process.error()
         lines = case.told.splitlines()
         if code != 2 or len(lines) != 1 or LOST not in lines[0]:

@@ -34,6 +34,15 @@ def test_a_kill_comes_in_its_stage_or_after_it(
     assert faults.is_reached(moment, process, [beat], STAGES) == is_reached
 
 
+def test_the_small_parts_of_workers_are_not_the_prediction(faults: ModuleType) -> None:
+    process: Any = SimpleNamespace(stages=list)
+    moment = faults.Moment(stage="predict", share=0.5, pick=0)
+    part: Any = SimpleNamespace(stage="predict", done=4, total=4, shard="chunk 3")
+    whole: Any = SimpleNamespace(stage="predict", done=5, total=10, shard="")
+    assert not faults.is_reached(moment, process, [part], ("predict",))
+    assert faults.is_reached(moment, process, [part, whole], ("predict",))
+
+
 def test_a_command_that_ends_before_its_moment_is_aimed_at_earlier(
     faults: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
