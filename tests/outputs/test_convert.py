@@ -17,6 +17,8 @@ from maskloom.encodings.vector_files import Feature, read_features
 from maskloom.errors import UserError
 from maskloom.outputs import convert as convert_module
 from maskloom.outputs import mask_sets
+from maskloom.outputs.mask_sets import FolderMasks
+from maskloom.outputs.polygon_sets import PolygonMasks
 from maskloom.outputs.vectors import write_features
 from maskloom.rasters.georeference import Georeference, read_georeference
 from maskloom.rasters.writing import write_geotiff
@@ -257,6 +259,21 @@ def test_polygons_without_an_image_fall_on_those_they_lie_on(tmp_path: Path) -> 
     masks = {name: read_mask_values(out / f"{name}.png") > 0 for name in ("left", "right", "far")}
     assert [int(mask.sum()) for mask in masks.values()] == [8, 12, 0]
     assert masks["left"][:4, 8:].all() and masks["right"][:4, :3].all()
+
+
+def test_polygons_on_no_image_are_told_and_refused_where_all_are(tmp_path: Path) -> None:
+    images = scenes(tmp_path / "images", {"a": np.zeros((8, 10), np.uint8)})
+    inside, away = shapely.box(500_002, 99_992, 500_006, 99_996), shapely.box(600_000, 99_996, 600_003, 99_998)
+    drawn, notes = tmp_path / "t.geojson", list[str]()
+    write_features(drawn, [Feature(shape, "", "") for shape in (inside, away)], crs="EPSG:32633")
+    found = PolygonMasks.open(drawn, images=FolderMasks.open(images), note=notes.append)
+    assert int(found.values("a", (8, 10)).astype(bool).sum()) == 4
+    assert notes == ["t.geojson: 1 of 2 polygons lie on none of the 1 images"]
+    write_features(drawn, [Feature(away, "", "")], crs="EPSG:32633")
+    for judge in (lambda: convert(drawn, tmp_path / "masks", like=images), lambda: score(drawn, images)):
+        with pytest.raises(UserError, match="found all 1 outside every one of 1; they span 600000 to 600003 east"):
+            judge()
+    assert not (tmp_path / "masks").exists()
 
 
 def test_polygons_in_another_crs_are_brought_to_the_images(tmp_path: Path) -> None:

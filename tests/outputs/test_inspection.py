@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -10,7 +11,7 @@ from maskloom.data.image_io import write_png
 from maskloom.data.mask_coding import MaskCoding
 from maskloom.data.sources.base import DataSource
 from maskloom.data.statistics import RecordFacts, survey
-from maskloom.outputs.findings import class_frequencies, find, inspection_table, oddity, sizes_text
+from maskloom.outputs.findings import class_frequencies, find, inspection_table, kinds_note, oddity, sizes_text
 from maskloom.outputs.inspection import write_inspection
 from maskloom.records import MaskFile, Record, Task, TaskKind
 
@@ -72,8 +73,6 @@ def test_page_and_table_tell_what_was_planted(source: DataSource, tmp_path: Path
 
 
 def test_images_without_masks_are_looked_at_where_the_survey_did(source: DataSource, tmp_path: Path) -> None:
-    from dataclasses import replace
-
     plain = [replace(record, truth=None) for record in source.records]
     apart = replace(source, records=source.records[:1] + source.records[2:3], unlabelled=(plain[1], plain[3], plain[5]))
     found = survey(apart, workers=1, unlabelled=True)
@@ -87,16 +86,28 @@ def test_images_without_masks_are_looked_at_where_the_survey_did(source: DataSou
 
 
 def test_clean_data_says_so(source: DataSource, tmp_path: Path) -> None:
-    from dataclasses import replace
-
     clean = replace(source, records=(source.records[0], *source.records[6:]))
     write_inspection(tmp_path / "page.html", clean, survey(clean))
     assert "No damaged file, no suspicious mask, no duplicate was found." in (tmp_path / "page.html").read_text("utf-8")
 
 
-def test_nothing_readable_still_gives_a_page(source: DataSource, tmp_path: Path) -> None:
-    from dataclasses import replace
+def test_images_of_another_kind_than_most_are_told(tmp_path: Path) -> None:
+    colour = np.zeros((8, 8, 3), np.uint8)
+    truth, records = tmp_path / "mask.png", []
+    write_png(truth, np.eye(8, dtype=np.uint8))
+    for name, image in {"a": colour, "b": colour[..., :1], "c": colour, "d": colour.astype(np.uint16)}.items():
+        write_png(tmp_path / f"{name}.png", image)
+        records.append(Record(id=name, image=tmp_path / f"{name}.png", size=(8, 8), truth=MaskFile(path=truth)))
+    task = Task(kind="binary", classes=("cell",))
+    mixed = DataSource(layout="folder", root=tmp_path, task=task, coding=MaskCoding(), records=tuple(records))
+    found = survey(mixed)
+    seen = write_inspection(tmp_path / "page.html", mixed, found)
+    told = "1 of 4 images have another number of channels or another depth than most (d)"
+    assert told in inspection_table(mixed, found, seen) and told in (tmp_path / "page.html").read_text("utf-8")
+    assert kinds_note(replace(found, records=found.records[:3])) == ""
 
+
+def test_nothing_readable_still_gives_a_page(source: DataSource, tmp_path: Path) -> None:
     broken = replace(source, records=(source.records[5],))
     found = survey(broken)
     seen = write_inspection(tmp_path / "page.html", broken, found)
@@ -133,8 +144,6 @@ def test_oddity(kind: TaskKind, pixels: tuple[int, ...], valid: int, text: str) 
 
 
 def test_finding_nothing(source: DataSource) -> None:
-    from dataclasses import replace
-
     clean = replace(source, records=source.records[6:])
     seen = find(clean, survey(clean))
     assert (seen.exact, seen.near, seen.suspicious, seen.problems) == ((), (), (), ())

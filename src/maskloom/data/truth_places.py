@@ -44,10 +44,13 @@ def _check_mask(record: Record, mask: Path) -> None:
         raise BadFile(
             mask,
             f"expected a mask on the grid of its image, found it up to {off:,.0f} of the image's pixels away "
-            f"({theirs.crs:.40} from {theirs.transform[2]:.10g}, {theirs.transform[5]:.10g} on, the image "
-            f"{ours.crs:.40} from {ours.transform[2]:.10g}, {ours.transform[5]:.10g} on); export it on the image's "
-            "grid, or take a wrong georeference away (gdal_edit.py -unsetgt)",
+            f"({_corner(theirs)}, the image {_corner(ours)}); export it on the image's grid, or take a wrong "
+            "georeference away (gdal_edit.py -unsetgt)",
         )
+
+
+def _corner(place: Georeference) -> str:
+    return f"from {place.transform[2]:.10g}, {place.transform[5]:.10g} on in {place.crs:.40}"
 
 
 def _apart(ours: Georeference, theirs: Georeference, size: Size) -> float:

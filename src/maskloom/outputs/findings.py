@@ -14,7 +14,7 @@ import numpy as np
 from maskloom.data.duplicates import SimilarPair, exact_duplicates, near_duplicates
 from maskloom.data.sources.base import DataSource
 from maskloom.data.statistics import RecordFacts, Survey
-from maskloom.errors import UserError
+from maskloom.errors import UserError, some_of
 from maskloom.records import Record, Size, Task, TaskKind
 
 NEARLY_FULL = 0.999
@@ -135,6 +135,27 @@ def channels_text(found: Survey) -> str:
     return " or ".join(texts) or "none"
 
 
+def kinds_note(found: Survey) -> str:
+    """Returns which labelled images `fit` would refuse because most are of another kind; "" where there are none.
+
+    Grey beside three channels is no other kind: networks are given it three times.
+    """
+    has_colour = any(facts.num_channels == 3 for facts in found.records)
+
+    def kind(facts: RecordFacts) -> tuple[int, str]:
+        return 3 if has_colour and facts.num_channels == 1 else facts.num_channels, facts.dtype
+
+    kinds = Counter(map(kind, found.records))
+    if len(kinds) < 2:
+        return ""
+    usual, _ = kinds.most_common(1)[0]
+    others = [facts.id for facts in found.records if kind(facts) != usual]
+    return (
+        f"{len(others):,} of {len(found.records):,} images have another number of channels or another depth than most "
+        f"({some_of(others, 3)}): `fit` takes images of one kind; convert them, or leave them out with --skip-bad"
+    )
+
+
 def groups_text(records: tuple[Record, ...]) -> str:
     """Returns how the records are grouped in one phrase."""
     counts = Counter(record.group for record in records)
@@ -158,7 +179,7 @@ def inspection_table(source: DataSource, found: Survey, findings: Findings | Non
         table.add_row(name, value)
     console = Console(file=io.StringIO(), width=110, color_system=None, highlight=False, markup=False, emoji=False)
     console.print(table)
-    for note in source.notes:
+    for note in filter(None, (*source.notes, kinds_note(found))):
         console.print(f"note: {note}", soft_wrap=True)
     for problem in seen.problems[:10]:
         console.print(f"problem: {problem}", soft_wrap=True)

@@ -29,6 +29,7 @@ from maskloom.outputs.findings import (
     find,
     groups_text,
     inspection_table,
+    kinds_note,
     size_text,
     sizes_text,
 )
@@ -144,7 +145,9 @@ def _overview(source: DataSource, found: Survey, seen: Findings) -> html.Section
         if warnings
         else html.notes(["No damaged file, no suspicious mask, no duplicate was found."], kind="good")
     )
-    return html.section("Overview", html.facts(cards), verdict, html.notes(source.notes))
+    return html.section(
+        "Overview", html.facts(cards), verdict, html.notes([*source.notes, *filter(None, [kinds_note(found)])])
+    )
 
 
 def _classes_text(classes: Sequence[str]) -> str:

@@ -106,8 +106,7 @@ def reprojected(polygons: Sequence[Polygon], source: str, target: str) -> list[P
     except (CRSError, CPLE_BaseError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"what lies in {source:.80} cannot be brought to {target:.80} ({reason:.120}); correct the CRS that is "
-            "wrong"
+            f"what lies in {source:.80} cannot be brought to {target:.80} ({reason:.120}); correct the wrong CRS"
         ) from None
     if not all(map(_is_finite, found)):
         raise UserError(

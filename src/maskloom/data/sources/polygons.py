@@ -284,7 +284,7 @@ def _rims(rasters: Sequence[_Raster]) -> dict[str, tuple[list[str], list[Polygon
         height, width = each.record.size
         crs = str(each.georeference.crs)
         (rim,) = to_crs([box(0, 0, width, height)], each.georeference)
-        with suppress(UserError):  # else it lies nowhere on the globe, but beside others of its CRS
+        with suppress(UserError):  # what lies nowhere on the globe lies beside others of its CRS
             (rim,), crs = reprojected([rim], crs, WGS84), WGS84
         ids, rims = found.setdefault(crs, ([], []))
         ids.append(each.record.id)
