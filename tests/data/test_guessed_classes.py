@@ -13,6 +13,7 @@ from maskloom.data.guessed_classes import infer_coding
 from maskloom.data.image_io import write_png
 from maskloom.data.mask_coding import NO_CLASS
 from maskloom.errors import BadFile, UserError
+from maskloom.rasters.writing import write_geotiff
 
 
 def masks(folder: Path, *files: Sequence[int] | Sequence[tuple[int, int, int]], dtype: type = np.uint8) -> list[Path]:
@@ -114,3 +115,27 @@ def test_ignore_values_that_masks_cannot_have_are_refused(tmp_path: Path) -> Non
     Image.fromarray(pixels).save(tmp_path / "a.jpg", quality=60)
     with pytest.raises(UserError, match=r"ignore 9: .* found JPEG files"):
         infer_coding([tmp_path / "a.jpg"], ignore=(9,))
+
+
+def tiffs(folder: Path, *files: Sequence[float], nodata: float | None, dtype: str = "uint8") -> list[Path]:
+    paths = [folder / f"{number:04}.tif" for number in range(len(files))]
+    for path, values in zip(paths, files, strict=True):
+        write_geotiff(path, np.array([values], dtype), None, nodata=nodata)
+    return paths
+
+
+@pytest.mark.parametrize(
+    ("dtype", "nodata"), [("uint8", 200), ("int16", -9999), ("float32", np.nan), ("uint16", 65535)]
+)
+def test_nodata_of_files_is_no_value(tmp_path: Path, dtype: str, nodata: float) -> None:
+    guess = infer_coding(tiffs(tmp_path, (0, 1, 2, nodata), (0, 1), nodata=nodata, dtype=dtype))
+    assert guess.task.kind == "multiclass" and guess.coding.values == ((0, 0), (1, 1), (2, 2))
+    assert guess.coding.ignore == ((int(nodata),) if nodata > 0 else ())
+
+
+def test_nodata_0_and_what_leaves_one_value_alone_are_values(tmp_path: Path) -> None:
+    for values, nodata in (((0, 1), 0), ((0, 255), 255), ((1, 255), 0)):
+        guess = infer_coding(tiffs(tmp_path, values, values[:1], nodata=nodata))
+        assert guess.coding.values == ((values[0], 0), (values[1], 1)) and guess.coding.ignore == ()
+    other = tiffs(tmp_path, (0, 1, 2), nodata=2) + masks(tmp_path, (0, 2))
+    assert infer_coding(other).coding.values == ((0, 0), (1, 1), (2, 2))  # a file without it has it as a class

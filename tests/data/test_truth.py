@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 
 from maskloom.data.image_io import write_png
 from maskloom.data.mask_coding import NO_CLASS, MaskCoding
 from maskloom.data.truth import read_sample, read_truth
 from maskloom.encodings.rle import coco_encode, encode_runs
 from maskloom.errors import BadFile
+from maskloom.rasters.writing import write_geotiff
 from maskloom.records import IGNORE, BadSize, CocoSegments, MaskFile, Record, RunLengths, Shapes, Task, Truth
 
 SIZE = (6, 8)
@@ -97,3 +99,68 @@ def test_sample(tmp_path: Path) -> None:
     assert read_sample(record(None, tmp_path), BINARY, CODING).labels is None
     with pytest.raises(BadFile, match="it was 9×6 when opened"):
         read_sample(record(None, tmp_path, (6, 9)), BINARY, CODING)
+
+
+def tiff_mask(folder: Path, values: list[float], dtype: str, nodata: float | None, colormap: bool = False) -> Record:
+    path = folder / "mask.tif"
+    form = {"driver": "GTiff", "height": 1, "width": len(values), "count": 1, "dtype": dtype, "nodata": nodata}
+    with rasterio.open(path, "w", **form, transform=rasterio.Affine(2, 0, 9, 0, -2, 9)) as file:
+        file.write(np.array([[values]], dtype))
+        if colormap:
+            file.write_colormap(1, {0: (0, 0, 0, 255), 7: (9, 9, 9, 255)})
+    return record(MaskFile(path=path), size=(1, len(values)))
+
+
+VALUES = MaskCoding(kind="values", values=((0, 0), (7, 1)))
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "nodata", "expected"),
+    [
+        ([0, 7, 255], "uint8", 255, IGNORE),
+        ([0, 7, -9999], "int16", -9999, IGNORE),
+        ([0, 7, np.nan], "float32", np.nan, IGNORE),
+        ([0, 7, -3.4e38], "float32", -3.4e38, IGNORE),
+        ([0, 7, 0], "uint8", 0, 0),  # as GDAL writes background
+        ([0, 7, 7], "uint8", 7, 1),
+    ],
+)
+def test_nodata_of_a_mask_is_ignored_unless_it_is_a_class(
+    tmp_path: Path, values: list[float], dtype: str, nodata: float, expected: int
+) -> None:
+    assert read_truth(tiff_mask(tmp_path, values, dtype, nodata), BINARY, VALUES).tolist() == [[0, 1, expected]]
+    if nodata != 7:
+        assert read_truth(tiff_mask(tmp_path, values, dtype, nodata), BINARY, CODING).tolist() == [[0, 1, expected]]
+
+
+def test_nodata_of_a_mask_with_a_palette_is_ignored(tmp_path: Path) -> None:
+    found = tiff_mask(tmp_path, [0, 7, 255], "uint8", 255, colormap=True)
+    assert read_truth(found, BINARY, VALUES).tolist() == [[0, 1, IGNORE]]
+    maps = read_truth(found, MULTILABEL, MaskCoding(kind="values", values=((0, NO_CLASS), (7, 1))))
+    assert maps.tolist() == [[[0, 0, IGNORE]], [[0, 1, IGNORE]]]
+
+
+def test_values_that_are_neither_class_nor_nodata_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadFile, match="expected the mask values 0, 7, found 9 in 1 pixels"):
+        read_truth(tiff_mask(tmp_path, [0, 7, 9], "uint8", 255), BINARY, VALUES)
+    with pytest.raises(BadFile, match="NaN is nodata"):
+        read_truth(tiff_mask(tmp_path, [0, 7, np.nan], "float32", None), BINARY, VALUES)
+
+
+@pytest.mark.parametrize("bands", [1, 2])
+def test_nan_that_is_nodata_is_0_and_ignored(tmp_path: Path, bands: int) -> None:
+    pixels = np.arange(1, 7 * bands, dtype=np.float32)[: 6 * bands].reshape(bands, 2, 3)
+    pixels[-1, 1, 2] = np.nan
+    write_geotiff(tmp_path / "a.tif", pixels, None, nodata=np.nan)
+    write_png(tmp_path / "mask.png", np.ones((2, 3), np.uint8))
+    image = tmp_path / "a.tif"
+    found = read_sample(
+        Record(id="a", image=image, size=(2, 3), truth=MaskFile(path=tmp_path / "mask.png")), BINARY, CODING
+    )
+    assert found.labels is not None and found.labels.tolist() == [[1, 1, 1], [1, 1, IGNORE]]
+    expected = np.moveaxis(pixels, 0, -1).copy()
+    expected[1, 2] = 0
+    assert found.image.dtype == np.float32 and np.array_equal(found.image, expected)
+    write_geotiff(image, pixels, None, nodata=-1)
+    with pytest.raises(BadFile, match="1 values that are NaN or infinite; fill them in, or say that NaN is nodata"):
+        read_sample(Record(id="a", image=image, size=(2, 3)), BINARY, CODING)

@@ -2,7 +2,8 @@
 
 A sample of masks is read. Two stored values are a binary task; few label values that (nearly) fill a range, or few
 colours, are classes; many values are instance ids and so one foreground class. Every guess is meant to be said
-aloud, and ``classes.yaml`` overrules it. Knows nothing about folders.
+aloud, and ``classes.yaml`` overrules it. What a file calls nodata is no value, but for 0, which often is background and
+nodata at once, and where too few values would be left. Knows nothing about folders.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from maskloom.data.image_headers import read_header
-from maskloom.data.image_io import read_mask_values
-from maskloom.data.mask_coding import NO_CLASS, Colour, MaskCoding, is_grey, packed_colours
+from maskloom.data.mask_coding import NO_CLASS, Colour, MaskCoding, is_grey, packed_colours, whole_numbers
+from maskloom.data.mask_files import read_stored
 from maskloom.errors import BadFile, UserError
 from maskloom.records import Task, TaskKind
 
@@ -28,6 +29,7 @@ LARGE_SAMPLE = 512
 _MAX_CLASSES = 32  # more different values than this are instance ids
 _FILLED = 0.75  # share of a range that label values fill at least; instance ids of a few images leave larger gaps
 _VOID = 255  # by wide custom (PASCAL VOC, Cityscapes) the value of pixels that do not count
+_MAX_VALUE = 65535  # that a coding can ignore by its number; the files say so of others themselves
 _JPEG_THRESHOLD = 127  # compression blurs 0 and 255 into everything between
 
 
@@ -42,11 +44,15 @@ class Guess:
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """Values of the sampled masks: per file the stored values, or packed colours where any file is coloured."""
+    """Values of the sampled masks: per file the stored values, or packed colours where any file is coloured.
+
+    ``nodata`` are those that files call so, and no file uses otherwise; they are not among the others.
+    """
 
     files: tuple[frozenset[int], ...]
     coloured: bool
     lossy: bool
+    nodata: frozenset[int] = frozenset()
 
     @property
     def values(self) -> list[int]:
@@ -84,30 +90,59 @@ def _look(paths: Sequence[Path]) -> _Seen:
     if not good:
         problems = [entry for entry in found if isinstance(entry, BadFile)]
         raise problems[0] if problems else UserError("expected masks to look at, found none")
-    coloured = any(entry[1] for entry in good)
-    files = tuple(
-        values if is_coloured or not coloured else frozenset(value * 0x010101 for value in values)
-        for values, is_coloured, _ in good
+    coloured = any(entry.coloured for entry in good)
+    if coloured:
+        good = [entry.as_colours() for entry in good]
+    used, hidden = (
+        frozenset[int]().union(*sets) for sets in zip(*((one.used, one.hidden) for one in good), strict=True)
     )
-    return _Seen(files, coloured, any(lossy for _, _, lossy in good))
+    nodata = hidden - used - {0}
+    if len((used | hidden) - nodata) < 2:
+        nodata = frozenset()
+    files = tuple(entry.used | (entry.hidden - nodata) for entry in good)
+    return _Seen(files, coloured, any(entry.lossy for entry in good), nodata)
 
 
-def _values_of(path: Path) -> tuple[frozenset[int], bool, bool] | BadFile:
-    """Returns the different stored values, whether they are colours, and whether the file is a JPEG."""
+@dataclass(frozen=True, slots=True)
+class _File:
+    """The different values of a mask, those ``used`` and those of pixels that it does not know, or packed colours."""
+
+    used: frozenset[int]
+    hidden: frozenset[int]
+    coloured: bool
+    lossy: bool
+
+    def as_colours(self) -> _File:
+        if self.coloured:
+            return self
+        used, hidden = (frozenset(value * 0x010101 for value in values) for values in (self.used, self.hidden))
+        return _File(used, hidden, True, self.lossy)
+
+
+def _values_of(path: Path) -> _File | BadFile:
+    """Returns what a file holds; NaN and fractions that it calls nodata are left out."""
     try:
         lossy = read_header(path).format == "jpeg"
-        stored = read_mask_values(path)
+        stored, is_valid = read_stored(path)
+        coloured = stored.ndim == 3 and not is_grey(stored)
+        single = packed_colours(stored) if coloured else stored if stored.ndim == 2 else stored[:, :, 0]
+        used = single.ravel() if is_valid is None else single[is_valid]
+        if used.dtype.kind == "f":
+            used = whole_numbers(used, path)
     except BadFile as problem:
         return problem
-    coloured = stored.ndim == 3 and not is_grey(stored)
+    hidden = np.unique(single[~is_valid]) if is_valid is not None else np.zeros(0, np.int64)
+    hidden = hidden[np.isfinite(hidden) & (hidden == np.rint(hidden))]
+    return _File(_different(used, coloured), frozenset(map(int, hidden.tolist())), coloured, lossy)
+
+
+def _different(values: np.ndarray, coloured: bool) -> frozenset[int]:
     if coloured:
         present = np.zeros(1 << 24, bool)
-        present[packed_colours(stored).ravel()] = True
-        values = np.flatnonzero(present)
-    else:
-        single = stored if stored.ndim == 2 else stored[:, :, 0]
-        values = np.flatnonzero(np.bincount(single.ravel())) if single.dtype == np.uint8 else np.unique(single)
-    return frozenset(values.tolist()), coloured, lossy
+        present[values] = True
+        return frozenset(np.flatnonzero(present).tolist())
+    found = np.flatnonzero(np.bincount(values)) if values.dtype == np.uint8 else np.unique(values)
+    return frozenset(found.tolist())
 
 
 def _guess(seen: _Seen, task: TaskKind | None, ignore: Sequence[int]) -> Guess:
@@ -123,8 +158,9 @@ def _guess(seen: _Seen, task: TaskKind | None, ignore: Sequence[int]) -> Guess:
         return _lossy(task)
     if seen.coloured:
         return _colours(seen, task)
+    nodata = sorted(value for value in seen.nodata if 0 <= value <= _MAX_VALUE and value not in ignore)
     values = [value for value in seen.values if value not in ignore]
-    ignored = tuple(ignore)
+    ignored = (*ignore, *nodata)
     if task is None and values and values[0] < 0:
         raise UserError(f"the masks hold negative values ({values[0]} …): state the classes in classes.yaml")
     if task != "binary" and _VOID not in ignored and _is_void(seen, values):

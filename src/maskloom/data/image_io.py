@@ -141,7 +141,10 @@ def _finished(path: Path, header: ImageHeader, pixels: np.ndarray) -> np.ndarray
             pixels = pixels.astype(np.float32)
         bad = pixels.size - int(np.isfinite(pixels).sum())
         if bad:
-            raise BadFile(path, f"expected finite numbers, found {bad:,} values that are NaN or infinite; fill them in")
+            remedy = "fill them in"
+            if header.format == "tiff" and np.isnan(pixels).any():
+                remedy += ", or say that NaN is nodata (gdal_edit.py -a_nodata nan)"
+            raise BadFile(path, f"expected finite numbers, found {bad:,} values that are NaN or infinite; {remedy}")
     return np.ascontiguousarray(turned(pixels, header.orientation))
 
 

@@ -86,6 +86,53 @@ def apply(coding: MaskCoding, stored: np.ndarray, path: Path) -> np.ndarray:
     return _apply_values(coding, single_channel(stored, path), path)
 
 
+def apply_known(coding: MaskCoding, stored: np.ndarray, is_valid: np.ndarray | None, path: Path) -> np.ndarray:
+    """Returns labels of the stored values as ``apply`` does, of which a file knows those where bool H×W ``is_valid``.
+
+    The others are ``IGNORE``, unless the coding names their value (for "foreground": as background): GDAL writes the
+    nodata value 0 where 0 is background. None: the file knows all. Raises ``BadFile`` for fractions, too.
+    """
+    if coding.kind == "values":
+        stored = single_channel(stored, path)
+    hidden = None if is_valid is None or is_valid.all() else ~is_valid & ~_is_named(coding, stored)
+    if hidden is not None:
+        stored = stored.copy()
+        stored[hidden] = _any_named(coding)
+    if stored.dtype.kind == "f":
+        stored = whole_numbers(stored, path)
+    labels = apply(coding, stored, path)
+    if hidden is not None:
+        labels[hidden] = IGNORE
+    return labels
+
+
+def whole_numbers(stored: np.ndarray, path: Path) -> np.ndarray:
+    """Returns floats as int64; raises ``BadFile`` for others than whole numbers of 25 bits."""
+    if not np.array_equal(stored, np.rint(stored)) or np.abs(stored).max(initial=0) > 2**24:
+        raise BadFile(path, "expected whole numbers as labels in a mask, found fractions; store it as integers")
+    return stored.astype(np.int64)
+
+
+def _is_named(coding: MaskCoding, stored: np.ndarray) -> np.ndarray:
+    """Returns where stored values H×W or colours H×W×3 have a meaning in the coding; any foreground has none."""
+    if coding.kind == "foreground":
+        highest = stored if stored.ndim == 2 else stored.max(axis=2)
+        named: np.ndarray = (highest >= 0) & (highest <= coding.above)
+    elif coding.kind == "values":
+        named = np.isin(stored, [*(value for value, _ in coding.values), *coding.ignore])
+    else:
+        colours = stored if stored.ndim == 3 else np.repeat(stored[:, :, None], 3, axis=2)
+        named = np.isin(packed_colours(colours), [pack(colour) for colour, _ in coding.colours])
+    return named
+
+
+def _any_named(coding: MaskCoding) -> int | Colour:
+    """Returns a value, or colour, that the coding knows."""
+    if coding.kind == "colours":
+        return coding.colours[0][0]
+    return coding.values[0][0] if coding.kind == "values" else 0
+
+
 def single_channel(stored: np.ndarray, path: Path) -> np.ndarray:
     """Returns the stored values H×W, also of a grey mask that was saved as RGB; raises ``BadFile`` for real colours."""
     if stored.ndim == 2:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from maskloom.data.mask_coding import MaskCoding, apply, pack, packed_colours, single_channel
+from maskloom.data.mask_coding import MaskCoding, apply_known
 from maskloom.encodings.polygons import polygons_of
 from maskloom.errors import BadFile, UserError
 from maskloom.rasters.reading import Raster
@@ -261,8 +261,8 @@ def _check_inside(window: Window, size: Size) -> None:
 class MaskTruth:
     """A mask raster on the scene's grid, read by window; ``coding`` says what its values or colours mean.
 
-    In a multilabel task whose coding is "foreground" each band is the map of one class. What the file declares
-    invalid (nodata, a mask) is ``IGNORE``, unless the coding names its value (for "foreground": as background).
+    In a multilabel task whose coding is "foreground" each band is the map of one class. For what the file declares
+    invalid (nodata, a mask) see ``apply_known``.
     """
 
     def __init__(self, raster: Raster, coding: MaskCoding, *, counts: Mapping[Task, np.ndarray] | None = None) -> None:
@@ -281,32 +281,18 @@ class MaskTruth:
         if task.kind == "multilabel" and self._coding.kind == "foreground":
             if bands != task.num_maps:
                 raise BadFile(self._raster.path, f"expected a band for each of {task.num_maps} classes, found {bands}")
-            return np.stack([self._decoded(stored[:, :, band], is_valid) for band in range(bands)])
+            return np.stack([self._labels(stored[:, :, band], is_valid) for band in range(bands)])
         if bands not in (1, 3, 4):
             raise BadFile(self._raster.path, f"expected a mask of one band, or of colours, found {bands} bands")
-        labels = self._decoded(stored[:, :, 0] if bands == 1 else stored[:, :, :3], is_valid)
+        labels = self._labels(stored[:, :, 0] if bands == 1 else stored[:, :, :3], is_valid)
         if task.kind != "multilabel":
             return labels
         maps = np.stack([labels == label for label in range(task.num_maps)]).astype(np.uint8)
         maps[:, labels == IGNORE] = IGNORE
         return maps
 
-    def _decoded(self, stored: np.ndarray, is_valid: np.ndarray) -> np.ndarray:
-        coding, path = self._coding, self._raster.path
-        if coding.kind == "values":
-            stored = single_channel(stored, path)
-        hidden = ~is_valid & ~_is_named(stored, coding) if not is_valid.all() else None
-        if hidden is not None:
-            stored = stored.copy()
-            stored[hidden] = _any_named(coding)
-        if stored.dtype.kind == "f":
-            if not np.array_equal(stored, np.rint(stored)) or np.abs(stored).max(initial=0) > 2**24:
-                raise BadFile(path, "expected whole numbers as labels in a mask, found fractions; store it as integers")
-            stored = stored.astype(np.int64)
-        labels = apply(coding, stored, path)
-        if hidden is not None:
-            labels[hidden] = IGNORE
-        return labels
+    def _labels(self, stored: np.ndarray, is_valid: np.ndarray) -> np.ndarray:
+        return apply_known(self._coding, stored, is_valid, self._raster.path)
 
     def counts(self, task: Task) -> np.ndarray:
         """Returns the pixels of each class in each square of 512 pixels, int64 classes × squares, row by row.
@@ -349,23 +335,3 @@ def _planes(labels: np.ndarray, task: Task) -> Iterable[np.ndarray]:
     if task.kind == "multilabel":
         return (plane == 1 for plane in labels)
     return (labels == value for value in ((1,) if task.kind == "binary" else range(task.num_maps)))
-
-
-def _is_named(stored: np.ndarray, coding: MaskCoding) -> np.ndarray:
-    """Returns where stored values H×W or colours H×W×3 have a meaning in the coding; any foreground has none."""
-    if coding.kind == "foreground":
-        highest = stored if stored.ndim == 2 else stored.max(axis=2)
-        named: np.ndarray = (highest >= 0) & (highest <= coding.above)
-    elif coding.kind == "values":
-        named = np.isin(stored, [*(value for value, _ in coding.values), *coding.ignore])
-    else:
-        colours = stored if stored.ndim == 3 else np.repeat(stored[:, :, None], 3, axis=2)
-        named = np.isin(packed_colours(colours), [pack(colour) for colour, _ in coding.colours])
-    return named
-
-
-def _any_named(coding: MaskCoding) -> int | tuple[int, int, int]:
-    """Returns a value, or colour, that the coding knows."""
-    if coding.kind == "colours":
-        return coding.colours[0][0]
-    return coding.values[0][0] if coding.kind == "values" else 0

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from maskloom.data.record_images import image_files, read_pixels
+from maskloom.data.record_images import TIFF_SUFFIXES, image_files, read_pixels
 from maskloom.data.scene_parts import ScenePart
 from maskloom.errors import BadFile
 from maskloom.rasters.reading import open_raster
@@ -20,7 +20,6 @@ from maskloom.rasters.tiff_tags import check_image
 from maskloom.records import IGNORE, Record
 from maskloom.windows import Window
 
-_SUFFIXES = (".tif", ".tiff")
 _ROWS = 1024  # that are read at a time
 _KEPT = 256  # records, in each process, a bit per pixel of those that have invalid ones, deflated
 
@@ -34,7 +33,7 @@ def without_nodata(labels: np.ndarray, record: Record) -> np.ndarray:
     files, ground that one of them does not cover. Labels of parts of scenes have it already. Images other than TIFFs
     know all of their pixels. The array given is returned where nothing is hidden.
     """
-    if isinstance(record, ScenePart) or not (record.bands or record.image.suffix.lower() in _SUFFIXES):
+    if isinstance(record, ScenePart) or not (record.bands or record.image.suffix.lower() in TIFF_SUFFIXES):
         return labels
     try:
         stamps = tuple((facts.st_size, facts.st_mtime_ns) for facts in (path.stat() for path in image_files(record)))

@@ -16,7 +16,7 @@ import numpy as np
 from maskloom.data.image_headers import read_header
 from maskloom.data.input_policy import InputPolicy, Placement, cut_image, cut_labels, place
 from maskloom.data.mask_coding import MaskCoding
-from maskloom.data.record_images import read_pixels
+from maskloom.data.record_images import Stamp, read_pixels, stamp_of
 from maskloom.data.scene_truth import MaskTruth, PolygonTruth
 from maskloom.data.truth import hide_unknown
 from maskloom.data.window_drawing import MAX_DRAWS, bounds_of, draw_window, has_room, is_allowed, window_around
@@ -69,7 +69,7 @@ def files_problem(record: Record, coding: MaskCoding) -> str:
     elif not isinstance(record.truth, Shapes):
         return f"{record.image}: expected a mask raster or polygons as truth; rasterise it (maskloom convert)"
     for path, may_have_palette in files:
-        if not _is_plain(path, _stamp(path), may_have_palette=may_have_palette):
+        if not _is_plain(path, stamp_of(path), may_have_palette=may_have_palette):
             return (
                 f"{path}: expected a plain TIFF of one page (grey, bands or RGB, 8 bits or more), of which windows are "
                 "read; convert it (gdal_translate)"
@@ -77,20 +77,8 @@ def files_problem(record: Record, coding: MaskCoding) -> str:
     return ""
 
 
-_Stamp = tuple[int, int] | None
-
-
-def _stamp(path: Path) -> _Stamp:
-    """Returns length and time of change of a file, so that nothing is remembered of one that was replaced."""
-    try:
-        facts = path.stat()
-    except OSError:
-        return None
-    return facts.st_size, facts.st_mtime_ns
-
-
 @lru_cache(maxsize=4096)
-def _is_plain(path: Path, stamp: _Stamp, *, may_have_palette: bool) -> bool:
+def _is_plain(path: Path, stamp: Stamp, *, may_have_palette: bool) -> bool:
     """Returns whether a window that GDAL reads holds the same numbers as the file read by ``image_io``."""
     import tifffile
 
@@ -220,7 +208,7 @@ def _truth_of(
     with open_raster(path) as raster:  # anew each time: an opened file is not to be shared by processes and threads
         if raster.size != record.size:
             raise BadSize(record.id, record.size, raster.size)
-        yield MaskTruth(raster, coding, counts={task: _counts(path, _stamp(path), task, coding)} if counted else None)
+        yield MaskTruth(raster, coding, counts={task: _counts(path, stamp_of(path), task, coding)} if counted else None)
 
 
 @lru_cache(maxsize=_KEPT)
@@ -229,6 +217,6 @@ def _indexed(size: Size, shapes: Shapes) -> PolygonTruth:
 
 
 @lru_cache(maxsize=_KEPT)
-def _counts(path: Path, stamp: _Stamp, task: Task, coding: MaskCoding) -> np.ndarray:
+def _counts(path: Path, stamp: Stamp, task: Task, coding: MaskCoding) -> np.ndarray:
     with open_raster(path) as raster:
         return MaskTruth(raster, coding).counts(task)

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from maskloom.data.image_io import read_mask_values
-from maskloom.data.mask_coding import MaskCoding, apply
+from maskloom.data.mask_coding import MaskCoding, apply_known
+from maskloom.data.mask_files import read_stored
 from maskloom.data.record_images import read_record_image
 from maskloom.data.scene_validity import without_nodata
 from maskloom.encodings import polygons, rle
@@ -29,7 +30,8 @@ def read_truth(record: Record, task: Task, coding: MaskCoding) -> np.ndarray:
     """Returns the labels of a record: uint8 H×W (binary, multiclass) or C×H×W (multilabel).
 
     Run lengths, shapes and COCO segments are painted in their order: in a multiclass task a later class covers an
-    earlier one, and what nothing covers is label 0. Where the image's files know no value (nodata), it is ``IGNORE``.
+    earlier one, and what nothing covers is label 0. Where the image's files know no value (nodata), it is ``IGNORE``,
+    and so it is where a mask file knows none and its value is no class (``apply_known``).
     Raises ``BadFile`` or ``BadSize``.
     """
     if record.truth is None:
@@ -66,10 +68,10 @@ def _stored_truth(record: Record, task: Task, coding: MaskCoding) -> np.ndarray:
 def _read_mask_file(record: Record, truth: MaskFile, task: Task, coding: MaskCoding) -> np.ndarray:
     if truth.coded == "labels":
         return _read_labels(record, truth, task)
-    stored = read_mask_values(truth.path, colours=coding.kind == "colours")
+    stored, is_valid = read_stored(truth.path, colours=coding.kind == "colours")
     if stored.shape[:2] != record.size:
         raise BadSize(record.id, record.size, (stored.shape[0], stored.shape[1]))
-    labels = apply(coding, stored, truth.path)
+    labels = apply_known(coding, stored, is_valid, truth.path)
     if task.kind != "multilabel":
         return labels
     maps = np.stack([labels == label for label in range(task.num_maps)]).astype(np.uint8)

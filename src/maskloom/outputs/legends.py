@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from maskloom.data.guessed_classes import infer_coding
-from maskloom.data.image_io import read_mask_values
-from maskloom.data.mask_coding import MaskCoding, apply
+from maskloom.data.mask_coding import MaskCoding, apply_known
+from maskloom.data.mask_files import read_stored
 from maskloom.encodings.outlines import outlines
 from maskloom.errors import UserError
 from maskloom.outputs.mask_sets import CocoMasks, FolderMasks, MaskSet, check_classes
@@ -66,7 +66,7 @@ class ClassMasks:
         """Returns the bool mask H×W of each label that occurs, ``IGNORE`` among them; they may overlap."""
         if self.coding is not None and isinstance(self.masks, FolderMasks):
             path = self.masks.files[name]
-            labels = apply(self.coding, read_mask_values(path), path)
+            labels = apply_known(self.coding, *read_stored(path), path)
             known = {*self.legend.names, IGNORE}
             return {int(value): labels == value for value in np.unique(labels) if int(value) in known}
         layers: dict[int, np.ndarray] = {}
