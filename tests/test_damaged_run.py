@@ -139,6 +139,17 @@ def test_what_an_unfinished_stage_has_done_is_looked_at(run: Path) -> None:
     assert "start `fit`" in verify(run).table() and "delete them" not in verify(run).table()
 
 
+def test_a_stage_that_left_only_files_is_unfinished(run: Path) -> None:
+    """Killed before its ledger was written, or that is gone; a damaged line of one that is there says nothing."""
+    for name in ("survey.json", "survey.sums", "folds.json"):
+        (run / "stages" / name).unlink()
+    flip(run / "stages/folds.sums", quietly=True)
+    found = verify(run)
+    assert found.is_sound and found.unfinished == ("folds", "survey")
+    assert found.stages["survey"] == {"data/near_duplicates.json": "unfinished", "data/survey.json": "unfinished"}
+    assert found.stages["folds"] == {"folds.csv": "unfinished"}
+
+
 def test_what_stages_leave_beside_their_results_is_looked_at(run: Path) -> None:
     fold = run / "members/unet/fold0"
     (fold / "epochs").mkdir()

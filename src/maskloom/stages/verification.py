@@ -120,7 +120,7 @@ def verify_run(root: Path, progress: Progress) -> Verification:
     stages: dict[str, dict[str, State]] = {RUN: {_name(run, path): state for path, state in _of_run(run)}}
     there = _files_by_stage(run)
     finished = set(run.stages())
-    names = sorted({*finished, *run.ledgers(), *(stage for stage, files in there.items() if any(map(_own, files)))})
+    names = sorted({*finished, *run.ledgers(), *there})
     for done, stage in enumerate(names, start=1):
         try:
             stages[stage] = {_name(run, path): state for path, state in _of_stage(run, stage, there.get(stage, ()))}
