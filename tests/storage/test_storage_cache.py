@@ -156,6 +156,13 @@ def test_pictures_are_given_up_and_tables_are_not(url: str, monkeypatch: pytest.
     assert (root / "classes.yaml").read_bytes() == b"classes: [car]\n"
 
 
+def test_locks_and_half_written_files_are_passed_over(url: str) -> None:
+    """Copied there with a folder: a mirror has such files of its own, and would neither remove nor read theirs."""
+    put(url, **dict.fromkeys(("a.png", ".lock", ".partial-1a2b.png", ".partial-3c/b.png", "images/.lock"), b"a"))
+    root = local_data(url)
+    assert [file for file in root.rglob("*") if file.is_file()] == [root / "a.png"]
+
+
 def test_what_was_used_longest_ago_makes_room(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASKLOOM_CACHE_SIZE", "25K")
     monkeypatch.setattr(mirrors, "RECENT_SECONDS", -1.0)

@@ -25,11 +25,10 @@ from threading import Lock
 from typing import Literal
 
 from maskloom.errors import UserError
-from maskloom.files import TEMPORARY_PREFIX, atomic_path, read_json, write_text
+from maskloom.files import atomic_path, read_json, write_text
 from maskloom.integrity import read_sealed, write_sealed
-from maskloom.run_lock import LOCK
 from maskloom.storage.placeholders import MIRRORED, STATE, forget_roots, place, stands_in
-from maskloom.storage.remote import THREADS, Changed, Found, Store, store_at
+from maskloom.storage.remote import THREADS, Changed, Found, Store, is_left_alone, store_at
 from maskloom.storage.urls import cache_folder, check_name, mirror_folder
 
 BUDGET_VARIABLE = "MASKLOOM_CACHE_SIZE"
@@ -220,7 +219,7 @@ class Mirror:
             prefix, folder = waiting.pop()
             with suppress(FileNotFoundError), os.scandir(folder) as entries:  # a folder may be removed meanwhile
                 for entry in entries:
-                    if entry.name == LOCK or entry.name.startswith(TEMPORARY_PREFIX):
+                    if is_left_alone(entry.name):
                         continue
                     with suppress(FileNotFoundError):  # and so may a file
                         if entry.is_dir(follow_symlinks=False):

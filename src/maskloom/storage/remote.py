@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from maskloom.errors import UserError
+from maskloom.files import TEMPORARY_PREFIX
+from maskloom.run_lock import LOCK
 from maskloom.storage.faults import explained, is_passing, reason
 from maskloom.storage.urls import check_name, endpoint, store_name
 
@@ -41,6 +43,11 @@ _LISTED = 1000  # objects that one answer to a listing holds
 
 logger = logging.getLogger("maskloom.storage")
 T = TypeVar("T")
+
+
+def is_left_alone(part: str) -> bool:
+    """Returns whether a file or folder of that name is a lock or half written: at a URL it is nobody's to read."""
+    return part == LOCK or part.startswith(TEMPORARY_PREFIX)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +87,14 @@ class Store:
 
         ``prefix`` is what names begin with. Raises ``UserError`` for names that lead out of the folder, or cannot be
         files beside each other. Empty objects whose names end in "/", by which some tools draw folders, are passed
-        over.
+        over, and so are locks and half-written files, which were copied there with a folder.
         """
         found: dict[str, Found] = {}
         for path, facts in self._listed(prefix).items():
             name = self._name(path)
             if name is None or facts.get("type") == "directory" or (name.endswith("/") and not facts.get("size")):
                 continue
-            if name.startswith(prefix):
+            if name.startswith(prefix) and not any(map(is_left_alone, name.split("/"))):
                 found[check_name(self.url, name)] = _found(facts)
         for name in found:
             above = name
