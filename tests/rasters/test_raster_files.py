@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
+import tifffile
 
 from maskloom.errors import BadFile
 from maskloom.rasters.georeference import Georeference
@@ -66,6 +69,23 @@ def test_an_alpha_band_is_no_band_but_says_what_is_valid(tmp_path: Path) -> None
         pixels, is_valid = raster.read(Window(0, 0, 20, 30))
     assert raster.count == 3 and np.array_equal(pixels, np.moveaxis(values[:3], 0, -1))
     assert np.array_equal(is_valid, np.broadcast_to(np.arange(30) >= 10, (20, 30)))
+
+
+def test_gdal_is_silent_in_threads_that_read_what_another_opened(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A list of directories that comes back to the first, of which it complains once it looks for masks."""
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.full((20, 30), 7, np.uint8))
+    with tifffile.TiffFile(path) as tiff:
+        first, num_tags = tiff.pages.first.offset, len(tiff.pages.first.tags)
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<I", data, first + 2 + 12 * num_tags, first)
+    path.write_bytes(data)
+    with open_raster(path) as raster, ThreadPoolExecutor(1) as pool:
+        pixels, is_valid = pool.submit(raster.read, Window(0, 0, 20, 30)).result()
+    assert (pixels == 7).all() and is_valid.all()
+    assert capfd.readouterr() == ("", "")
 
 
 def test_blocks_and_overviews(tmp_path: Path) -> None:

@@ -51,6 +51,22 @@ def opened(path: Path) -> Iterator[Any]:
 
 
 @contextmanager
+def in_silence() -> Iterator[None]:
+    """Keeps GDAL from printing what it complains of while the block runs.
+
+    Who opens a raster sees to that for its own thread alone; another that reads it has to do so, too.
+    """
+    import rasterio
+    from rasterio.session import DummySession
+
+    if rasterio.env.hasenv():
+        yield
+    else:
+        with rasterio.Env(DummySession()):  # else an installed boto3 is asked for credentials, each time
+            yield
+
+
+@contextmanager
 def _dataset(path: Path, parts: Parts | None) -> Iterator[Any]:
     """Yields the dataset of a file, or of parts of one, which GDAL gets through functions of ours."""
     import rasterio

@@ -12,7 +12,7 @@ import numpy as np
 
 from maskloom.errors import BadFile
 from maskloom.rasters.georeference import Georeference, georeference_of
-from maskloom.rasters.opening import opened
+from maskloom.rasters.opening import in_silence, opened
 from maskloom.rasters.tiff_tags import TiffForm, check_readable, read_form
 from maskloom.records import Size
 from maskloom.windows import Window
@@ -47,8 +47,9 @@ class Raster:
             raise ValueError(f"{window} reaches outside the raster of {self.size} (height, width)")
         place = RasterioWindow(window.left, window.top, window.width, window.height)
         try:
-            bands = self._dataset.read(list(range(1, self.count + 1)), window=place)
-            is_valid = self._valid(bands, place)
+            with in_silence():
+                bands = self._dataset.read(list(range(1, self.count + 1)), window=place)
+                is_valid = self._valid(bands, place)
         except RasterioError as error:
             reason = " ".join(str(error.__cause__ or error).split())
             raise BadFile(self.path, f"the raster is cut off or damaged at {window} ({reason}); restore it") from None
