@@ -30,8 +30,8 @@ from maskloom.errors import UserError
 from maskloom.files import OWNER, TEMPORARY_PREFIX
 
 CASE = "case.json"
-LONGEST = 2_000
-"""Characters of a message that are still a line."""
+LONGEST = 2_020
+"""Characters of a message that are still a line: one that was cut, and what the command line puts before it."""
 OK, REFUSED = "ok", "refused"
 GOOD = (OK, REFUSED)
 

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from maskloom.errors import shortened
 from maskloom.outputs.status_rows import (
     MOST_ROWS,
     PROCESS_HEADERS,
@@ -34,8 +35,6 @@ LOG_SECONDS = 15.0
 """Without a terminal, a running stage writes one line per so many seconds."""
 WATCH_SECONDS = 2.0
 """A watched run is looked at again after so long, or after ten times what looking takes."""
-LONGEST_ERROR = 2000
-"""Characters of an error that are shown; of a longer one its beginning and its end, where it says what to do."""
 PLAIN_WIDTH = 180
 """Columns of a table that is written to a file or a pipe."""
 
@@ -161,6 +160,4 @@ def _table(headers: tuple[str, ...], rows: list[Row]) -> Group:
 def print_error(message: str) -> None:
     """Prints one line on standard error, of what shows: names in files may hold terminal commands, and be endless."""
     line = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in " ".join(message.split()))
-    if len(line) > LONGEST_ERROR:
-        line = f"{line[: LONGEST_ERROR // 2]} … {line[-LONGEST_ERROR // 2 :]}"
-    print(f"error: {line}", file=sys.stderr)
+    print(f"error: {shortened(line)}", file=sys.stderr)

@@ -10,9 +10,22 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 
+LONGEST = 2_000
+"""Characters of a message, above which it is cut in the middle: what it repeats of a file may be endless."""
+
+
+def shortened(message: str) -> str:
+    """Returns the message, of one longer than ``LONGEST`` both ends: what was expected, and what to do."""
+    if len(message) <= LONGEST:
+        return message
+    return f"{message[: LONGEST // 2]} … {message[-LONGEST // 2 :]}"
+
 
 class UserError(ValueError):
     """A mistake in what the user gave (options, recipe, data); the message is one line that says how to mend it."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(shortened(message))
 
 
 class BadFile(UserError):
@@ -21,7 +34,7 @@ class BadFile(UserError):
     def __init__(self, path: Path | str, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
         self.path = Path(path)
-        self.reason = reason
+        self.reason = shortened(reason)
 
     def __reduce__(self) -> tuple[type[BadFile], tuple[Path, str]]:
         # Loader workers send their errors through a queue; the default would call __init__ with the joined message.
