@@ -390,6 +390,19 @@ def test_content_of_another_kind_is_not_opened(tmp_path: Path, name: str, kind: 
     assert "\n" not in str(caught.value)
 
 
+def test_an_open_ring_is_one_line(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    """Of which GDAL warns, too, with an option of its own to be set."""
+    pytest.importorskip("pyogrio")
+    write_features(tmp_path / "in.fgb", [Feature(box(2, 3, 20, 15), "car", "a")], crs=None)
+    ring = b"".join(struct.pack("<dd", *corner) for corner in box(2, 3, 20, 15).exterior.coords)
+    data = (tmp_path / "in.fgb").read_bytes()
+    assert data.count(ring) == 1
+    (tmp_path / "in.fgb").write_bytes(data.replace(ring, ring[:-16] + struct.pack("<dd", 5, 5)))
+    with pytest.raises(BadFile, match="expected polygons, found"):
+        read_features(tmp_path / "in.fgb")
+    assert not recwarn.list
+
+
 def test_several_layers_are_refused(tmp_path: Path) -> None:
     import numpy as np
     import pyogrio.raw

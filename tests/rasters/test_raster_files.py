@@ -71,6 +71,20 @@ def test_an_alpha_band_is_no_band_but_says_what_is_valid(tmp_path: Path) -> None
     assert np.array_equal(is_valid, np.broadcast_to(np.arange(30) >= 10, (20, 30)))
 
 
+def test_georeference_that_is_cut_off_is_refused(tmp_path: Path) -> None:
+    """Texts and scale are gone; what GDAL says of that is none of rasterio's errors."""
+    path = tmp_path / "a.tif"
+    write_geotiff(path, np.zeros((3, 20, 30), np.uint8), PLACE)
+    with tifffile.TiffFile(path) as tiff:
+        places = [tiff.pages.first.tags[name].offset for name in ("GeoAsciiParamsTag", "ModelPixelScaleTag")]
+    data = bytearray(path.read_bytes())
+    for place in places:
+        struct.pack_into("<H", data, place, 65_000)
+    path.write_bytes(data)
+    with pytest.raises(BadFile, match="GeoAsciiParams is missing"), open_raster(path):
+        pass
+
+
 def test_gdal_is_silent_in_threads_that_read_what_another_opened(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -114,9 +114,11 @@ def read_layer(path: Path) -> tuple[str | None, Iterator[tuple[bytes | None, dic
     pyogrio = _pyogrio(path)
     _check_start(path)
     try:
-        layers = [str(name) for name, kind in pyogrio.list_layers(path) if kind is not None]
-        if len(layers) == 1:
-            facts, _, shapes, columns = pyogrio.raw.read(path, layer=layers[0], force_2d=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # GDAL's, of what the shapes are checked for afterwards
+            layers = [str(name) for name, kind in pyogrio.list_layers(path) if kind is not None]
+            if len(layers) == 1:
+                facts, _, shapes, columns = pyogrio.raw.read(path, layer=layers[0], force_2d=True)
     except (RuntimeError, ValueError) as error:  # what pyogrio's own errors are
         expected = DRIVERS[path.suffix.lower()]
         raise BadFile(path, f"expected {expected}, found something else or a part ({_one_line(error)})") from None

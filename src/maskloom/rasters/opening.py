@@ -30,6 +30,7 @@ def opened(path: Path) -> Iterator[Any]:
     Raises ``UserError`` where a raster at a URL cannot be read for its store's sake.
     """
     import rasterio
+    from rasterio._err import CPLE_BaseError  # no public name for what GDAL says itself
     from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
     warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
@@ -39,7 +40,7 @@ def opened(path: Path) -> Iterator[Any]:
             yield dataset
         if parts is not None and parts.problem is not None:  # GDAL may go on without what it lacks
             raise parts.problem
-    except (RasterioError, BadFile) as error:
+    except (RasterioError, CPLE_BaseError, BadFile) as error:
         if parts is not None and parts.problem is not None:
             raise parts.problem from error
         if isinstance(error, BadFile):

@@ -40,6 +40,7 @@ class Raster:
         Valid is what neither the nodata value nor a mask of the file excludes. Raises ``BadFile`` where the file is
         damaged or cut off.
         """
+        from rasterio._err import CPLE_BaseError  # no public name for what GDAL says itself
         from rasterio.errors import RasterioError
         from rasterio.windows import Window as RasterioWindow
 
@@ -50,7 +51,7 @@ class Raster:
             with in_silence():
                 bands = self._dataset.read(list(range(1, self.count + 1)), window=place)
                 is_valid = self._valid(bands, place)
-        except RasterioError as error:
+        except (RasterioError, CPLE_BaseError) as error:
             reason = " ".join(str(error.__cause__ or error).split())
             raise BadFile(self.path, f"the raster is cut off or damaged at {window} ({reason}); restore it") from None
         return np.ascontiguousarray(np.moveaxis(bands, 0, -1)), is_valid
