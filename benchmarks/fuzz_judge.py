@@ -32,6 +32,12 @@ from maskloom.files import OWNER, TEMPORARY_PREFIX
 CASE = "case.json"
 LONGEST = 2_020
 """Characters of a message that are still a line: one that was cut, and what the command line puts before it."""
+UNHEARD = (
+    "libpng error: bad adaptive filter value", "libpng error: Not enough image data", "libpng error: IDAT: ",
+    "libpng warning: IDAT: ", "_tiffSeekProc: ",
+)  # fmt: skip
+"""Lines by libraries that offer no way to silence them: OpenCV's of pixels in a PNG that are damaged under a checksum
+that is right, and GDAL's of a TIFF that points beyond what any file holds. Nothing but a spoilt input makes them."""
 OK, REFUSED = "ok", "refused"
 GOOD = (OK, REFUSED)
 
@@ -386,4 +392,4 @@ def _heard() -> Iterator[list[str]]:
             os.close(kept_out)
             said.seek(0)
             lines = said.read().decode("utf-8", "replace").splitlines()
-            noise += [line for line in lines if not line.startswith("warning: ")][:10]
+            noise += [line for line in lines if not line.startswith(("warning: ", *UNHEARD))][:10]

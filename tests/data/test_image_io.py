@@ -264,6 +264,45 @@ def test_a_flipped_bit_in_a_png_is_refused_in_silence(tmp_path: Path, capfd: pyt
     assert capfd.readouterr().err == ""
 
 
+def png_chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+UNREAD = {"profile": (b"iCCP", b"broken"), "frames": (b"acTL", b"\0"), "white": (b"cHRM", b"\0" * 99)}
+
+
+@pytest.mark.parametrize(("kind", "content"), UNREAD.values(), ids=UNREAD.keys())
+@pytest.mark.parametrize("mode", ["RGB", "P"])
+def test_what_no_pixel_depends_on_is_passed_over_in_silence(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], mode: str, kind: bytes, content: bytes
+) -> None:
+    """Such as the colour profiles of which libpng warns in every other photo."""
+    whole = saved(
+        tmp_path / "a.png", Image.fromarray(noise()).quantize(16) if mode == "P" else Image.fromarray(noise())
+    )
+    data, more = whole.read_bytes(), png_chunk(kind, content)
+    for place in (33, data.index(b"IDAT") - 4, len(data) - 12):
+        (tmp_path / "b.png").write_bytes(data[:place] + more + data[place:])
+        assert np.array_equal(read_image(tmp_path / "b.png"), read_image(whole))
+        if mode == "P":
+            assert np.array_equal(read_mask_values(tmp_path / "b.png"), read_mask_values(whole))
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("kind", [b"IHDR", b"PLTE", b"IEND", b"ABCD", b"IDAT"])
+def test_a_png_whose_parts_are_out_of_order_is_refused_in_silence(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], kind: bytes
+) -> None:
+    path = saved(tmp_path / "a.png", Image.fromarray(noise()).quantize(16))
+    data = path.read_bytes()
+    start = data.find(kind) - 4
+    part = data[start : start + 12 + struct.unpack_from(">I", data, start)[0]] if start > 0 else png_chunk(kind, b"")
+    path.write_bytes(data[:33] + part + data[33:])
+    with pytest.raises(BadFile, match="not in their order"):
+        read_image(path)
+    assert capfd.readouterr().err == ""
+
+
 def test_filler_bytes_in_a_jpeg_are_no_damage(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.jpg", Image.fromarray(plain()))
     content = path.read_bytes()

@@ -19,6 +19,8 @@ import logging
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ MAX_PIXELS = 200_000_000
 
 _MAX_TIFF_BYTES = 8 * 2**30  # decoded; a header can claim 65,535 bands of 8 bytes
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what it would log becomes the one message
+_IS_ANCILLARY = 0x20  # in the first letter of a PNG's chunk
 _DAMAGED = "restore the file from its source, or leave the record out with --skip-bad"
 
 
@@ -167,7 +170,7 @@ def _decode(path: Path, header: ImageHeader, *, mask: bool, colours: bool) -> np
         return _decode_jpeg(data)
     if header.format != "png":
         return _decode_pillow(data, mask=mask, colours=colours, always_colour=header.format == "gif")
-    check_png(data)
+    data = plain_png(data, has_palette=header.colour_type == 3)
     if header.colour_type == 3 and not colours:
         return _decode_pillow(data, mask=mask, colours=False)
     return _decode_png(data, header, mask=mask)
@@ -190,11 +193,29 @@ def _decode_jpeg(data: bytes) -> np.ndarray:
         return simplejpeg.decode_jpeg(data, colorspace=target, strict=False)  # type: ignore[no-any-return]
 
 
-def check_png(data: bytes) -> None:
-    """Raises ``ValueError`` unless every chunk of a PNG is whole and its checksum right.
+def plain_png(data: bytes, *, has_palette: bool) -> bytes:
+    """Returns a PNG without what pixels do not depend on: profiles, texts, further frames, which colours are clear.
 
-    libpng would print to the terminal by itself; this finds the damage first, in silence.
+    Raises ``ValueError`` unless every chunk is whole, its checksum right, and what is needed in its place. libpng would
+    print to the terminal by itself; this finds the damage first, in silence, but for that of pixels whose checksum is
+    right.
     """
+    needed = [(kind, chunk) for kind, chunk in _png_chunks(data) if kind[0] & _IS_ANCILLARY == 0]
+    if not has_palette:
+        needed = [(kind, chunk) for kind, chunk in needed if kind != b"PLTE"]  # which then is a suggestion
+    parts = [kind for kind, group in groupby(kind for kind, _ in needed) if kind == b"IDAT" or len(list(group)) == 1]
+    if parts != [b"IHDR", *([b"PLTE"] if has_palette else []), b"IDAT", b"IEND"]:
+        raise ValueError("its parts are not those of a PNG, or not in their order")
+    (_, header), (_, palette) = needed[:2]
+    if len(header) != 25 or header[18] or header[19] or header[20] > 1:  # compression, filters, interlacing
+        raise ValueError("the header states what no PNG has")
+    if has_palette and (len(palette) - 12) not in range(3, 769, 3):
+        raise ValueError("the palette holds no whole colours, or too many")
+    return b"".join([PNG_SIGNATURE, *(chunk for _, chunk in needed)])
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
+    """Yields kind and bytes (length and checksum, too) of each chunk; raises ``ValueError`` for one that is damaged."""
     position = len(PNG_SIGNATURE)
     view = memoryview(data)
     while position + 12 <= len(data):
@@ -204,7 +225,9 @@ def check_png(data: bytes) -> None:
             break
         if struct.unpack_from(">I", data, end)[0] != zlib.crc32(view[position + 4 : end]):
             raise ValueError("wrong checksum")
-        if data[position + 4 : position + 8] == b"IEND":
+        kind = data[position + 4 : position + 8]
+        yield kind, view[position : end + 4]
+        if kind == b"IEND":
             return
         position = end + 4
     raise ValueError("the end is missing")
