@@ -137,6 +137,25 @@ def test_rasters_become_rasters_and_polygons_on_the_ground(
     assert code == 0 and (out / "predictions.geojson").is_file()
 
 
+@pytest.mark.parametrize("to", ["png", "rle", "geotiff"])
+def test_images_of_another_kind_are_told_before_any_is_predicted(
+    predict: Predict, finished_run: Path, tmp_path: Path, to: str
+) -> None:
+    scenes, out = tmp_path / "scenes", tmp_path / "out"
+    scenes.mkdir()
+    pixels = np.random.default_rng(1).integers(0, 255, (4, 48, 64), np.uint8)
+    write_geotiff(scenes / "a.tif", pixels[:3], PLACE)
+    write_geotiff(scenes / "b.tif", pixels[:3].astype(np.uint16), PLACE)
+    write_geotiff(scenes / "c.tif", pixels[:3].astype(np.float32), PLACE)
+    write_geotiff(scenes / "d.tif", pixels, PLACE)
+    code, _, line = predict(finished_run, scenes, to=to)
+    assert code == 2 and not out.exists()
+    assert "b.tif: expected uint8 values as the networks were trained on, found uint16; convert the image" in line
+    assert "and 2 more files with problems (c.tif, d.tif; --skip-bad leaves" in line
+    code, printed, _ = predict(finished_run, scenes, "--skip-bad", to=to)
+    assert code == 0 and printed.startswith("1 predictions in ") and printed.endswith(", 3 left out\n")
+
+
 def test_what_belongs_to_rasters_is_refused_for_images(predict: Predict, finished_run: Path, photos: Path) -> None:
     code, _, error = predict(finished_run, photos, "--simplify", "1", to="png")
     assert code == 2 and "min_hole, buffer, units are for geotiff, geojson, gpkg, fgb, wkt" in error

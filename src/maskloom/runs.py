@@ -97,7 +97,7 @@ class Run:
         from maskloom.outputs.convert_target import on_this_machine
         from maskloom.runtime import keep_freed_memory
         from maskloom.stages.image_files import FORMATS
-        from maskloom.stages.images import open_decisions, predict_images
+        from maskloom.stages.images import accepted_by, open_decisions, predict_images
         from maskloom.stages.scene_files import SCENE_FORMATS
         from maskloom.stages.scenes import predict_scenes
 
@@ -147,6 +147,7 @@ class Run:
                     "skip_bad": skip_bad,
                     "progress": Several((progress or Silent(), heartbeat)),
                     "workers": lambda: site.workers(work, progress or Silent()),
+                    "accepted": lambda: accepted_by(folder),
                 }
                 if not of_scenes:
                     return predict_images(folder, images, **common)

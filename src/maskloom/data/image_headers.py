@@ -27,13 +27,17 @@ _MAX_TAGS = 4096
 
 @dataclass(frozen=True, slots=True)
 class ImageHeader:
-    """Format, stored (height, width), EXIF orientation 1-8; PNG bit depth and colour type, else 0."""
+    """Format, stored (height, width), EXIF orientation 1-8; PNG bit depth and colour type, else 0.
+
+    ``channels`` are those of the decoded image (1: grey, 3: RGB), 0 where it takes more than the header to know.
+    """
 
     format: str
     stored: Size
     orientation: int = 1
     depth: int = 0
     colour_type: int = 0
+    channels: int = 0
 
     @property
     def size(self) -> Size:
@@ -74,7 +78,7 @@ def _parse(path: Path, stream: BinaryIO) -> ImageHeader:
         return _tiff(stream, start)
     if start[:6] in (b"GIF87a", b"GIF89a"):
         width, height = struct.unpack_from("<HH", start, 6)
-        return ImageHeader("gif", (height, width))
+        return ImageHeader("gif", (height, width), channels=3)
     if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
         return _webp(stream, start)
     if start[:2] == b"BM" and len(start) >= 26:
@@ -105,8 +109,8 @@ def _jpeg(stream: BinaryIO) -> ImageHeader:
             break
         (length,) = struct.unpack(">H", stream.read(2))
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            _, height, width = struct.unpack(">BHH", stream.read(5))
-            return ImageHeader("jpeg", (height, width), orientation)
+            _, height, width, components = struct.unpack(">BHHB", stream.read(6))
+            return ImageHeader("jpeg", (height, width), orientation, channels={1: 1, 3: 3, 4: 3}.get(components, 0))
         if marker == 0xE1:
             segment = stream.read(length - 2)
             if segment[:6] == b"Exif\0\0":
@@ -156,7 +160,8 @@ def _png(stream: BinaryIO, start: bytes) -> ImageHeader:
             orientation = _exif_orientation(stream.read(min(length, 1 << 20)))
             break
         stream.seek(length + 4, 1)
-    return ImageHeader("png", (height, width), orientation, depth, colour_type)
+    channels = {0: 1, 4: 1, 2: 3, 3: 3, 6: 3}.get(colour_type, 0)
+    return ImageHeader("png", (height, width), orientation, depth, colour_type, channels)
 
 
 def _bmp(start: bytes) -> ImageHeader:

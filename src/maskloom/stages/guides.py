@@ -160,12 +160,17 @@ def networks_of(tree: Merge, guiding: Mapping[str, Merge]) -> list[str]:
 
 def bundles_of(run: RunDirectory, recipe: Recipe, leaves: Iterable[str]) -> Mapping[str, Segmenter]:
     """Returns the bundles of trained networks, to be read, and checked, one after the other."""
+    return _Checked(run, bundle_paths(run, recipe, leaves))
+
+
+def bundle_paths(run: RunDirectory, recipe: Recipe, leaves: Iterable[str]) -> dict[str, Path]:
+    """Returns where the bundles of trained networks lie."""
     paths = {}
     for leaf in leaves:
         name, fold = leaf_parts(leaf)
         assert fold is not None, "networks have one"
         paths[leaf] = run.bundle(name, fold, kept_bundle(leaf, recipe.member(name).keep))
-    return _Checked(run, paths)
+    return paths
 
 
 class _Checked(Mapping[str, Segmenter]):

@@ -15,6 +15,7 @@ import numpy as np
 
 from maskloom.config import load_yaml, parse
 from maskloom.data.image_io import IMAGE_SUFFIXES
+from maskloom.data.image_kinds import Accepted, read_kinds
 from maskloom.data.mask_coding import Colour, MaskCoding
 from maskloom.data.palettes import palette
 from maskloom.data.sources.base import first_problem, measure
@@ -23,6 +24,7 @@ from maskloom.errors import BadFile, UserError
 from maskloom.executors.tasks import Executor, InProcess
 from maskloom.files import OWNER, TEMPORARY_PREFIX, read_json, remove_partial, write_json
 from maskloom.integrity import read_sealed
+from maskloom.models.bundle import read_normalisation
 from maskloom.progress import Progress
 from maskloom.recipe import Recipe
 from maskloom.records import Record, Task
@@ -30,6 +32,7 @@ from maskloom.run_directory import RunDirectory
 from maskloom.run_lock import held
 from maskloom.runtime import choose_device
 from maskloom.stages.ensemble import Ensemble, load_ensemble, open_predictor
+from maskloom.stages.guides import bundle_paths, networks_of
 from maskloom.stages.image_files import FORMATS, TABLES, Asked, write_files, write_table
 from maskloom.stages.prediction import decider
 
@@ -119,6 +122,22 @@ def opened_as(run: RunDirectory, decision: str, open_it: Callable[[], Opened]) -
     return opened
 
 
+def accepted_by(run: RunDirectory) -> Accepted | None:
+    """Returns which images a run's networks take, by the header of one of them; None where that cannot be read.
+
+    All were trained on images of one kind; opening them says what is wrong.
+    """
+    try:
+        recipe = parse(Recipe, load_yaml(run.recipe), origin=str(run.recipe))
+        ensemble = load_ensemble(run)
+        (bundle, *_) = bundle_paths(run, recipe, networks_of(ensemble.tree, ensemble.guiding)).values()
+        dtype = read_normalisation(bundle).dtype
+    except (UserError, KeyError, ValueError):
+        return None
+    channels = max(member.image_channels for member in recipe.members)
+    return Accepted(channels=channels, dtype=dtype, takes_grey=recipe.takes_grey)
+
+
 def no_workers() -> AbstractContextManager[Executor]:
     """Returns what computes in this process."""
     return nullcontext(InProcess())
@@ -138,9 +157,11 @@ def predict_images(
     skip_bad: bool,
     progress: Progress,
     workers: Callable[[], AbstractContextManager[Executor]] = no_workers,
+    accepted: Callable[[], Accepted | None] = lambda: None,
 ) -> Prediction:
     """Returns what was written; see ``maskloom.api.Run.predict``.
 
+    Images that are not ``accepted`` by their headers are told before any is predicted.
     ``opened`` is asked, and ``workers`` are begun, once the images are found. Where the executor has workers, they are
     given shards of the images, and open the run themselves: ``opened`` is to give what was decided alone
     (``open_decisions``).
@@ -152,7 +173,7 @@ def predict_images(
     bad: list[BadFile] = []
     unfit: dict[str, BadFile] = {}
     progress.stage("predict", cached=False)
-    records = find_images(images, out=out, bad=bad if skip_bad else None, note=progress.note)
+    records = find_images(images, out=out, bad=bad if skip_bad else None, accepted=accepted(), note=progress.note)
     mark_output(out, run, to, _root(images))
 
     def leave_out(record: Record, problem: BadFile) -> None:
@@ -201,12 +222,17 @@ def colours_of(run: RunDirectory) -> tuple[Colour, ...]:
 
 
 def find_images(
-    images: Path, *, out: Path, bad: list[BadFile] | None, note: Callable[[str], None] = lambda _: None
+    images: Path,
+    *,
+    out: Path,
+    bad: list[BadFile] | None,
+    accepted: Accepted | None = None,
+    note: Callable[[str], None] = lambda _: None,
 ) -> list[Record]:
     """Returns a record per image below a folder (or of one file), sorted by path; problems go to ``bad`` if given.
 
     Hidden files and folders of predictions are passed over. Sizes are from headers: an image over the budget for
-    decoding is told here, before any network is loaded.
+    decoding is told here, before any network is loaded, and so is one whose channels or depth are not ``accepted``.
     """
     if not images.exists():
         raise UserError(f"{images}: expected an image or a folder of images, found no such path")
@@ -218,6 +244,12 @@ def find_images(
         raise UserError(f"{images}: expected images ({' '.join(IMAGE_SUFFIXES)}), found none")
     by_id = by_output_name(paths, root)
     sizes = measure(paths)
+    if accepted is not None:
+        unfit = [accepted.problem(kind) for kind in read_kinds(paths)]
+        sizes = [
+            BadFile(path, reason) if reason and not isinstance(size, BadFile) else size
+            for path, size, reason in zip(paths, sizes, unfit, strict=True)
+        ]
     problems = [size for size in sizes if isinstance(size, BadFile)]
     if problems and bad is None:
         raise first_problem(problems)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from maskloom.data.image_kinds import Accepted, ImageKind, stored_type
 from maskloom.data.record_images import MOVED_RIM, image_files
 from maskloom.data.sources.base import DataSource, first_problem
 from maskloom.data.sources.folder import image_files as images_below
@@ -49,6 +50,7 @@ def find_scenes(
     bad: list[BadFile] | None,
     channels: int | None = None,
     takes_grey: bool = True,
+    accepted: Accepted | None = None,
     layout: Callable[[Path], DataSource | None] = lambda _: None,
     note: Callable[[str], None] = lambda _: None,
 ) -> list[Scene]:
@@ -57,7 +59,8 @@ def find_scenes(
     ``layout`` opens a folder of a known layout (None: it is in none): all its images are scenes, with truth or without.
     Of other folders, hidden files, folders of predictions, and files that are ``bands`` of a scene (by id) are passed
     over. Scenes must have ``channels`` bands over all their files, or be grey where three are asked for and it
-    ``takes_grey``. Problems of single scenes go to ``bad`` if given; otherwise the first one is raised.
+    ``takes_grey``, and be of the depth ``accepted``. Problems of single scenes go to ``bad`` if given; otherwise the
+    first one is raised.
     """
     if not scenes.exists():
         raise UserError(f"{scenes}: expected TIFF rasters, a folder or a table of them, found no such path")
@@ -77,7 +80,7 @@ def find_scenes(
     found: list[Scene] = []
     for files in named:
         try:
-            found.append(_scene(files, channels, takes_grey))
+            found.append(_scene(files, channels, takes_grey, accepted))
         except BadFile as problem:
             problems.append(problem)
     if problems and bad is None:
@@ -130,7 +133,7 @@ def _of_layout(source: DataSource, problems: list[BadFile], note: Callable[[str]
     return [SceneFiles(record.id, record.image, record.bands) for record in records]
 
 
-def _scene(files: SceneFiles, channels: int | None, takes_grey: bool) -> Scene:
+def _scene(files: SceneFiles, channels: int | None, takes_grey: bool, accepted: Accepted | None) -> Scene:
     if any(part.startswith(".") for part in files.id.split("/")):
         raise BadFile(files.image, f"expected a scene's name without hidden parts, found {files.id!r}; rename it")
     for path in (files.image, *(band.path for band in files.bands)):
@@ -138,6 +141,9 @@ def _scene(files: SceneFiles, channels: int | None, takes_grey: bool) -> Scene:
             raise BadFile(path, f"no such file, but scene {files.id!r} needs it; restore it or correct its name")
     with open_stack(files.image, files.bands) as raster:
         _check_count(files, raster, channels, takes_grey)
+        reason = accepted.problem(ImageKind(dtype=stored_type(raster.dtype.name))) if accepted is not None else ""
+        if reason:
+            raise BadFile(files.image, reason)
         record = Record(id=files.id, image=files.image, size=raster.size, bands=files.bands)
         return Scene(record=record, georeference=raster.georeference, fingerprint=_fingerprint(record))
 

@@ -20,6 +20,7 @@ from typing import Unpack
 import numpy as np
 
 from maskloom.config import load_yaml, parse
+from maskloom.data.image_kinds import Accepted
 from maskloom.data.input_policy import InputPolicy
 from maskloom.data.sources.base import DataSettings, DataSource
 from maskloom.encodings.polygon_settings import PolygonChanges, PolygonSettings
@@ -76,6 +77,7 @@ def predict_scenes(
     shuffle: int | None = None,
     progress: Progress,
     workers: Callable[[], AbstractContextManager[Executor]] = no_workers,
+    accepted: Callable[[], Accepted | None] = lambda: None,
     **shapes: Unpack[PolygonChanges],
 ) -> Prediction:
     """Returns what was written for a TIFF raster, a folder of them, a table of scenes or a folder of a known layout.
@@ -94,7 +96,8 @@ def predict_scenes(
     Started again it continues; started several times at once, the processes share the blocks. ``opened`` is asked, and
     ``workers`` are begun, once it is known what is missing. Where the executor has workers, these predict the blocks,
     and ``opened`` is to give what was decided alone. Scenes are decided by the run's thresholds: post-processing looks
-    at whole objects, which blocks would cut, and is left out with a note.
+    at whole objects, which blocks would cut, and is left out with a note. ``accepted`` says of which depth scenes must
+    be.
 
     Raises ``UserError`` for what cannot be done, before any network is loaded where files alone tell.
     """
@@ -114,6 +117,7 @@ def predict_scenes(
         bad=bad if skip_bad else None,
         channels=max(member.image_channels for member in recipe.members),
         takes_grey=recipe.takes_grey,
+        accepted=accepted(),
         layout=lambda folder: layout(folder, recipe.data.model_copy(update={"skip_bad": skip_bad})),
         note=progress.note,
     )

@@ -20,7 +20,7 @@ from maskloom.config import Config
 from maskloom.data.image_io import MAX_PIXELS, image_size
 from maskloom.data.mask_coding import MaskCoding
 from maskloom.data.sources.band_patterns import BandPattern, different
-from maskloom.errors import BadFile, UserError, closest
+from maskloom.errors import BadFile, UserError, closest, some_of
 from maskloom.records import BandFile, CocoSegments, MaskFile, Record, RunLengths, Shapes, Size, Task, TaskKind, Truth
 
 Layout = Literal["auto", "folder", "table", "coco", "polygons", "carvana", "dstl", "signate"]
@@ -159,8 +159,10 @@ def first_problem(problems: Sequence[UserError]) -> UserError:
     """Returns the first problem as one line that also says how many more there are and how to go on without them."""
     if len(problems) == 1:
         return problems[0]
-    more = f"; and {len(problems) - 1} more files with problems (--skip-bad leaves them out and lists them)"
-    first = problems[0]
+    first, *others = problems
+    names = some_of((problem.path.name for problem in others if isinstance(problem, BadFile)), 3)
+    named = f"{names}; " if names else ""
+    more = f"; and {len(others)} more files with problems ({named}--skip-bad leaves them out and lists them)"
     if isinstance(first, BadFile):
         return BadFile(first.path, first.reason + more)
     return UserError(str(first) + more)
