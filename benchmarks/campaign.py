@@ -4,9 +4,10 @@ A training of two networks with a moving average, hard batches and loader proces
 post-processing, submission and report; then masks, tables and tiles of rasters by its networks. Half of the moments are
 changes of the run's folder (just before a file is opened, renamed or removed), half are times. The moments follow from
 ``--seed``. With ``--fault`` something else happens there: SIGTERM (which must end it within 30 s), a disk that is full,
-at once or in the middle of a file, or one that can no longer be written (each must be told in one line). Runs on the
-CPU. Fails where something differs from an undisturbed run or is left behind, and where faults did not happen: in a
-stage, or more than a few of them.
+at once or in the middle of a file, or one that can no longer be written (each must be told in one line), or a clock
+that is set back by a minute, an hour or a day (the command goes on for a few changes, is killed, and taken up again
+with that clock; ``maskloom status`` must tell no time that cannot be). Runs on the CPU. Fails where something differs
+from an undisturbed run or is left behind, and where faults did not happen: in a stage, or more than a few of them.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,19 +30,27 @@ from typing import Any
 from common import differences, digests, left_behind, studio_with_test
 
 HERE = Path(__file__).parent
-FAULTS = ("kill", "term", "full", "torn", "readonly")
+FAULTS = ("kill", "term", "full", "torn", "readonly", "clock")
 TERM_SECONDS = 30.0
 """Schedulers kill what has not ended so long after SIGTERM."""
 STUCK_SECONDS = 600.0
+NEGATIVE = re.compile(r"(^|[\s(])-\d")
+"""A time below 0 in words."""
 TRIES = 4
 """Times that a time is aimed at, all but the first from the beginning and half as late each; a change is twice."""
 SCENES = ((200, 290), (250, 180))
 """Heights and widths of rasters, at most 320."""
 MOST_LEFT = 3000
 """Bytes that a disk which fills up has left are fewer."""
+SET_BACK = (60.0, 3_600.0, 86_400.0)
+"""Seconds by which a clock is set back, by turns, each time from where it was."""
+MOST_CHANGES = 12
+"""Changes of the folder for which a command goes on with a clock that was set back are fewer."""
 MISSED_SHARE = 0.05
 """Of the moments: of a full disk, say, the last ones have nothing behind them that is written."""
-OUTCOME = {"kill": -signal.SIGKILL, "term": 143, "full": 2, "torn": 2, "readonly": 2}
+OUTCOME = {"kill": -signal.SIGKILL, "term": 143, "full": 2, "torn": 2, "readonly": 2, "clock": -signal.SIGKILL}
+SIGNALS = {"kill": signal.SIGKILL, "clock": signal.SIGUSR1}
+"""At times; SIGTERM for all others."""
 WORDS = {"full": "the disk is full", "torn": "the disk is full", "readonly": "cannot be written"}
 
 
@@ -56,6 +66,8 @@ class Work:
     stage_of: Callable[[str], str]
     """The stage to which a changed file belongs, by its name within the folder."""
     spec: dict[str, Any] = field(default_factory=dict)
+    run: Path | None = None
+    """The run whose status tells of it; None: the folder itself."""
 
     def digests(self, out: Path) -> dict[str, str]:
         """Returns the checksums of what must be identical."""
@@ -164,6 +176,7 @@ def works(folder: Path) -> list[Work]:
             results=("[!.]*", "[!.]*/**/*"),
             stage_of=lambda name: f"predict {to}",
             spec=spec,
+            run=run,
         )
 
     photos = data / "train"
@@ -297,22 +310,31 @@ def draw(work: Work, events: Sequence[Event], order: dict[str, int], count: int,
     return sorted(moments[:count], key=lambda moment: moment.at)
 
 
-def disturbed(work: Work, out: Path, folder: Path, moment: Moment, order: dict[str, int], fault: str) -> Landing:
-    """Lets the fault happen at that moment, and returns what came of it."""
+def disturbed(
+    work: Work,
+    out: Path,
+    folder: Path,
+    moment: Moment,
+    order: dict[str, int],
+    fault: str,
+    circumstances: dict[str, float],
+) -> Landing:
+    """Lets the fault happen at that moment, under what else ``faulty.py`` is told, and returns what came of it."""
     spec = {"do": fault, "order": order, "at": moment.place if moment.key else 10**9}
-    spec["bytes"] = moment.place * 7919 % MOST_LEFT  # for a disk that fills up
+    spec |= {"run": str(work.run or out), **circumstances}
     process = Process(work, out, folder, spec)
     struck = 0.0
     if not moment.key and process.reached(moment.stage):
         time.sleep(moment.delay)
         struck = time.time()
-        process.process.send_signal(signal.SIGKILL if fault == "kill" else signal.SIGTERM)
+        process.process.send_signal(SIGNALS.get(fault, signal.SIGTERM))
     code, ended = process.end(), time.time()
     found = process.events()
     struck = found[0]["at"] if found else struck
     said = process.stages()
     where = (said[-1][1] if said else "start") + (f", {found[0]['key']}" if found else f" +{moment.delay} s")
-    landing = Landing(moment=moment, landed=code == OUTCOME[fault], where=where, code=code)
+    landed = code == OUTCOME[fault] or (fault == "clock" and bool(found))
+    landing = Landing(moment=moment, landed=landed, where=where, code=code)
     landing.seconds = round(ended - struck, 3) if struck else 0.0
     error = process.error()
     if "Traceback" in error:
@@ -323,10 +345,39 @@ def disturbed(work: Work, out: Path, folder: Path, moment: Moment, order: dict[s
         landing.wrong = f"exit code {code}: {error[:300]}"
     elif fault == "term" and landing.seconds > TERM_SECONDS:
         landing.wrong = f"ended {landing.seconds} s after SIGTERM"
+    elif fault == "clock" and landed:
+        told = [event for event in found if event["key"] == "status"]
+        told.append(told_after(work, out, folder, circumstances["behind"] + circumstances["set_back"]))
+        landing.wrong = "; ".join(dict.fromkeys(line for each in told for line in impossible(each)))
     left = left_behind(out)
     if fault in ("term", "full", "torn") and left and not landing.wrong:
         landing.wrong = f"left behind: {left}"
     return landing
+
+
+def told_after(work: Work, out: Path, folder: Path, behind: float) -> dict[str, Any]:
+    """Returns what ``maskloom status`` tells once the process is gone, by a clock that is so far behind."""
+    run, spec = work.run or out, folder / "status.json"
+    spec.write_text(json.dumps({"root": str(out), "behind": behind, "do": "clock", "at": 10**9}))
+    asked = [sys.executable, str(HERE / "faulty.py"), str(spec), "status", str(run)]
+    text, values = (subprocess.run([*asked, *more], capture_output=True, text=True) for more in ((), ("--json",)))
+    if text.returncode or values.returncode:
+        return {"status": {}, "texts": [], "error": (text.stderr + values.stderr)[:500]}
+    return {"status": json.loads(values.stdout), "texts": text.stdout.splitlines()}
+
+
+def impossible(told: dict[str, Any]) -> Iterator[str]:
+    """Yields what cannot be of what a status tells: negative times, and ends that are further away than works last."""
+    if "error" in told:
+        yield f"status: {told['error']}"
+    yield from (f"status says {text!r}" for text in told["texts"] if NEGATIVE.search(text))
+    status = told["status"]
+    for name, stage in [("run", status), *((stage["name"], stage) for stage in status.get("stages", ()))]:
+        times = {key: stage.get(key) for key in ("seconds", "left")}
+        times["ends"] = None if stage.get("ends") is None else stage["ends"] - status["at"]
+        for key, seconds in times.items():
+            if seconds is not None and not 0 <= seconds < STUCK_SECONDS:
+                yield f"status: {name} {key} {seconds} s"
 
 
 def chain(
@@ -342,17 +393,26 @@ def chain(
 
     What is taken up again has less to do, and may end before its moment: then it is compared, and begun anew for it.
     """
-    landings, wrong = [], []
-    for moment in moments:
+    landings, wrong, behind = [], [], 0.0
+    for turn, moment in enumerate(moments):
+        back = SET_BACK[turn % len(SET_BACK)] if fault == "clock" else 0.0
         for number in range(2 if moment.key else TRIES):
-            landing = disturbed(work, out, folder, replace(moment, delay=moment.delay / 2**number), order, fault)
+            aimed = replace(moment, delay=moment.delay / 2**number)
+            scattered = (moment.place or round(1000 * moment.delay)) * 7919
+            circumstances = {"behind": behind, "set_back": back, "changes": scattered % MOST_CHANGES}
+            circumstances["bytes"] = (
+                scattered % MOST_LEFT >> 6 * number
+            )  # what follows may be shorter than what is left
+            landing = disturbed(work, out, folder, aimed, order, fault, circumstances)
             print(f"  {landing.where}: {landing.wrong or landing.code}", file=sys.stderr, flush=True)
+            if landing.code == 0:
+                wrong += compared(work, out, whole)
+                remove(out)
             if landing.landed or landing.wrong:
                 break
-            wrong += compared(work, out, whole)
-            remove(out)
+        behind += back if landing.landed else 0.0
         landings.append(landing)
-    process = Process(work, out, folder, {"do": "kill", "order": {}, "at": 10**9})
+    process = Process(work, out, folder, {"do": "kill", "order": {}, "at": 10**9, "behind": behind})
     if code := process.end():
         return landings, [*wrong, f"{work.name}: could not be finished ({code}): {process.error()[:500]}"]
     return landings, wrong + compared(work, out, whole)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import sys
+import time
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -68,6 +69,51 @@ def test_a_disk_stays_full_from_its_moment_on(
         with pytest.raises(OSError) as refused:
             watch.hear("open", (str(tmp_path / name), "w", 0))
         assert refused.value.errno == number
+
+
+def test_a_refusal_names_the_files_as_the_system_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = heard(tmp_path, monkeypatch, do="readonly", order={"os.rename a.json": 0})
+    paths = [str(tmp_path / name) for name in (".partial-ab12.json", "a.json")]
+    with pytest.raises(OSError, match="Read-only") as refused:
+        watch.hear("os.rename", (*paths, -1, -1))
+    assert [refused.value.filename, refused.value.filename2] == paths
+
+
+def test_a_clock_that_is_set_back_dates_what_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From its moment on; two changes later the process is killed. What the run says is noted at both."""
+    faulty, killed = load("faulty", monkeypatch), []
+    monkeypatch.setattr(faulty.os, "kill", lambda pid, number: killed.append(number))
+    clock, root, log = faulty.Clock(100.0), tmp_path / "run", tmp_path / "log"
+    spec = {"root": str(root), "do": "clock", "order": {"os.rename b": 1}, "at": 1, "set_back": 3600.0, "changes": 2}
+    watch = faulty.Faulty({**spec, "log": str(log)}, clock)
+    root.mkdir()
+    behind = []
+    for name in "abcd":
+        (root / f".partial-{name}").write_text(name)
+        watch.hear("os.rename", (str(root / f".partial-{name}"), str(root / name), -1, -1))
+        behind.append(round(time.time() - (root / f".partial-{name}").stat().st_mtime, -1))
+        assert bool(killed) == (name == "d")
+    assert behind == [100, 100, 3700, 3700], "b was written just before"
+    assert clock.date().now().timestamp() == pytest.approx(time.time() - 3700, abs=10)
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [event["key"] for event in events] == ["os.rename b", "status", "status"]
+    assert events[1]["status"]["state"] == "stopped" and events[1]["texts"]
+
+
+def test_times_that_cannot_be_are_told(campaign: ModuleType) -> None:
+    stage = {"name": "survey", "seconds": 3.0, "left": None, "ends": None}
+    status = {"at": 1e9, "seconds": None, "left": 20.0, "stages": [stage]}
+    told = {"status": status, "texts": ["train/unet/fold0", "about 20 s", "2027-01-15", "-"]}
+    assert list(campaign.impossible(told)) == []
+    late = stage | {"ends": 1e9 + 3600, "left": -2.0}
+    told = {"status": status | {"left": 3620.0, "stages": [late]}, "texts": ["took -3 s"], "error": "none"}
+    assert list(campaign.impossible(told)) == [
+        "status: none",
+        "status says 'took -3 s'",
+        "status: run left 3620.0 s",
+        "status: survey left -2.0 s",
+        "status: survey ends 3600.0 s",
+    ]
 
 
 def test_a_disk_that_fills_up_cuts_a_file_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +207,7 @@ def test_a_work_that_ended_before_its_moment_is_compared_and_begun_anew(
     out, tries = tmp_path / "out", []
     codes = iter([-9, 0, 0, -9])
 
-    def disturbed(work: Any, out: Path, folder: Path, moment: Any, order: Any, fault: str) -> Any:
+    def disturbed(work: Any, out: Path, folder: Path, moment: Any, *_: Any) -> Any:
         tries.append((moment.delay, out.exists()))
         out.mkdir(exist_ok=True)
         code = next(codes)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ import maskloom
 from maskloom import heartbeat
 from maskloom.heartbeat import Beat, Heartbeat, read_beats, state_of
 from maskloom.integrity import Ledger
-from maskloom.outputs.status_rows import headline, remarks, stage_rows
+from maskloom.outputs.status_rows import clock, headline, remarks, stage_rows
 from maskloom.run_directory import RunDirectory
 from maskloom.run_lock import LOCK, held
 from maskloom.run_status import read_status
@@ -67,17 +69,17 @@ class Jumping:
 def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Beat:
     """What a process says that counted 20 of 100 before the clock was set back, and 20 after."""
     monkeypatch.setattr(heartbeat, "FIRST_SECONDS", 0.001)
-    clock = Jumping()
+    jumping = Jumping()
     beating = Heartbeat(
-        tmp_path / "run", command="fit", device="cpu", clock=lambda: clock.wall, ticks=lambda: clock.ticks
+        tmp_path / "run", command="fit", device="cpu", clock=lambda: jumping.wall, ticks=lambda: jumping.ticks
     )
     with beating:
         beating.stage("oof/unet", cached=False)
         for done in range(41):
             beating.advance(done, 100)
-            clock.work(1.0)
+            jumping.work(1.0)
             if done == 20:
-                clock.set_back()
+                jumping.set_back()
         beat = beating.beat()
         deadline = time.monotonic() + 10
         while not list((tmp_path / "run" / "status").glob("[!.]*.json")) and time.monotonic() < deadline:
@@ -88,10 +90,46 @@ def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Beat:
 
 def test_rate_and_rest_follow_what_ticks(said: Beat) -> None:
     assert said.rate == pytest.approx(1.0) and said.seconds_left == pytest.approx(60.0)
-    assert said.began > said.sign, "it began in what is now the future"
+    assert (said.sign - said.began, said.sign - said.stage_began) == (41, 41), "told by the clock as it is now"
+    assert said.sign - said.moved == 1
 
 
-def test_a_process_that_began_in_the_future_is_shown_at_work(said: Beat, tmp_path: Path) -> None:
+def test_what_was_said_before_the_clock_went_back_is_taken_as_said_now(tmp_path: Path) -> None:
+    """A living process has counted 10 of 100 steps in a minute, which leaves 9; then its clock goes back an hour."""
+    at = 1_800_000_000.0
+    mine = Heartbeat(tmp_path / "run", command="fit", device="cpu").beat()
+    ahead = {"began": at + HOUR - 60, "stage_began": at + HOUR - 60, "moved": at + HOUR, "sign": at + HOUR}
+    stage = {"stage": "train/unet/fold0", "stages": ("train/unet/fold0", "train/unet/fold1"), "unit": "steps"}
+    beat = replace(mine, **ahead, **stage, done=10, total=100, seconds_left=540.0)
+    (tmp_path / "run" / "status").mkdir(parents=True)
+    (tmp_path / "run" / "status" / "me.json").write_text(json.dumps(asdict(beat)))
+    RunDirectory(tmp_path / "run").facts.write_text('{"format": 1}')
+    status = read_status(RunDirectory(tmp_path / "run"), now=at)
+    assert [stage.left for stage in status.stages] == [540, 600] and status.stages[1].ends == at + 1140
+    (row, _) = stage_rows(status)
+    assert row.cells[-1] == clock(at + 540, at)
+
+
+def test_a_training_that_began_before_the_clock_went_back_is_not_expected_to_take_an_hour_longer(
+    tmp_path: Path,
+) -> None:
+    """Its steps are not counted yet, another fold of it took a minute."""
+    at, run = 1_800_000_000.0, RunDirectory(tmp_path / "run")
+    beat = replace(
+        Heartbeat(run.root, command="fit", device="cpu").beat(),
+        began=at + HOUR,
+        stage_began=at + HOUR,
+        stage="train/unet/fold1",
+        stages=("train/unet/fold0", "train/unet/fold1"),
+    )
+    (run.root / "status").mkdir(parents=True)
+    (run.root / "status" / "me.json").write_text(json.dumps(asdict(beat)))
+    run.marker("train/unet/fold0").parent.mkdir(parents=True)
+    run.marker("train/unet/fold0").write_text('{"files": [], "seconds": 60}')
+    assert read_status(run, now=at).left == 60
+
+
+def test_a_process_whose_clock_was_set_back_is_shown_at_work(said: Beat, tmp_path: Path) -> None:
     kept = tmp_path / "kept"
     beats, problems = read_beats(kept)
     assert len(beats) == 1 and not problems and state_of(beats[0], said.sign) == "working"

@@ -118,6 +118,23 @@ def test_the_file_that_was_asked_for_is_named(tmp_path: Path, refusal: Callable[
     assert "\n" not in str(refused.value) and not list(tmp_path.iterdir())
 
 
+def test_a_disk_that_takes_no_more_is_named_though_nothing_can_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where it is mounted anew to be read only: even what is not there cannot be removed, says the system."""
+    path = tmp_path / "value"
+
+    def refuse(self: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    files.write_text(path, "whole")
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(UserError) as refused:
+        files.write_text(path, "other")
+    assert str(refused.value).startswith(f"{path}: cannot be written (Read-only file system)")
+
+
 def test_what_was_read_meanwhile_is_not_blamed_on_what_is_written(tmp_path: Path) -> None:
     with pytest.raises(PermissionError, match="source"), files.atomic_path(tmp_path / "mask.tif"):
         raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "source.tif"))

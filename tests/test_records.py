@@ -23,6 +23,13 @@ def test_ids_that_could_lead_elsewhere_are_refused(hostile: str) -> None:
         check_id(hostile)
 
 
+@pytest.mark.parametrize("char", '\\:*?"<>|')
+def test_the_refusal_names_the_character(char: str) -> None:
+    with pytest.raises(UserError) as refused:
+        check_id(f"a{char}b")
+    assert char in str(refused.value).split("expected", 1)[1]
+
+
 @given(st.text())
 def test_an_accepted_id_stays_below_its_folder(record_id: str) -> None:
     try:

@@ -55,7 +55,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
             raise
         raise explained from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # where nothing can be written any more, what was to be said says so
+            temporary.unlink(missing_ok=True)
 
 
 def new_temporary(path: Path) -> Path:

@@ -38,6 +38,7 @@ MOST = 1e11
 KEPT = 20
 """Files of other work that ended badly or was killed, kept when new work begins."""
 
+_SET_BACK_SECONDS = 1.0  # from one look at the clock to the next; less is its being adjusted
 _MAX_BYTES = 2**20  # of a file that tells what a process does
 
 Ended = Literal["", "stopped", "failed"]
@@ -86,10 +87,9 @@ class Beat:
     moved: float = 0.0
     """When it last counted a step."""
 
-    @property
-    def stage_ends(self) -> float | None:
-        """When the stage is expected to end."""
-        return None if self.seconds_left is None else self.moved + self.seconds_left
+    def stage_ends(self, at: float) -> float | None:
+        """Returns when the stage is expected to end, as seen at ``at``; steps after that are of a clock set back."""
+        return None if self.seconds_left is None else min(self.moved, at) + self.seconds_left
 
     @classmethod
     def from_json(cls, values: Any) -> Beat:
@@ -247,6 +247,7 @@ class Heartbeat:
         self._path = _file(run, _host(), pid)
         self._clock, self._ticks, self._unit = clock, ticks, unit
         now = clock()
+        self._offset = now - ticks()
         self._constant: dict[str, Any] = {
             "command": command,
             "target": target,
@@ -255,11 +256,11 @@ class Heartbeat:
             "process": process_mark(pid) or "",
             "space": _space(),
             "device": device,
-            "began": now,
             "stages": tuple(stages),
             "shard": shard,
         }
         self._changing: dict[str, Any] = {"stage_began": now, "moved": now}
+        self._began = now
         self._rate = RecentRate()
         self._lock = threading.Lock()
         self._is_changed, self._written = True, -math.inf
@@ -290,8 +291,8 @@ class Heartbeat:
 
     def stage(self, name: str, *, cached: bool) -> None:
         """Notes that a stage begins, or was found finished."""
-        now = self._clock()
         with self._lock:
+            now = self._now()
             self._rate = RecentRate()
             self._changing = {"stage": name, "cached": cached, "stage_began": now, "moved": now}
             self._is_changed = True
@@ -304,7 +305,7 @@ class Heartbeat:
             known.setdefault("first", done)
             if total != known.get("total", total) or done < known.get("done", 0):
                 known["first"] = done
-            known |= {"done": done, "total": total, "detail": detail, "moved": self._clock()}
+            known |= {"done": done, "total": total, "detail": detail, "moved": self._now()}
             rate = self._rate.per_second
             left = (total - done) / rate if seconds_left is None and rate else seconds_left
             known |= {"unit": self._unit_of(known.get("stage", ""), detail), "rate": rate}
@@ -320,7 +321,23 @@ class Heartbeat:
 
     def _said(self, ended: Ended = "", error: str = "") -> dict[str, Any]:
         with self._lock:
-            return self._constant | self._changing | {"sign": self._clock(), "ended": ended, "error": error}
+            now = self._now()
+            changing = {"began": self._began, **self._changing, "sign": now, "ended": ended, "error": error}
+            return self._constant | changing
+
+    def _now(self) -> float:
+        """Returns the time; what was noted by a clock that was set back since is moved to where it is by the new one.
+
+        A clock that was set forward is not told from a host that slept.
+        """
+        now = self._clock()
+        offset = now - self._ticks()
+        if (fallen := self._offset - offset) > _SET_BACK_SECONDS:
+            self._began = max(self._began - fallen, 0.0)
+            for name in ("stage_began", "moved"):
+                self._changing[name] = max(self._changing[name] - fallen, 0.0)
+        self._offset = offset
+        return now
 
     def _unit_of(self, stage: str, detail: str) -> str:
         if stage.startswith("train/") and detail.startswith("epoch"):

@@ -147,24 +147,29 @@ class Record:
             object.__setattr__(self, "group", self.id)
 
 
+_UNSAFE = '\\:*?"<>|'
+_MOST_BYTES = 240  # of a part of a name; what is written beside has a few letters more
+
+
 def check_id(record_id: str) -> None:
     """Raises ``UserError`` unless the id can safely become a file name below an output folder.
 
     An id is used as a relative path: empty parts, ``..``, absolute paths, backslashes, drive letters and control
-    characters are refused, since a table from elsewhere could otherwise write outside the run.
+    characters are refused, since a table from elsewhere could otherwise write outside the run, and what no file of
+    Windows may be called.
     """
     parts = PurePosixPath(record_id).parts
     unsafe = (
         not record_id
         or record_id.startswith("/")
         or record_id != "/".join(parts)
-        or any(part in {"..", "."} or len(part.encode()) > 240 for part in parts)
-        or any(ord(char) < 32 or char in '\\:*?"<>|' for char in record_id)
+        or any(part in {"..", "."} or len(part.encode()) > _MOST_BYTES for part in parts)
+        or any(ord(char) < 32 or char in _UNSAFE for char in record_id)
     )
     if unsafe:
         raise UserError(
-            f"id {record_id!r} cannot name an output file: expected a relative name without '..', '\\', ':' or control "
-            "characters; rename it in the data"
+            f"id {record_id!r} cannot name an output file: expected a relative name without '..', control characters "
+            f"and {' '.join(_UNSAFE)}, of parts of at most {_MOST_BYTES} bytes; rename it in the data"
         )
 
 

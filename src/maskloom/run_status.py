@@ -201,7 +201,7 @@ def _expected(run: RunDirectory, stages: Sequence[StageStatus], at: float) -> li
     for stage in stages:
         left, alike = _stated(stage, at), whole[_kind(stage.name)]
         if left is None and alike and not stage.name.endswith("*"):
-            spent = min((at - worker.beat.stage_began for worker in stage.workers), default=0.0)
+            spent = min((max(at - worker.beat.stage_began, 0.0) for worker in stage.workers), default=0.0)
             left = max(fmean(alike) - (spent if stage.state == "running" else 0.0), 0.0)
         found.append(replace(stage, left=None if stage.state == "finished" else left))
     return found
@@ -225,7 +225,7 @@ def _kind(name: str) -> str:
 def _stated(stage: StageStatus, at: float) -> float | None:
     """Returns the seconds that its processes say are left; of one that is gone, those when it went."""
     left = [
-        max((worker.beat.moved if worker.state == "working" else at) + worker.beat.seconds_left - at, 0.0)
+        max((min(worker.beat.moved, at) if worker.state == "working" else at) + worker.beat.seconds_left - at, 0.0)
         for worker in stage.workers
         if worker.beat.seconds_left is not None
     ]
@@ -241,8 +241,8 @@ def _whole(run: RunDirectory, stage: StageStatus) -> Iterable[float]:
     found = []
     for beat in (worker.beat for worker in stage.workers):
         if beat.seconds_left is not None and beat.total > beat.first:
-            here = beat.moved - beat.stage_began + beat.seconds_left
-            found.append(max(here, 0.0) * beat.total / (beat.total - beat.first))
+            here = max(beat.moved - beat.stage_began, 0.0) + beat.seconds_left
+            found.append(here * beat.total / (beat.total - beat.first))
     return found
 
 

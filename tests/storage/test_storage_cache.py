@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
@@ -174,6 +175,20 @@ def test_what_was_used_longest_ago_makes_room(url: str, monkeypatch: pytest.Monk
     keep_within_budget()
     assert sorted(file.name for file in root.iterdir() if not is_placeholder(file)) == ["a.png", "c.png"]
     assert at_hand(root / "b.png").read_bytes() == b"b" * 10_000
+
+
+def test_what_was_used_before_the_clock_was_set_back_makes_room_unless_it_is_used_again(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MASKLOOM_CACHE_SIZE", "15K")
+    put(url, **{f"{name}.png": name.encode() * 10_000 for name in "ab"})
+    root = local_data(url)
+    for name in "ab":
+        path = at_hand(root / f"{name}.png")
+        os.utime(path, ns=(time.time_ns() + 86_400 * 10**9, path.stat().st_mtime_ns))
+    at_hand(root / "b.png")
+    keep_within_budget()
+    assert sorted(file.name for file in root.iterdir() if not is_placeholder(file)) == ["b.png"]
 
 
 def test_the_budget_leaves_half_of_a_small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -200,7 +200,7 @@ def _at_work(name: str, worker: Worker, status: RunStatus) -> Row:
     if share is not None:
         done += f" ({int(100 * share)} %)"
     rate = pace(beat.rate) if beat.rate and works else ""
-    ends = beat.stage_ends if works else None
+    ends = beat.stage_ends(at) if works else None
     end = "" if ends is None else clock(ends, at) if ends > at else "any moment"
     details = [beat.detail]
     if works and beat.stage not in ("", name) and beat.command != "fit":

@@ -266,7 +266,7 @@ class Mirror:
 
     def _touch(self, path: Path, facts: os.stat_result) -> None:
         now = time.time_ns()
-        if self.kind == "data" and stat.S_ISREG(facts.st_mode) and now - facts.st_atime_ns > _TOUCH_SECONDS * 1e9:
+        if self.kind == "data" and stat.S_ISREG(facts.st_mode) and abs(now - facts.st_atime_ns) > _TOUCH_SECONDS * 1e9:
             with suppress(OSError):
                 os.utime(path, ns=(now, facts.st_mtime_ns))
 
@@ -324,9 +324,11 @@ def keep_within_budget() -> int:
                         total += facts.st_size
                         if name.lower().endswith(PICTURES):
                             pictures.append((facts.st_atime, facts.st_size, mirror.root / name, facts.st_mtime_ns))
-    most, latest = budget(total), time.time() - RECENT_SECONDS
+    most, now = budget(total), time.time()
+    # A use that is still to come was before the clock was set back: whoever uses it again, says so.
+    pictures = [(each[0] if each[0] <= now + _TOUCH_SECONDS else 0.0, *each[1:]) for each in pictures]
     for used, size, path, mtime_ns in sorted(pictures) if total > most else ():
-        if total <= most * 0.9 or used > latest:
+        if total <= most * 0.9 or used > now - RECENT_SECONDS:
             break
         place(path, size, mtime_ns)
         total -= size
