@@ -56,6 +56,14 @@ def test_page_is_whole_self_contained_and_escaped() -> None:
     assert 'href="#two"' in text and 'id="two"' in text
 
 
+def test_names_do_not_turn_what_stands_beside_them() -> None:
+    """After a right-to-left override a browser shows the score 0.1175 as 5711.0."""
+    turning = "\u202egnp.a \u2066b"
+    text = html.render_page(turning, [html.section("One", html.table([turning], [[turning]]))], subtitle="\u05d0\u200f")
+    assert not set(text) & set("\u202e\u2066") and "\N{REPLACEMENT CHARACTER}gnp.a" in text
+    assert "\u05d0\u200f" in text, "letters of other scripts stay as they are"
+
+
 def test_empty_parts_are_left_out() -> None:
     assert html.section("a", "", Markup(""), html.gallery([]), html.notes([])).parts == ()
 

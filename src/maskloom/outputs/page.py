@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 Cell = str | int | float | Markup | None
 Part = str | Markup
 
+_TURNING = dict.fromkeys((*range(0x202A, 0x202F), *range(0x2066, 0x206A)), "\N{REPLACEMENT CHARACTER}")
+"""Embeddings, overrides and isolates of the bidirectional algorithm."""
+
 
 @dataclass(frozen=True, slots=True)
 class Section:
@@ -46,15 +49,19 @@ def section(title: str, *parts: Part) -> Section:
 
 
 def render_page(title: str, sections: Sequence[Section], *, subtitle: str = "", footer: str = "") -> str:
-    """Returns the complete page as HTML text, with links to its sections at the top."""
+    """Returns the complete page as HTML text, with links to its sections at the top.
+
+    What turns the direction of writing is replaced: an id with it would have the score beside it read backwards.
+    """
     paragraphs = [[_paragraph(part) for part in each.parts] for each in sections]
-    return _template().render(
+    text = _template().render(
         title=title,
         subtitle=subtitle,
         footer=footer,
         css=Markup(_stylesheet() + CHART_CSS),
         sections=list(zip(sections, paragraphs, strict=True)),
     )
+    return text.translate(_TURNING)
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[Cell]], *, caption: str = "") -> Markup:
