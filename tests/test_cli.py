@@ -308,6 +308,18 @@ def test_what_cannot_be_read_is_one_line(
     assert line == f"error: {data}/images: Permission denied; check the path and its permissions"
 
 
+def test_a_disk_that_can_only_be_read_is_told_as_what_cannot_be_written(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(tmp_path / "old"))
+
+    monkeypatch.setattr("maskloom.data.sources.folder.os.scandir", refuse)
+    assert run("fit", "default", "--data", data, monkeypatch=monkeypatch) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {tmp_path}/old: cannot be written (Read-only file system); make the disk writable")
+
+
 def test_all_data_settings_at_once_are_refused(
     data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,6 +5,7 @@ Heavy imports happen inside the commands, so that ``maskloom --help`` answers at
 
 from __future__ import annotations
 
+import errno
 import sys
 import warnings
 from collections.abc import Iterator
@@ -443,6 +444,11 @@ def main() -> None:
             if full:
                 print_error(
                     f"{place}: the disk is full; free some space and start the same command again, it continues"
+                )
+            elif error.errno == errno.EROFS:  # which only writing meets
+                print_error(
+                    f"{place}: cannot be written ({error.strerror}); make the disk writable and start the same "
+                    "command again, it continues, or choose another folder"
                 )
             else:
                 print_error(f"{place}: {error.strerror or 'cannot be used'}; check the path and its permissions")
