@@ -97,6 +97,16 @@ def test_only_photos_are_found(folder: Path, tmp_path: Path) -> None:
         find_images(folder, out=folder, bad=None)
 
 
+def test_an_image_whose_name_no_output_can_have_is_a_bad_file(folder: Path, tmp_path: Path) -> None:
+    photo(folder / "a<b>.png", 3)
+    with pytest.raises(BadFile, match=r"a<b>\.png: id 'a<b>' cannot name an output file") as refused:
+        find_images(folder, out=tmp_path / "out", bad=None)
+    assert refused.value.path == folder / "a<b>.png"
+    bad: list[BadFile] = []
+    assert [record.id for record in find_images(folder, out=tmp_path / "out", bad=bad)] == ["b", "sub/a"]
+    assert [problem.path.name for problem in bad] == ["a<b>.png"]
+
+
 def test_a_monstrous_header_is_told_before_the_networks_load(folder: Path, tmp_path: Path) -> None:
     body = b"IHDR" + struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
     chunk = struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))

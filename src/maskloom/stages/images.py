@@ -27,7 +27,7 @@ from maskloom.integrity import read_sealed
 from maskloom.models.bundle import read_normalisation
 from maskloom.progress import Progress
 from maskloom.recipe import Recipe
-from maskloom.records import Record, Task
+from maskloom.records import Record, Task, check_id
 from maskloom.run_directory import RunDirectory
 from maskloom.run_lock import held
 from maskloom.runtime import choose_device
@@ -250,6 +250,8 @@ def find_images(
             BadFile(path, reason) if reason and not isinstance(size, BadFile) else size
             for path, size, reason in zip(paths, sizes, unfit, strict=True)
         ]
+    named = [_misnamed(record_id, path) for record_id, path in by_id.items()]
+    sizes = [problem or size for problem, size in zip(named, sizes, strict=True)]
     problems = [size for size in sizes if isinstance(size, BadFile)]
     if problems and bad is None:
         raise first_problem(problems)
@@ -270,6 +272,15 @@ def by_output_name(paths: Sequence[Path], root: Path) -> dict[str, Path]:
         if other != path:
             raise UserError(f"{path}: {other.name} would give the same output name; rename one of them")
     return found
+
+
+def _misnamed(record_id: str, path: Path) -> BadFile | None:
+    """Returns why no output can be called like an image; None where one can."""
+    try:
+        check_id(record_id)
+    except UserError as error:
+        return BadFile(path, str(error))
+    return None
 
 
 def _output_name(path: Path, root: Path) -> str:
