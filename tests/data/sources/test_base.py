@@ -101,7 +101,7 @@ def test_finish_refuses_doubles_problems_and_nothing() -> None:
     with pytest.raises(BadFile, match=r"x\.png: broken"):
         finish(bad, DataSettings())
     assert finish(bad, DataSettings(skip_bad=True)).problems
-    with pytest.raises(UserError, match=r"found none that can be used \(1 were left out"):
+    with pytest.raises(UserError, match=r"found none that can be used \(1 were left out, the first: x\.png: broken\)"):
         finish(replace(bad, records=()), DataSettings(skip_bad=True))
 
 

@@ -150,7 +150,9 @@ def finish(source: DataSource, settings: DataSettings) -> DataSource:
     if settings.limit is not None:
         records, unlabelled = first_groups(records, settings.limit), first_groups(unlabelled, settings.limit)
     if not records:
-        left_out = f" ({len(source.problems)} were left out as damaged)" if source.problems else ""
+        left_out = (
+            f" ({len(source.problems)} were left out, the first: {source.problems[0]})" if source.problems else ""
+        )
         raise UserError(f"{source.root}: expected images with masks, found none that can be used{left_out}")
     return replace(source, records=records, unlabelled=unlabelled)
 
