@@ -7,12 +7,14 @@
 DIR has train and val folders of images and masks whose names end in the number of a frame, with the drive before it
 (``0016E5_07959``). Every row is the recipe at full size from the first epoch on, with one change, trained equally long
 by an estimate: a stated number of minutes times ``--pixels-per-second`` (that of two cores of 2.5 GHz without bf16;
-state your own). It is judged twice:
+state your own). Every drive of the train folder is cut into as many consecutive parts as there are folds, and seed k
+learns from all but the k-th parts. It is judged twice:
 
-- on the val folder, by networks of the train folder. Such a folder may be one short clip: see the second one, too;
-- on the train folder alone, every drive of which is cut into as many consecutive parts as there are folds: the k-th
-  parts of all drives are predicted by a network that learnt from the others. Seed k judges fold k. Parts touch: the
-  frame before the first one of a part was learnt from, so scores are higher than on a new drive; rows share that.
+- on these parts. They touch: the frame before the first one of a part was learnt from, so scores are higher than on a
+  new drive; rows share that;
+- on the val folder. Such a folder may be one short clip: see the other one, too.
+
+With ``--judge val`` networks of the whole train folder are judged on the val folder instead.
 
 A row's score is the mean IoU of counts summed over its seeds; its gain, over the recipe unchanged, has an interval of
 the paired bootstrap over segments, some seconds of a drive each, drawn with all seeds that saw them. How the gain of
@@ -203,16 +205,20 @@ def main(words: Sequence[str] | None = None) -> None:
     judges = divided(source, arguments)
     with Terminal() as progress:
         trained = [
-            Trained(row=name, judge=judge.name, seed=seed, run=fit(name, judge, seed, arguments, progress))
+            Trained(row=name, seed=seed, run=fit(name, judges[0], seed, arguments, progress))
             for seed in range(arguments.seeds)
             for name in (BASE, *arguments.rows)
-            for judge in judges
         ]
         progress.stage("scores", cached=False)
         found = rows(
-            trained, {judge.name: judge for judge in judges}, {name: what for name, (what, _) in CHANGES.items()},
-            base=BASE, device=device, scores=arguments.out / "scores", on_progress=progress.advance,
-        )  # fmt: skip
+            trained,
+            judges,
+            {name: what for name, (what, _) in CHANGES.items()},
+            base=BASE,
+            device=device,
+            scores=arguments.out / "scores",
+            on_progress=progress.advance,
+        )
     judged = {
         judge.name: {record.id for seed in range(arguments.seeds) for record in judge.validated(seed)}
         for judge in judges
@@ -241,12 +247,14 @@ def parsed(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="a folder with train and val folders of images and masks")
     parser.add_argument("--out", type=Path, default=Path("runs/street"), help="the runs and the results")
-    parser.add_argument("--seeds", type=int, default=3, help="trainings of each row on each side")
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of each row")
     parser.add_argument("--folds", type=int, default=3, help="parts of every drive; seed k judges fold k")
     parser.add_argument("--minutes-per-run", type=float, default=15.0, help="of one training, about")
     parser.add_argument("--pixels-per-second", type=float, default=PIXELS_PER_SECOND, help="that a training sees")
     parser.add_argument("--segment", type=int, default=12, help="frames that are drawn together, at most")
-    parser.add_argument("--judge", choices=["both", "val", "segments"], default="both")
+    parser.add_argument(
+        "--judge", choices=["segments", "val"], default="segments", help="what networks learn to be judged on"
+    )
     parser.add_argument("--encoder", help="of all rows, by timm's name; the recipe's unless stated")
     parser.add_argument("--weights", help="of the encoder: auto, installed, hub, none or a file")
     parser.add_argument("--rows", nargs="*", default=list(USUAL), metavar="ROW", help=f"of {', '.join(CHANGES)}")
@@ -279,36 +287,35 @@ def check(source: DataSource, data: Path) -> None:
 
 
 def divided(source: DataSource, arguments: argparse.Namespace) -> list[Judge]:
-    """Returns what rows are judged on, with the data of each on disk."""
+    """Returns what rows are judged on: first that for which networks learn, with its data on disk."""
     out, length = arguments.out, arguments.segment
     train, val = ([each for each in source.records if each.split == part] for part in ("train", "val"))
-    judges = []
-    if arguments.judge != "segments":
-        places = segments([record.id for record in val], num_folds=1, length=length)
-        judges.append(
-            Judge(
-                name="val",
-                source=source,
-                data=source.root,
-                segments={name: segment for name, (_, segment) in places.items()},
-                tables=None,
-            )
+    places = segments([record.id for record in val], num_folds=1, length=length)
+    judges = [
+        Judge(
+            name="val",
+            source=source,
+            data=source.root,
+            segments={name: segment for name, (_, segment) in places.items()},
+            tables=None,
         )
-    if arguments.judge != "val":
+    ]
+    if arguments.judge == "segments":
         names = {each.id.removeprefix("train/").replace("/", "_"): each for each in train}
         if len(names) < len(train):
             raise UserError(f"{source.root}: expected frames of different names below train, found some twice")
         lay_out(names, source, out / "data" / "train")
         own = open_source(out / "data" / "train", DataSettings())
         places = segments([record.id for record in own.records], num_folds=arguments.folds, length=length)
-        judges.append(
+        judges.insert(
+            0,
             Judge(
                 name="segments",
                 source=own,
                 data=own.root,
                 segments={name: segment for name, (_, segment) in places.items()},
                 tables=fold_tables(own.records, {name: fold for name, (fold, _) in places.items()}, out / "data"),
-            )
+            ),
         )
     return judges
 

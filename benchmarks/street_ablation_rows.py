@@ -64,7 +64,6 @@ class Trained:
     """A finished run: one network."""
 
     row: str
-    judge: str
     seed: int
     run: Path
 
@@ -151,7 +150,7 @@ class Row:
 
 def rows(
     trained: Sequence[Trained],
-    judges: Mapping[str, Judge],
+    judges: Sequence[Judge],
     words: Mapping[str, str],
     *,
     base: str,
@@ -161,45 +160,47 @@ def rows(
 ) -> list[Row]:
     """Returns the rows: the base, every row that was trained, views, and the mean of the folds' networks.
 
-    ``words`` says what each trained row is. What networks are asked for here is kept in the folder ``scores``.
+    Networks learnt for the first of the ``judges``. ``words`` says what each trained row is. What networks are asked
+    for here is kept in the folder ``scores``.
     """
-    runs: dict[tuple[str, str], list[Trained]] = {}
+    runs: dict[str, list[Trained]] = {}
     for each in trained:
-        runs.setdefault((each.row, each.judge), []).append(each)
-    pooled = {
-        key: Pooled(by_seed=tuple(counts_in_run(each) for each in found), segments=judges[key[1]].segments)
-        for key, found in runs.items()
-    }
+        runs.setdefault(each.row, []).append(each)
+    learnt, val = judges[0], judges[-1]
 
-    def side(name: str, judge: str) -> Side:
-        minutes = float(np.mean([each.minutes for each in runs[name, judge]]))
-        return _side(pooled[name, judge], None if name == base else pooled[base, judge], minutes)
+    def asked(judge: Judge, seed: int, networks: Sequence[Trained], views: str) -> _Asked:
+        records = judge.validated(seed)
+        return _asked(records, judge.source, networks, views, device=device, folder=scores, on_progress=on_progress)
 
-    names = list(dict.fromkeys(each.row for each in trained))
+    def pool(name: str, judge: Judge, views: str) -> Pooled:
+        seeds = tuple(
+            counts_in_run(each)
+            if judge is learnt and views == "none"
+            else asked(judge, each.seed, [each], views)[RESULT]
+            for each in runs[name]
+        )
+        return Pooled(by_seed=seeds, segments=judge.segments)
+
+    plain = {(name, judge.name): pool(name, judge, "none") for name in runs for judge in judges}
+
+    def side(name: str, judge: Judge) -> Side:
+        minutes = float(np.mean([each.minutes for each in runs[name]]))
+        return _side(plain[name, judge.name], None if name == base else plain[base, judge.name], minutes)
+
     found = [
         Row(
             name=name,
             what="the recipe, without views" if name == base else words[name],
-            sides={judge: side(name, judge) for judge in judges},
+            sides={judge.name: side(name, judge) for judge in judges},
         )
-        for name in names
+        for name in runs
     ]
-
-    def asked(records: Sequence[Record], source: DataSource, networks: Sequence[Trained], views: str) -> _Asked:
-        return _asked(records, source, networks, views, device=device, folder=scores, on_progress=on_progress)
-
     for views in VIEWS:
-        sides = {}
-        for name, judge in judges.items():
-            seeds = [
-                asked(judge.validated(each.seed), judge.source, [each], views)[RESULT] for each in runs[base, name]
-            ]
-            sides[name] = _side(Pooled(by_seed=tuple(seeds), segments=judge.segments), pooled[base, name], None)
+        sides = {judge.name: _side(pool(base, judge, views), plain[base, judge.name], None) for judge in judges}
         found.append(Row(name=f"views: {views}", what="the recipe's networks, asked so", sides=sides))
-    networks = _one_of_each_fold(runs.get((base, "segments"), []), judges.get("segments"))
-    if "val" in judges and len(networks) > 1:
-        val = judges["val"]
-        answers = asked(val.validated(0), val.source, networks, "none")
+    networks = _one_of_each_fold(runs[base], learnt)
+    if len(networks) > 1:
+        answers = asked(val, 0, networks, "none")
         alone = Pooled(by_seed=tuple(answers[_name(each)] for each in networks), segments=val.segments)
         mean = Pooled(by_seed=(answers[RESULT],) * len(networks), segments=val.segments)
         what = f"mean of the networks of {len(networks)} folds, compared with each of them"
@@ -218,9 +219,9 @@ def _side(pooled: Pooled, before: Pooled | None, minutes: float | None) -> Side:
     )
 
 
-def _one_of_each_fold(networks: Sequence[Trained], judge: Judge | None) -> list[Trained]:
-    """Returns the first network of every fold."""
-    if judge is None or judge.tables is None:
+def _one_of_each_fold(networks: Sequence[Trained], judge: Judge) -> list[Trained]:
+    """Returns the first network of every fold; none where there are no folds."""
+    if judge.tables is None:
         return []
     first: dict[Path, Trained] = {}
     for each in networks:
@@ -267,7 +268,7 @@ def _asked(
 
 
 def _name(trained: Trained) -> str:
-    return f"{trained.row}_{trained.judge}_{trained.seed}"
+    return f"{trained.row}_{trained.seed}"
 
 
 # Tables --------------------------------------------------------------------------------------------------------------

@@ -175,5 +175,6 @@ def test_drawn_streets_from_end_to_end(
     result = json.loads((tmp_path / "street_ablation.json").read_text(encoding="utf-8"))
     rows = {row["row"]: set(row["judged"]) for row in result["rows"]}
     both = {"val", "segments"}
+    assert list(tmp_path.glob("runs/*/*/*")) == [tmp_path / "runs" / "segments" / "modern" / "seed0"]
     assert rows == {"modern": both, "views: flip": both, "views: flip_scales": both}
     assert "## On the val folder: 4 images" in (tmp_path / "street_ablation.md").read_text(encoding="utf-8")
