@@ -234,6 +234,21 @@ def test_a_task_that_is_stopped_as_it_begins_says_so(tmp_path: Path) -> None:
             assert time.monotonic() - began < 10, "it was waited for, and killed"
 
 
+def test_a_task_is_interrupted_for_which_the_signal_came_too_early(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker had not read the task from its pipe yet, and had nothing to stop."""
+    begun, saved = tmp_path / "begun", tmp_path / "saved"
+    with pool(tmp_path, 1) as executor:
+        executor.submit(call(executor, executor_tasks.wait, begun, saved))
+        assert eventually(begun.exists, 60)
+        with monkeypatch.context() as lost:
+            lost.setattr(subprocess.Popen, "send_signal", lambda process, number: None)
+            began = time.monotonic()
+            executor.drop()
+        assert saved.is_file() and time.monotonic() - began < 10
+
+
 def test_an_interruption_belongs_to_its_task(tmp_path: Path) -> None:
     said: list[Message] = []
     bench = Bench(Opening(run=tmp_path, command="fit"), said.append, place="worker 1")

@@ -87,6 +87,14 @@ class Order:
     """The number of the shared value."""
 
 
+@dataclass(frozen=True, slots=True)
+class Interruption:
+    """What a worker is sent that is to interrupt a task."""
+
+    number: int
+    """That of the order."""
+
+
 class Bench:
     """Computes one task after the other."""
 

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 
-from maskloom.executors.bench import Loss, Message, Opening, Order
+from maskloom.executors.bench import Interruption, Loss, Message, Opening, Order
 from maskloom.executors.children import ended, portable, start
 from maskloom.executors.pool import MOST_STARTS
 from maskloom.executors.tasks import Shared
@@ -44,6 +44,8 @@ class _Worker:
     """How often in a row one was started here without being given a task."""
     shared: int = -1
     """The number of the shared value that it has."""
+    order: int = -1
+    """The number of the task that it was sent last."""
 
 
 class Processes:
@@ -77,6 +79,7 @@ class Processes:
                 known.connection.send((shared.number, self._pickled[1]))
                 known.shared = shared.number
             known.connection.send(order)
+            known.order = order.number
 
     def poll(self, seconds: float) -> Iterator[tuple[int, Message]]:
         """Yields what workers said and which of them ended; those are replaced."""
@@ -106,9 +109,13 @@ class Processes:
             self._mouth.send(b"!")
 
     def interrupt(self, worker: int) -> None:
-        """Interrupts a worker as Ctrl-C would."""
-        if worker in self._workers:
-            self._workers[worker].process.send_signal(signal.SIGINT)
+        """Interrupts a worker as Ctrl-C would, and also where its task is still on the way to it."""
+        known = self._workers.get(worker)
+        if known is None:
+            return
+        known.process.send_signal(signal.SIGINT)
+        with suppress(OSError):  # it ended
+            known.connection.send(Interruption(known.order))
 
     def kill(self, worker: int) -> None:
         """Ends a worker at once."""

@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 from types import FrameType
 from typing import Any
 
-from maskloom.executors.bench import Bench, Message, Opening, Order
+from maskloom.executors.bench import Bench, Interruption, Message, Opening, Order
 from maskloom.executors.children import portable
 
 
@@ -41,7 +41,7 @@ def main(descriptor: int, place: str) -> None:
     values: dict[int, Any] = {}
     orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
     unanswered: set[int] = set()  # tasks of which nothing was said yet
-    listening = (connection, orders, values, unanswered, send)
+    listening = (connection, orders, values, unanswered, bench, send)
     threading.Thread(target=_listen, args=listening, name="orders", daemon=True).start()
     threading.Thread(target=_speak, args=(connection, said), name="answers", daemon=True).start()
     send(Message("ready", value=f"process {os.getpid()}"))
@@ -84,9 +84,13 @@ def _listen(
     orders: queue.SimpleQueue[Order],
     values: dict[int, Any],
     unanswered: set[int],
+    bench: Bench,
     send: Callable[[Message], object],
 ) -> None:
-    """Takes what the driver sends: shared values, pickled, before the first task that needs them, and tasks."""
+    """Takes what the driver sends: shared values, pickled, before the first task that needs them, and tasks.
+
+    An interruption follows its signal, which may have come before the task that it is for.
+    """
     try:
         while True:
             content = connection.recv_bytes()
@@ -98,6 +102,8 @@ def _listen(
             if isinstance(found, Order):
                 unanswered.add(found.number)
                 orders.put(found)
+            elif isinstance(found, Interruption):
+                bench.interrupt(found.number)
             else:
                 number, value = found
                 values.clear()  # the latest only
