@@ -249,11 +249,11 @@ def test_a_lost_connection_is_waited_out(
     root = local_data(f"s3://{BUCKET}/data")
     assert (read_image(root / "0.png") == 0).all()
     line.cut()
-    threading.Timer(3.0, line.mend).start()
+    threading.Timer(10.0, line.mend).start()  # s3fs asks again for some seconds by itself
     began = time.monotonic()
     for number in range(1, 4):
         assert (read_image(root / f"{number}.png") == number).all()
-    assert time.monotonic() - began >= 2.5
+    assert time.monotonic() - began >= 9.5
     assert "waiting for it" in caplog.text and "answers again" in caplog.text
     line.close()
 
