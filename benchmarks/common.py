@@ -32,9 +32,9 @@ def studio(folder: Path, *, size: tuple[int, int], objects: int, views: int, see
     return folder
 
 
-def studio_with_test(folder: Path, *, size: tuple[int, int]) -> Path:
+def studio_with_test(folder: Path, *, size: tuple[int, int], objects: int = 4) -> Path:
     """Returns a small folder of generated photos with test photos and a sample submission."""
-    write_studio(folder, objects=4, views=8, size=size, seed=7, test_objects=1)
+    write_studio(folder, objects=objects, views=8, size=size, seed=7, test_objects=1)
     return folder
 
 

@@ -55,7 +55,7 @@ def main() -> int:
 
 def compare(folder: Path, options: argparse.Namespace) -> bool:
     """Prints seconds, and whether bytes are equal, for one process and for each number of workers."""
-    data = studio_with_test(folder / "data", size=(128, 192))
+    data = studio_with_test(folder / "data", size=(128, 192), objects=7)  # as many as the recipe has folds
     raster = folder / "raster.tif"
     pixels = np.random.default_rng(0).integers(0, 256, (3, options.side, options.side), np.uint8)
     write_geotiff(raster, pixels, None)
