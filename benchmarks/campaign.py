@@ -38,6 +38,9 @@ NEGATIVE = re.compile(r"(^|[\s(])-\d")
 """A time below 0 in words."""
 TRIES = 4
 """Times that a time is aimed at, all but the first from the beginning and half as late each; a change is twice."""
+RESULTS = ("members/**/*.safetensors", "oof/**/*", "pseudo/**/*", "ensemble/*", "predictions/**/*", "folds.csv",
+           "submission*", "data/survey.json")  # fmt: skip
+"""Patterns of what a training leaves that must be the same."""
 SCENES = ((200, 290), (250, 180))
 """Heights and widths of rasters, at most 320."""
 MOST_LEFT = 3000
@@ -164,30 +167,32 @@ def works(folder: Path) -> list[Work]:
     fitted = Work(
         name="fit",
         command=lambda out: ["fit", str(recipe), "--data", str(data), "--run", str(out), *device, "--workers", "2"],
-        results=("members/**/*.safetensors", "oof/**/*", "pseudo/**/*", "ensemble/*", "predictions/**/*", "folds.csv",
-                 "submission*", "data/survey.json"),
+        results=RESULTS,
         stage_of=stage_of_run,
-    )  # fmt: skip
-
-    def predicted(to: str, source: Path, *more: str, **spec: Any) -> Work:
-        return Work(
-            name=to,
-            command=lambda out: ["predict", str(run), str(source), "--out", str(out), "--to", to, *more, *device],
-            results=("[!.]*", "[!.]*/**/*"),
-            stage_of=lambda name: f"predict {to}",
-            spec=spec,
-            run=run,
-        )
-
-    photos = data / "train"
+    )
+    photos, scenes = data / "train", folder / "scenes"
     return [
         fitted,
-        predicted("png", photos),
-        predicted("rle", photos, chunk=4),
-        predicted("coco", photos, chunk=4),
-        predicted("geotiff", folder / "scenes", "--probabilities", "--uncertainty", side=96),
-        predicted("geojson", folder / "scenes", side=96),
+        prediction("png", run, photos),
+        prediction("rle", run, photos, chunk=4),
+        prediction("coco", run, photos, chunk=4),
+        prediction("geotiff", run, scenes, "--probabilities", "--uncertainty", side=96),
+        prediction("geojson", run, scenes, side=96),
     ]
+
+
+def prediction(to: str, run: Path | str, source: Path | str, *more: str, **spec: Any) -> Work:
+    """Returns a prediction by a run's networks, with further options and what the spec is to say."""
+    return Work(
+        name=to,
+        command=lambda out: [
+            "predict", str(run), str(source), "--out", str(out), "--to", to, *more, "--device", "cpu"
+        ],
+        results=("[!.]*", "[!.]*/**/*"),
+        stage_of=lambda name: f"predict {to}",
+        spec=spec,
+        run=run if isinstance(run, Path) else None,
+    )  # fmt: skip
 
 
 def write_scenes(folder: Path, sizes: Sequence[tuple[int, int]] = SCENES) -> None:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from campaign import Process, Work, compared, recipe_file, remove, stage_of_run, write_scenes
+from campaign import RESULTS, Process, Work, compared, prediction, recipe_file, remove, stage_of_run, write_scenes
 from cluster_nodes import Node, Nodes
 from common import ended, studio, studio_with_test
 
@@ -45,8 +45,6 @@ TRIES = 3
 """Moments that are aimed at, each earlier than the one before."""
 AGAIN, JOINED = "is done again", "has joined"
 """What is said of a task whose worker was lost, and of a node that is new."""
-RESULTS = ("members/**/*.safetensors", "oof/**/*", "pseudo/**/*", "ensemble/*", "predictions/**/*", "folds.csv",
-           "submission*", "data/survey.json")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,21 +103,12 @@ def works(folder: Path) -> dict[str, Work]:
         stage_of=stage_of_run,
     )  # fmt: skip
 
-    def predicted(to: str, source: Path, *more: str, **spec: Any) -> Work:
-        return Work(
-            name=to,
-            command=lambda out: ["predict", str(run), str(source), "--out", str(out), "--to", to, *more, *device],
-            results=("[!.]*", "[!.]*/**/*"),
-            stage_of=lambda name: "predict",
-            spec=spec,
-        )
-
     found = [
         fit,
-        predicted("png", photos),
-        predicted("rle", photos, chunk=4),
-        predicted("coco", photos, chunk=4),
-        predicted("geotiff", scenes, "--probabilities", "--uncertainty", side=32),
+        prediction("png", run, photos),
+        prediction("rle", run, photos, chunk=4),
+        prediction("coco", run, photos, chunk=4),
+        prediction("geotiff", run, scenes, "--probabilities", "--uncertainty", side=32),
     ]
     return {work.name: work for work in found}
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from campaign import Process, Work, compared, recipe_file, remove, stage_of_run, write_scenes
+from campaign import RESULTS, Process, Work, compared, prediction, recipe_file, remove, stage_of_run, write_scenes
 from common import ended, studio_with_test
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
@@ -28,8 +28,6 @@ from buckets import BUCKET, ENVIRONMENT, Line, Requests, client, emptied, servin
 
 WORKS = ("fit", "png", "rle", "geotiff")
 KINDS = ("refused", "silent")
-RESULTS = ("members/**/*.safetensors", "oof/**/*", "pseudo/**/*", "ensemble/*", "predictions/**/*", "folds.csv",
-           "submission*", "data/survey.json")  # fmt: skip
 NOTICED = ("no answer", "waiting for it")
 """What is said, in one line, of a store that is away."""
 
@@ -62,13 +60,7 @@ def works(folder: Path, root: str, run: str) -> dict[str, Work]:
     recipe = folder / "recipe.yaml"
 
     def predicted(to: str, source: str, *more: str) -> Work:
-        return Work(
-            name=to,
-            command=lambda out: ["predict", run, f"{root}/{source}", "--out", str(out), "--to", to, *more, *device],
-            results=("[!.]*", "[!.]*/**/*"),
-            stage_of=lambda name: "predict",
-            spec={"chunk": 4, "side": 96},
-        )
+        return prediction(to, run, f"{root}/{source}", *more, chunk=4, side=96)
 
     fit = Work(
         name="fit",
