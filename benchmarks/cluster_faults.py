@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from campaign import RESULTS, Process, Work, compared, prediction, recipe_file, remove, stage_of_run, write_scenes
 from cluster_nodes import Node, Nodes
 from common import ended, studio, studio_with_test
+from fault_works import RESULTS, Process, Work, compared, prediction, recipe_file, remove, stage_of_run, write_scenes
 
 from maskloom.executors.fence import FENCE_SECONDS
 from maskloom.heartbeat import Beat, read_beats, state_of

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from campaign import RESULTS, Process, Work, compared, prediction, recipe_file, remove, stage_of_run, write_scenes
 from common import ended, studio_with_test
+from fault_works import RESULTS, Process, Work, compared, prediction, recipe_file, remove, stage_of_run, write_scenes
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from buckets import BUCKET, ENVIRONMENT, Line, Requests, client, emptied, serving

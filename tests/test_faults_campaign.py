@@ -154,10 +154,11 @@ def test_moments_are_spread_over_stages_and_follow_from_the_seed(campaign: Modul
     assert all(0 <= moment.delay < 10 for moment in first)
 
 
-def test_what_differs_is_a_failure_and_so_is_nothing(campaign: ModuleType) -> None:
-    assert campaign.differences({"x": "1"}, {"x": "1"}) == []
-    assert campaign.differences({"x": "1"}, {"x": "2", "y": "1"}) == ["differs: x", "differs: y"]
-    assert campaign.differences({}, {}) == ["no files were compared"]
+def test_what_differs_is_a_failure_and_so_is_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    common = load("common", monkeypatch)
+    assert common.differences({"x": "1"}, {"x": "1"}) == []
+    assert common.differences({"x": "1"}, {"x": "2", "y": "1"}) == ["differs: x", "differs: y"]
+    assert common.differences({}, {}) == ["no files were compared"]
 
 
 def landing(campaign: ModuleType, stage: str, landed: bool = True) -> Any:
@@ -233,21 +234,22 @@ def test_a_work_that_ended_before_its_moment_is_compared_and_begun_anew(
     assert wrong == ["png: differs: x"]
 
 
-def test_what_is_compared_and_what_is_left_behind(campaign: ModuleType, tmp_path: Path) -> None:
+def test_what_is_compared_and_what_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    common = load("common", monkeypatch)
     for name in ("oof/a.map", "oof/checkpoint.safetensors", "oof/.partial-1", "log.jsonl"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
-    assert list(campaign.digests(tmp_path, ("oof/[!.]*", "folds.csv"))) == ["oof/a.map"]
-    assert campaign.left_behind(tmp_path) == ["oof/.partial-1"]
+    assert list(common.digests(tmp_path, ("oof/[!.]*", "folds.csv"))) == ["oof/a.map"]
+    assert common.left_behind(tmp_path) == ["oof/.partial-1"]
 
 
-def test_files_belong_to_stages(campaign: ModuleType) -> None:
-    found = [campaign.stage_of_run(name) for name in ("stages/oof/unet.sums", "members/unet/fold0/last.safetensors")]
-    assert found == ["oof/unet", "train/unet/fold0"]
-    assert [campaign.stage_of_run(name) for name in ("stages/train/unet/.partial.json", "recipe.yaml")] == [
-        "train/unet",
-        "",
+def test_files_belong_to_stages(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage_of = load("fault_works", monkeypatch).stage_of_run
+    assert [stage_of(name) for name in ("stages/oof/unet.sums", "members/unet/fold0/last.safetensors")] == [
+        "oof/unet",
+        "train/unet/fold0",
     ]
+    assert [stage_of(name) for name in ("stages/train/unet/.partial.json", "recipe.yaml")] == ["train/unet", ""]
 
 
 # Spoilt inputs -------------------------------------------------------------------------------------------------------
