@@ -191,3 +191,22 @@ def test_a_lost_head_is_a_line(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"the head of the cluster at 192\.0\.2\.1:1 does not"), crew._losses_told():
             raise error
         assert site.head.is_lost
+
+
+def test_a_head_that_is_lost_while_nodes_are_asked_is_no_node_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from maskloom.executors import actors
+    from maskloom.executors.bench import Opening
+    from maskloom.executors.nodes import Head, Node
+
+    def lost(*_: Any, **__: Any) -> None:
+        raise ray.exceptions.RpcError("unavailable")
+
+    site: Any = SimpleNamespace(head=Head("192.0.2.1:1"))
+    look: Any = SimpleNamespace(missing=lambda *_: None)
+    crew = actors.Actors(site, Opening(run=tmp_path, command="fit"), look)
+    monkeypatch.setattr(crew, "_ask", lambda node: node)
+    monkeypatch.setattr(actors.ray, "get", lost)
+    with pytest.raises(UserError, match=r"the head of the cluster at 192\.0\.2\.1:1 does not"):
+        crew.begin([Node(id="a" * 56, name="there", cpus=1, gpus=0)])

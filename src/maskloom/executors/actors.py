@@ -155,6 +155,8 @@ class Actors:
                     missing = self._look.missing(node.name, ray.get(reference, timeout=PROBE_SECONDS))
                 except GetTimeoutError:
                     missing = f"node {node.name}: found no answer within {PROBE_SECONDS:.0f} s; look at `ray status`"
+                except RpcError:
+                    raise  # of the head
                 except RayError as error:
                     if isinstance(error, TaskUnschedulableError | NodeDiedError) or node.id not in self._alive():
                         gone.append(f"node {node.name}: is gone ({_short(error)}); look at `ray status`")
