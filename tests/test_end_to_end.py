@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -17,8 +18,9 @@ import pytest
 
 import maskloom
 from maskloom import pipeline
+from maskloom.data.image_io import write_png
 from maskloom.encodings.rle import decode_runs
-from maskloom.errors import UserError
+from maskloom.errors import BadFile, UserError
 from small import OWN_NETWORK, SMALL
 
 
@@ -143,6 +145,28 @@ def test_a_damaged_photo_to_predict_is_left_out_and_said(finished_run: Path, stu
         assert photo.name not in stream.read()
     assert list(json.loads((run / "predictions" / "left_out.json").read_text())) == [photo.stem]
     assert photo.name in (run / "report.html").read_text(encoding="utf-8")
+
+
+def test_photos_to_predict_of_another_kind_are_told_before_any_training(
+    finished_run: Path, studio: Path, tmp_path: Path
+) -> None:
+    run, data = tmp_path / "run", tmp_path / "data"
+    shutil.copytree(studio, data)
+    for name, channels, dtype in (("deep_01", 3, np.uint16), ("grey_01", 1, np.uint8), ("dark_01", 1, np.uint16)):
+        write_png(photos(data) / f"{name}.png", np.zeros((32, 32, channels), dtype))
+    options = {"run": run, "settings": SMALL, "device": "cpu", "workers": 0}
+    message = r"dark_01\.png: expected uint8 values.*, found uint16.*; and 1 more .*\(deep_01\.png; --skip-bad"
+    with pytest.raises(BadFile, match=message):
+        maskloom.fit("default", data, **options)  # type: ignore[arg-type]
+    assert not (run / "members").exists()
+
+    shutil.rmtree(run)
+    shutil.copytree(finished_run, run)
+    heard = Heard()
+    maskloom.fit("default", data, progress=heard, skip_bad=True, **options)  # type: ignore[arg-type]
+    said = re.compile(r"2 of \d+ images without masks will be left out: .*dark_01\.png")
+    assert any(map(said.match, heard.notes))
+    assert set(json.loads((run / "predictions" / "left_out.json").read_text())) == {"dark_01", "deep_01"}
 
 
 def test_moved_data_and_run_still_predict(finished_run: Path, studio: Path, tmp_path: Path) -> None:

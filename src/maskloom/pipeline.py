@@ -43,6 +43,7 @@ from maskloom.stages.rows import chunks_in
 from maskloom.stages.stage import Left, forget, look_for, make_room, run_stage
 from maskloom.stages.train import check_weights, train_fold, weights_mark
 from maskloom.stages.tree_member import check_library
+from maskloom.stages.unlabelled import check_unlabelled, unlabelled_fingerprint
 
 RESULT_FORMAT = 2
 """Raise it when a stage computes something else from the same inputs: runs then repeat what depends on it."""
@@ -130,6 +131,7 @@ def _run_stages(context: Context, submit: Callable[[Context], Path] | None, scor
     check_guidance(recipe, tables)
     check_postprocess(recipe, context.source.task)
     check_pseudo(context)
+    check_unlabelled(context)
     numbered(recipe.delivery.precedence or (), context.source.task)  # raises for classes that the data has not
     _write_recipe(context)
     members = _Members(context, data_mark, tables, aligned)
@@ -156,7 +158,7 @@ def _run_stages(context: Context, submit: Callable[[Context], Path] | None, scor
         decided_mark = run_stage(context, "postprocess", postprocess_mark, lambda: fit_postprocess(context))
     context.run.decide(decided_mark)
     if context.source.unlabelled:
-        unlabelled = data_stages.unlabelled_fingerprint(context.source)
+        unlabelled = unlabelled_fingerprint(context.source)
         outside_maps = [_checksums(each, context.source.unlabelled, context.source.task) for each in recipe.outside]
         predict_mark = fingerprint(decided_mark, unlabelled, recipe.delivery.masks, *outside_maps)
         predicted_mark = run_stage(
@@ -268,7 +270,7 @@ class _Members:
             self._data_mark,
             settings.model_dump(mode="json"),
             recipe.data.skip_bad,
-            data_stages.unlabelled_fingerprint(context.source),
+            unlabelled_fingerprint(context.source),
             [self._table_mark(recipe.member(name)) for name in settings.members],
             [
                 [self._training_marks[teacher.name], teacher.keep, self._asked(teacher), self._table_mark(teacher)]

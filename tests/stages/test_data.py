@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from maskloom.recipe import Recipe
 from maskloom.records import MaskFile, Record, Task
 from maskloom.run_directory import RunDirectory
 from maskloom.stages.context import Context
-from maskloom.stages.data import load_survey, summary, survey_data, unlabelled_fingerprint, without_bad_records
+from maskloom.stages.data import load_survey, summary, survey_data, without_bad_records
 
 
 def record(record_id: str, group: str, size: tuple[int, int] = (512, 640)) -> Record:
@@ -36,18 +35,6 @@ def test_the_data_in_one_line() -> None:
     mixed = replace(source(*cars[::2], record("x", "", (4, 4))), unlabelled=(record("y", ""),))
     expected = "3 images (2 sizes, 4×4 to 640×512), each its own group; 1 more without masks; binary: car"
     assert summary(mixed) == expected
-
-
-def test_a_replaced_image_of_equal_length_is_noticed(tmp_path: Path) -> None:
-    path = tmp_path / "a.png"
-    path.write_bytes(b"one")
-    os.utime(path, ns=(1, 1))
-    opened = replace(source(), unlabelled=(Record(id="a", image=path, size=(1, 1)),))
-    before = unlabelled_fingerprint(opened)
-    assert unlabelled_fingerprint(opened) == before
-    path.write_bytes(b"two")
-    os.utime(path, ns=(2, 2))
-    assert unlabelled_fingerprint(opened) != before
 
 
 def surroundings(

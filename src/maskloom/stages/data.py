@@ -33,18 +33,6 @@ def source_fingerprint(source: DataSource) -> str:
     return fingerprint(description, contents)
 
 
-def unlabelled_fingerprint(source: DataSource) -> str:
-    """Returns a fingerprint of the images to be predicted, by name, length and time of change.
-
-    Reading a large test set to hash it costs more than it tells.
-    """
-    found = [
-        (record.id, [(facts.st_size, facts.st_mtime_ns) for facts in (path.stat() for path in image_files(record))])
-        for record in source.unlabelled
-    ]
-    return fingerprint(found)
-
-
 def summary(source: DataSource) -> str:
     """Returns what was opened in one line, such as ``768 images 512×512 in 48 groups; binary: car``."""
     sizes = Counter(record.size for record in source.records)
