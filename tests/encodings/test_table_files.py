@@ -78,3 +78,21 @@ def test_what_is_no_table_is_named(tmp_path: Path, content: bytes) -> None:
 def test_long_cells_are_read(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("a\n" + "1 1 " * 200_000 + "\n")
     assert len(rows(tmp_path / "t.csv")[1][0]) == 800_000
+
+
+@pytest.mark.parametrize("name", ["runs.csv", "runs.csv.gz"])
+def test_a_line_without_end_is_refused_before_it_is_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(table_files, "LONGEST_LINE", 3_000_000)
+    path, short = tmp_path / name, b"id,rle\n" + b"a,1 2\n" * 300_000
+    for length, is_read in ((2_900_000, True), (3_100_000, False)):
+        content = short + b"b," + b"1" * length
+        path.write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+        if is_read:
+            assert len(rows(path)) == 300_002
+        else:
+            with pytest.raises(
+                BadFile, match=f"{name}: expected lines of at most 3,000,000 bytes.*, found a longer one"
+            ):
+                rows(path)

@@ -24,7 +24,8 @@ MAX_GROWTH, SMALL_BYTES = 100, 8 * 2**20
 MAX_CELLS_PER_BYTE, SMALL_CELLS = 4, 1_000_000
 """The same of its cells, each of which takes memory however short it is."""
 
-_LONGEST_CELL = 2**30  # the csv module's own limit of 131,072 characters is below a detailed mask's run lengths
+LONGEST_LINE = 2**28
+"""Bytes of a line of a table, and characters of a cell: several times the run lengths of a large and ragged mask."""
 _GZIP = b"\x1f\x8b"
 
 
@@ -63,11 +64,15 @@ class Growth:
                 )
 
 
-class _Counted(io.RawIOBase):
-    """A stream of bytes that counts what is read of it."""
+_BUFFER = 2**20
 
-    def __init__(self, stream: Any, growth: Growth) -> None:
-        self._stream, self._growth = stream, growth
+
+class _Counted(io.RawIOBase):
+    """A stream of bytes that counts what is read of it, and refuses a line that is too long before it is all read."""
+
+    def __init__(self, stream: Any, path: Path, growth: Growth | None) -> None:
+        self._stream, self._path, self._growth = stream, path, growth
+        self._line = 0  # bytes read of the line that has not ended yet
 
     def readable(self) -> bool:
         """Says that it can be read."""
@@ -76,7 +81,14 @@ class _Counted(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         """Reads what there is, as far as the buffer goes."""
         count: int = self._stream.readinto(buffer)
-        self._growth.add(num_bytes=count)
+        if self._growth is not None:
+            self._growth.add(num_bytes=count)
+        end = bytes(buffer[:count]).rfind(b"\n")
+        self._line = count - end - 1 if end >= 0 else self._line + count
+        if self._line > LONGEST_LINE:
+            raise BadFile(
+                self._path, f"expected lines of at most {LONGEST_LINE:,} bytes in a table, found a longer one"
+            )
         return count
 
 
@@ -89,11 +101,9 @@ def open_text(path: Path) -> Iterator[tuple[IO[bytes], Growth | None]]:
     with at_hand(path).open("rb") as raw:
         is_compressed = raw.read(len(_GZIP)) == _GZIP
         raw.seek(0)
-        if is_compressed:
-            growth = Growth(path)
-            yield io.BufferedReader(_Counted(gzip.GzipFile(fileobj=raw), growth)), growth
-        else:
-            yield raw, None
+        growth = Growth(path) if is_compressed else None
+        unpacked = gzip.GzipFile(fileobj=raw) if is_compressed else raw
+        yield io.BufferedReader(_Counted(unpacked, path, growth), _BUFFER), growth
 
 
 @contextmanager
@@ -102,7 +112,7 @@ def open_table(path: Path) -> Iterator[Iterator[list[str]]]:
 
     What a file is its first bytes tell, not its name.
     """
-    csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_CELL))
+    csv.field_size_limit(max(csv.field_size_limit(), LONGEST_LINE))
     try:
         with open_text(path) as (binary, growth), io.TextIOWrapper(binary, encoding="utf-8-sig", newline="") as stream:
             rows = csv.reader(stream)
