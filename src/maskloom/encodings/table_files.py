@@ -27,6 +27,7 @@ MAX_CELLS_PER_BYTE, SMALL_CELLS = 4, 1_000_000
 LONGEST_LINE = 2**28
 """Bytes of a line of a table, and characters of a cell: several times the run lengths of a large and ragged mask."""
 _GZIP = b"\x1f\x8b"
+_BUFFER = 2**20
 
 
 @contextmanager
@@ -62,9 +63,6 @@ class Growth:
                     f"expected at most {allowed:,} {what} in a compressed table of {self._size:,} bytes, found more; "
                     "if it is meant to be so, give it as plain CSV",
                 )
-
-
-_BUFFER = 2**20
 
 
 class _Counted(io.RawIOBase):
