@@ -3,7 +3,7 @@
 10,000 by default, seeded: images of every format, TIFF tags, run lengths, WKT, COCO, vector files, tables, YAML,
 checkpoints, runs with flipped bits, and what interrupted predictions left. Each is judged in a worker process with a
 memory cap and a time limit; a defect is kept in a folder of its own, from which ``--replay FOLDER`` repeats it. Ends
-with 1 where there was one.
+with 1 where there was one, or where an input could not be written.
 """
 
 from __future__ import annotations
@@ -132,7 +132,8 @@ class Worker:
             status = self._process.wait()
             if not self._begun:
                 raise SystemExit(f"a worker ended with {status} before its first case; see what it said above")
-            found.append(self._taken_down("hang" if hangs else "crash", status))
+            outcome = "hang" if hangs else "crash"
+            found.append(self._taken_down(outcome if self._begun.get("written") else "not written", status))
             self._run()
         return found
 

@@ -27,6 +27,8 @@ VALUES: tuple[Any, ...] = (
     None, True, 0, -1, 1, 1.5, 1e308, 10**25, 10**400, 2**31, 2**63, float("nan"), float("inf"), [], {}, [[]], [None],
     [-1, -1], [100_000, 100_000], [65_535, 65_535], [1e9, 1e9], {"size": [1, 1]}, *WORDS,
 )  # fmt: skip
+MOST_LETTERS = 400_000_000
+"""That a text grows to: more than readers take of one, and far less than the memory of who writes it."""
 
 Bytes = bytes
 
@@ -205,7 +207,8 @@ def of_runs(rng: Generator, text: str) -> str:
         elif way < 0.85:
             words = words[number:] + words[:number]
         else:
-            words = words * int(pick(rng, (2, 100, 20_000)))
+            letters = 1 + sum(len(word) + 1 for word in words)
+            words = words * min(int(pick(rng, (2, 100, 20_000))), 1 + MOST_LETTERS // letters)
     return str(pick(rng, (" ", " ", "  ", ",", "\t", ";"))).join(words)
 
 

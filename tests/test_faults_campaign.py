@@ -272,6 +272,32 @@ def test_inputs_follow_from_seed_and_number(
     assert made[0] == made[1] and len({content for name, content in made[0].items() if "case" in name}) == 4
 
 
+def test_an_input_that_could_not_be_written_is_no_fault_of_the_reader(
+    fuzz: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: Any = type("Ended", (), {"poll": lambda self: 1, "kill": lambda self: None, "wait": lambda self: 1})
+    monkeypatch.setattr(fuzz.Worker, "_run", lambda self: vars(self).update(_process=ended(), _since=0.0, _read=0))
+    outcomes = []
+    for is_written in (False, True):
+        results = tmp_path / f"{is_written}.jsonl"
+        folder = str(tmp_path / "none" / "case")
+        begun = [{"number": 5, "kind": "rle", "folder": folder}, {"number": 5, "written": True}]
+        results.write_text("".join(json.dumps(line) + "\n" for line in begun[: 1 + is_written]))
+        worker = fuzz.Worker(tmp_path, 0, [5, 6], results)
+        worker._begun = {}
+        monkeypatch.setattr(fuzz.time, "monotonic", lambda: 1.0)
+        outcomes += [line["outcome"] for line in worker.look()]
+        assert worker.left == [6]
+    assert outcomes == ["not written", "crash"]
+
+
+def test_texts_grow_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    mutations = load("fuzz_mutations", monkeypatch)
+    monkeypatch.setattr(mutations, "MOST_LETTERS", 5_000)
+    lengths = [len(mutations.of_runs(np.random.default_rng(seed), "11 22 33 44")) for seed in range(300)]
+    assert sorted(lengths)[-20] > 2_500 and max(lengths) <= 5_000 + 2 * 100_001  # and two of the longest words
+
+
 def test_every_kind_has_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     cases = load("fuzz_cases", monkeypatch)
     turns = sum(weight for _, weight in cases.KINDS.values())

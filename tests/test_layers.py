@@ -99,7 +99,7 @@ def test_imports_point_down(path: Path) -> None:
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_light_rooms_load_no_heavy_library(path: Path) -> None:
-    heavy = {"timm", "segmentation_models_pytorch", "torchvision", "pandas", "rasterio"}
+    heavy = {"timm", "segmentation_models_pytorch", "torchvision", "pyarrow", "rasterio"}
     if room_of(path) in WITHOUT_TORCH:
         heavy.add("torch")
     assert not top_level_imports(path) & heavy

@@ -91,20 +91,6 @@ class _Counted(io.RawIOBase):
 
 
 @contextmanager
-def open_text(path: Path) -> Iterator[tuple[IO[bytes], Growth | None]]:
-    """Yields the bytes of a text file, plain or gzip, and what counts them where it is gzip.
-
-    What a file is its first bytes tell, not its name.
-    """
-    with at_hand(path).open("rb") as raw:
-        is_compressed = raw.read(len(_GZIP)) == _GZIP
-        raw.seek(0)
-        growth = Growth(path) if is_compressed else None
-        unpacked = gzip.GzipFile(fileobj=raw) if is_compressed else raw
-        yield io.BufferedReader(_Counted(unpacked, path, growth), _BUFFER), growth
-
-
-@contextmanager
 def open_table(path: Path) -> Iterator[Iterator[list[str]]]:
     """Yields the rows of a CSV file, plain or gzip, the header first; raises ``BadFile`` for anything else.
 
@@ -112,7 +98,7 @@ def open_table(path: Path) -> Iterator[Iterator[list[str]]]:
     """
     csv.field_size_limit(max(csv.field_size_limit(), LONGEST_LINE))
     try:
-        with open_text(path) as (binary, growth), io.TextIOWrapper(binary, encoding="utf-8-sig", newline="") as stream:
+        with _open_text(path) as (binary, growth), io.TextIOWrapper(binary, encoding="utf-8-sig", newline="") as stream:
             rows = csv.reader(stream)
             yield rows if growth is None else _counted_rows(rows, growth)
     except FileNotFoundError:
@@ -120,6 +106,17 @@ def open_table(path: Path) -> Iterator[Iterator[list[str]]]:
     except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
         reason = " ".join(str(error).split())
         raise BadFile(path, f"expected a CSV table, plain or .gz, found something else or a part ({reason})") from None
+
+
+@contextmanager
+def _open_text(path: Path) -> Iterator[tuple[IO[bytes], Growth | None]]:
+    """Yields the bytes of a text file, plain or gzip, and what counts them where it is gzip."""
+    with at_hand(path).open("rb") as raw:
+        is_compressed = raw.read(len(_GZIP)) == _GZIP
+        raw.seek(0)
+        growth = Growth(path) if is_compressed else None
+        unpacked = gzip.GzipFile(fileobj=raw) if is_compressed else raw
+        yield io.BufferedReader(_Counted(unpacked, path, growth), _BUFFER), growth
 
 
 def _counted_rows(rows: Iterator[list[str]], growth: Growth) -> Iterator[list[str]]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from maskloom.data.image_io import write_png
 from maskloom.data.sources import table as table_source
@@ -226,6 +229,64 @@ def test_a_text_that_stands_in_many_rows_is_held_once(tmp_path: Path) -> None:
     assert len(rows) == 100 and len({id(row["wkt"]) for row in rows}) == 1
 
 
+def test_times_of_parquet_are_read_to_the_nanosecond(tmp_path: Path) -> None:
+    columns = {
+        "image": pa.array(["a.png", "b.png"]),
+        "mask": pa.array(["m.png", None]),
+        "whole": pa.array([86_400_000_000_000, None], pa.timestamp("ns")),
+        "fine": pa.array([1, 2001], pa.timestamp("ns")),
+        "zone": pa.array([0, 1_000], pa.timestamp("ns", "UTC")),
+        "time": pa.array([1_500_000_000, None], pa.time64("ns")),
+        "lasts": pa.array([60_000_000_000, None], pa.duration("ns")),
+        "day": pa.array([0, None], pa.date32()),
+    }
+    parquet.write_table(pa.table(columns), tmp_path / "t.parquet")
+    first, second = table_source._read(tmp_path / "t.parquet")
+    assert list(first.values())[2:] == [
+        "1970-01-02 00:00:00",
+        "1970-01-01 00:00:00.000000001",
+        "1970-01-01 00:00:00+00:00",
+        "00:00:01.500000",
+        "0:01:00",
+        "1970-01-01",
+    ]
+    assert list(second.values()) == [
+        *("b.png", "", "", "1970-01-01 00:00:00.000002001", "1970-01-01 00:00:00.000001+00:00", "", "", "")
+    ]
+
+
+def test_rows_that_are_short_empty_or_long(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text('\nimage,mask,note\n\na.png,"m\n1.png"\n\n\nb.png,m,"x, ""y"""\n')
+    assert table_source._read(path) == [
+        {"image": "a.png", "mask": "m\n1.png", "note": ""},
+        {"image": "b.png", "mask": "m", "note": 'x, "y"'},
+    ]
+    path.write_text("image,mask\na.png,m\nb.png,m,x\n")
+    with pytest.raises(BadFile, match=r"t\.csv: row 3: expected 2 cells as in the header, found 3"):
+        table_source._read(path)
+    path.write_text("image,mask,mask\na.png,m,n\n")
+    with pytest.raises(UserError, match="expected one column each, found more than one for mask"):
+        table_source._read(path)
+    path.write_text("\n\n")
+    with pytest.raises(UserError, match="expected a row for each image, found none"):
+        opened(path)
+
+
+def test_a_cell_of_many_lines_is_refused_like_a_long_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table_files, "LONGEST_LINE", 1000)
+    usual = csv.field_size_limit(1000)
+    try:
+        path = tmp_path / "t.csv"
+        path.write_text('image,mask\na.png,"' + "1\n" * 400 + '"\n')
+        assert len(table_source._read(path)[0]["mask"]) == 800
+        path.write_text('image,mask\na.png,"' + "1\n" * 600 + '"\n')
+        with pytest.raises(BadFile, match=r"t\.csv: expected a CSV table, .*larger than field limit \(1000\)"):
+            table_source._read(path)
+    finally:
+        csv.field_size_limit(usual)
+
+
 @pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
 def test_a_table_for_which_there_is_no_memory_is_told(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
@@ -241,6 +302,7 @@ def test_a_compressed_table_may_be_long(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(table_files, "SMALL_CELLS", 1)
     monkeypatch.setattr(table_files, "SMALL_BYTES", 1)
     monkeypatch.setattr(table_source, "_ROWS", 300)
+    monkeypatch.setattr(table_source, "_CELLS", 600)
     numbers = np.random.default_rng(0).integers(10**9, size=1000)
     text = "image,wkt,note\n" + "".join(f"a/{place}.png,,{number}\n" for place, number in enumerate(numbers))
     for name, content in (("t.csv.gz", gzip.compress(text.encode())), ("t.csv", text.encode())):

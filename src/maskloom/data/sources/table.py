@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ from maskloom.data.sources.classes import PIECES, classes_of_masks, classes_of_p
 from maskloom.data.sources.folder import SPLITS
 from maskloom.data.sources.stacks import ImageFiles, checked_stacks
 from maskloom.encodings import rle
-from maskloom.encodings.table_files import Growth, open_text
+from maskloom.encodings.table_files import Growth
 from maskloom.encodings.table_files import open_table as open_rows
 from maskloom.errors import BadFile, UserError, closest
 from maskloom.records import BadSize, BandFile, MaskFile, Record, RunLengths, Shapes, Size, Truth, check_id
@@ -39,7 +40,8 @@ _ALIASES = {
 }
 _SPECIAL = frozenset({*_ALIASES.values(), "group", "split", "rle_order", "rle_base"})
 
-_ROWS = 50_000  # that are read at a time
+_ROWS = 50_000  # of Parquet that are read at a time
+_CELLS = 5_000  # of CSV; more at a time are no faster, since the garbage collector goes through them
 _PARQUET_CELLS_PER_BYTE = 16  # since equal cells of a column take next to nothing
 _CELL_BYTES = 150  # that a cell takes while a table is read, measured on ids and paths
 
@@ -135,14 +137,14 @@ def _read(table: Path) -> list[Row]:
     allowed = free_memory() // 2 // _CELL_BYTES
     try:
         with closing(_parquet(table) if table.suffix.lower() == ".parquet" else _csv(table)) as parts:
-            for found, columns in parts:
+            for found, part in parts:
                 names = names or _checked_names(table, found)
-                if (len(rows) + len(columns[0])) * len(names) > allowed:
+                if (len(rows) + len(part)) * len(names) > allowed:
                     raise UserError(
                         f"{table}: expected at most {allowed:,} cells (rows × columns), for which half of the free "
                         "memory is enough, found more; free some memory, or leave out rows or columns"
                     )
-                rows += [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+                rows += [dict(zip(names, row, strict=True)) for row in part]
     except FileNotFoundError:
         raise UserError(f"{table}: no such file") from None
     except UserError:
@@ -163,21 +165,27 @@ def _checked_names(table: Path, found: Sequence[str]) -> list[str]:
     return names
 
 
-_Part = tuple[Sequence[str], list[list[str]]]
-"""Names of columns, and as many lists of the texts of some rows."""
+_Part = tuple[Sequence[str], Sequence[Sequence[str]]]
+"""Names of columns, and some rows of as many texts."""
 
 
 def _csv(table: Path) -> Generator[_Part]:
-    """Yields a CSV table, plain or compressed, some rows at a time."""
-    import pandas as pd
+    """Yields a CSV table, plain or compressed, some rows at a time; a text that stands in many of them is held once.
 
-    options: Any = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig", "chunksize": _ROWS}
-    with open_text(table) as (stream, growth), pd.read_csv(stream, **options) as frames:
-        for frame in frames:
-            if growth is not None:
-                growth.add(cells=frame.size)
-            columns = [frame.iloc[:, place].tolist() for place in range(frame.shape[1])]
-            yield list(map(str, frame.columns)), [[_text(value) for value in column] for column in columns]
+    Cells that a row lacks at its end are empty; empty lines are none.
+    """
+    with open_rows(table) as lines:
+        rows = ((number, row) for number, row in enumerate(lines, 1) if row)
+        _, names = next(rows, (0, []))
+        while part := list(islice(rows, max(1, _CELLS // max(1, len(names))))):
+            known: dict[str, str] = {}
+            for number, row in part:
+                if len(row) > len(names):
+                    expected = f"expected {len(names)} cells as in the header"
+                    raise BadFile(table, f"row {number}: {expected}, found {len(row)}")
+                row[:] = map(known.setdefault, row, row)
+                row += [""] * (len(names) - len(row))
+            yield names, [row for _, row in part]
 
 
 def _parquet(table: Path) -> Generator[_Part]:
@@ -199,17 +207,35 @@ def _parquet(table: Path) -> Generator[_Part]:
         facts = stored.metadata
         growth.add(cells=facts.num_rows * len(names))
         growth.add(num_bytes=sum(facts.row_group(number).total_byte_size for number in range(facts.num_row_groups)))
-        yield names, [[] for _ in names]
+        yield names, []
         for batch in stored.iter_batches(batch_size=_ROWS, columns=names):
-            yield names, [[_text(value) for value in _values(batch.column(name))] for name in names]
+            columns = [[_text(value) for value in _values(batch.column(name))] for name in names]
+            yield names, list(zip(*columns, strict=True))
 
 
 def _values(column: Any) -> list[Any]:
     """Returns the values of a column of pyarrow's; equal texts of a dictionary are one object."""
+    if getattr(column.type, "unit", "") == "ns":
+        column = _without_nanoseconds(column)
     if not hasattr(column, "dictionary"):
         return list(column.to_pylist())
     words = column.dictionary.to_pylist()
     return [None if place is None else words[place] for place in column.indices.to_pylist()]
+
+
+def _without_nanoseconds(column: Any) -> Any:
+    """Returns times in microseconds, for which Python has types; as texts where that would round them."""
+    import pyarrow as pa
+
+    kind = column.type
+    if pa.types.is_timestamp(kind):
+        coarser = pa.timestamp("us", kind.tz)
+    else:
+        coarser = pa.time64("us") if pa.types.is_time64(kind) else pa.duration("us")
+    try:
+        return column.cast(coarser)
+    except pa.ArrowInvalid:
+        return column.cast(pa.string())
 
 
 def _canonical(column: str) -> str:
