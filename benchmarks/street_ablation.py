@@ -63,7 +63,8 @@ from maskloom.progress import Progress
 from maskloom.recipe import Recipe
 from maskloom.recipes.modern import BUDGETS, modern, street_loss
 from maskloom.recipes.planning import EARLY_STAGES, Budget, kind_of, portions, released, training_settings
-from maskloom.records import IGNORE, Record
+from maskloom.recipes.smoke import usual_size
+from maskloom.records import IGNORE, Record, Size
 from maskloom.registry import open_source
 from maskloom.runtime import choose_device, hardware
 from maskloom.training.phases import PIXEL_POWER
@@ -88,6 +89,8 @@ class Trial:
     minutes: float
     pixels_per_second: float
     num_training: int
+    size: Size
+    """Of most images."""
     budget: Budget
     """Of the recipe; how much is seen is replaced."""
     is_smoke: bool
@@ -150,18 +153,18 @@ def _usual_rate(member: MemberSettings, trial: Trial) -> MemberSettings:
     return _part("schedule", peak=0.3)(slower, trial)
 
 
-def _windows(member: MemberSettings, trial: Trial) -> MemberSettings:
-    """Returns the member that sees windows of about 0.7 of the images' height."""
-    height = member.input.size[0] if member.input.size else 256
-    side = max(32, 32 * round(0.7 * height / 32))
-    policy = InputPolicy(mode="window", size=(side, side), prefer_class=0.5)
-    return trial.training(member.model_copy(update={"input": policy}))
+def _other_input(member: MemberSettings, trial: Trial) -> MemberSettings:
+    """Returns the member that sees whole images where the recipe has windows, and windows where it has whole images."""
+    whole = InputPolicy(mode="resize", size=trial.size)
+    side = max(32, min(trial.size) * 3 // 4 // 64 * 64)
+    windows = InputPolicy(mode="window", size=(side, side), prefer_class=0.5)
+    return trial.training(member.model_copy(update={"input": whole if member.input.mode == "window" else windows}))
 
 
 WEIGHTED, DICE = street_loss("multiclass").terms
 CHANGES: dict[str, tuple[str, Change]] = {
     "random encoder": ("its encoder starts from random weights, all of which learn", _random_encoder),
-    "windows": ("windows of 0.7 of the height, half of them around a random class, instead of whole images", _windows),
+    "other input": ("whole images where the recipe has windows, and windows where it has whole images", _other_input),
     "lovasz": ("Lovász instead of Dice", _loss(WEIGHTED, LossTerm(kind="lovasz"), cost=LOVASZ)),
     "no weights": ("no class weights", _loss(LossTerm(kind="cross_entropy"), DICE)),
     "no average": ("the last weights instead of their moving average", _part("training", ema_decay=None)),
@@ -191,7 +194,7 @@ CHANGES: dict[str, tuple[str, Change]] = {
     "fp16": ("computed in fp16 with loss scaling, for as many steps", _part("training", precision="fp16")),
 }
 """Every row that is trained: what it is, and the change to the recipe's member."""
-USUAL = ("random encoder", "windows", "lovasz", "no weights", "no average")
+USUAL = ("random encoder", "other input", "lovasz", "no weights", "no average")
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -389,7 +392,7 @@ def fit(name: str, judge: Judge, seed: int, arguments: argparse.Namespace, progr
 
 
 def recipe_of(name: str, judge: Judge, seed: int, arguments: argparse.Namespace) -> Recipe:
-    """Returns the recipe of a row: the base's whole images, trained so long, with the row's change."""
+    """Returns the recipe of a row: the base, trained so long, with the row's change."""
     device = choose_device(arguments.device).type
     base = modern(judge.source, device=device, scale="smoke" if arguments.smoke else "full")
     num_training = len(judge.source.records) - len(judge.validated(seed))
@@ -397,6 +400,7 @@ def recipe_of(name: str, judge: Judge, seed: int, arguments: argparse.Namespace)
         minutes=arguments.minutes_per_run,
         pixels_per_second=arguments.pixels_per_second,
         num_training=num_training,
+        size=usual_size(judge.source.records),
         budget=BUDGETS[kind_of(device)],
         is_smoke=arguments.smoke,
     )

@@ -93,7 +93,12 @@ def seconds(member: MemberSettings) -> float:
 
 def test_every_row_is_a_valid_change_and_takes_about_as_long(benchmark: ModuleType, member: MemberSettings) -> None:
     trial = benchmark.Trial(
-        minutes=15, pixels_per_second=330_000, num_training=367, budget=BUDGETS["cpu"], is_smoke=False
+        minutes=15,
+        pixels_per_second=330_000,
+        num_training=367,
+        size=(360, 480),
+        budget=BUDGETS["cpu"],
+        is_smoke=False,
     )
     base = trial.training(member)
     assert seconds(base) == pytest.approx(900, rel=0.05)
@@ -104,6 +109,9 @@ def test_every_row_is_a_valid_change_and_takes_about_as_long(benchmark: ModuleTy
         assert seconds(changed) * SLOWER.get(name, 1) == pytest.approx(900, rel=0.1), name
         build_loss(balanced(changed.loss, TASK, [(9, 1)], [10]), TASK)
     assert set(benchmark.USUAL) <= set(benchmark.CHANGES)
+    windows = benchmark.CHANGES["other input"][1](base, trial)
+    assert (windows.input.mode, windows.input.size) == ("window", (256, 256))
+    assert benchmark.CHANGES["other input"][1](windows, trial) == base
 
 
 def pooled(tables: ModuleType, correct: Callable[[int], int]) -> object:

@@ -51,16 +51,43 @@ def on(monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
     monkeypatch.setattr(planning, "fast_precision", lambda device: precision)
 
 
-def test_small_images_are_seen_whole_and_large_ones_in_windows(tmp_path: Path) -> None:
+def test_images_are_seen_in_windows_or_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = camvid(tmp_path)
-    for device in ("cpu", "cuda"):
+    for device, precision, expected in (
+        ("cpu", "float32", ("resize", (360, 480))),
+        ("cpu", "bf16", ("window", (256, 256))),
+        ("cuda", "bf16", ("resize", (360, 480))),
+    ):
+        on(monkeypatch, precision)
         policy = modern(source, device=device).members[0].input
-        assert (policy.mode, policy.size) == ("resize", (360, 480))
+        assert (policy.mode, policy.size) == expected, (device, precision)
     signate = [(1216, 1936)] * 3
     on_gpu, on_cpu = (street_policy(signate, BUDGETS[kind]) for kind in ("cuda", "cpu"))
     assert (on_gpu.mode, on_gpu.size, on_gpu.scale) == ("window", (768, 768), 1.0)
     assert on_cpu.mode == "window" and 1216 * 1936 * on_cpu.scale**2 == pytest.approx(1024 * 640)
     assert street_policy([(360, 480), (480, 360)], BUDGETS["cuda"]).mode == "window"
+
+
+@pytest.mark.parametrize(
+    ("size", "side"), [((240, 320), None), ((341, 500), None), ((342, 500), 256), ((427, 600), 320), ((512, 512), 384)]
+)
+def test_windows_of_small_images_have_three_quarters_of_the_shorter_side(size: Size, side: int | None) -> None:
+    policy = street_policy([size] * 3, BUDGETS["cpu with bf16"])
+    assert (policy.mode, policy.size) == (("resize", size) if side is None else ("window", (side, side)))
+    assert policy.scale == 1.0
+
+
+def test_an_epoch_of_windows_sees_as_much_as_one_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = camvid(tmp_path)
+    training = {}
+    for precision, smallest in (("bf16", 256), ("bf16", None)):
+        on(monkeypatch, precision)
+        budget = BUDGETS["cpu with bf16"]
+        budget = replace(budget, windows=replace(budget.windows, smallest=smallest))
+        monkeypatch.setitem(BUDGETS, "cpu with bf16", budget)
+        training[smallest] = modern(source, device="cpu").members[0].training
+    assert training[256].epochs == training[None].epochs == 25
+    assert training[256].images_per_epoch == pytest.approx(367 * 360 * 480 / 256**2, abs=4)
 
 
 def test_what_is_planned_for_exclusive_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,10 +109,12 @@ def test_training_keeps_to_the_budget(tmp_path: Path, monkeypatch: pytest.Monkey
     on(monkeypatch, precision)
     monkeypatch.setattr(planning, "installed_file", lambda name: Path("weights.pth"))
     training = modern(camvid(tmp_path), device="cpu").members[0].training
-    budget = BUDGETS[planning.kind_of("cpu")].whole
+    budget = BUDGETS[planning.kind_of("cpu")]
+    pixels = 256 * 256 if precision == "bf16" else 360 * 480
+    total = (budget.windows if precision == "bf16" else budget.whole).total_pixels
     small = round(training.progressive * training.epochs)
-    seen = (small / 4 + training.epochs - small) * (training.images_per_epoch or 0) * 360 * 480
-    assert 0.9 * budget.total_pixels < seen <= 1.02 * budget.total_pixels
+    seen = (small / 4 + training.epochs - small) * (training.images_per_epoch or 0) * pixels
+    assert 0.9 * total < seen <= 1.02 * total
 
 
 def test_a_long_training_has_the_usual_rate(tmp_path: Path) -> None:

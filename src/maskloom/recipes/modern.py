@@ -1,8 +1,8 @@
 """The recipe for street scenes and the like, whose classes exclude each other: planned for rare and thin things.
 
-Beside the plan of ``default``: class weights, wide changes of scale, views at three scales, small images whole and
-large ones in windows at full resolution, a larger encoder where there is a GPU. The plan is a pure function of the
-source and the kind of device. Which parts are worth their time is what ``benchmarks/street_ablation.py`` measures.
+Beside the plan of ``default``: class weights, wide changes of scale, views at three scales, windows at full
+resolution, a larger encoder where there is a GPU. The plan is a pure function of the source and the kind of device.
+Which parts are worth their time is what ``benchmarks/street_ablation.py`` measures.
 """
 
 from __future__ import annotations
@@ -56,8 +56,9 @@ BUDGETS = {
         encoder="tf_efficientnet_lite2",
         folds=3,
         whole=Whole(most_pixels=512 * 512, total_pixels=1.6e9),
-        windows=Windows(side=384, total_pixels=1.6e9, prefer_class=0.5, most_pixels=1024 * 640),
+        windows=Windows(side=384, total_pixels=1.6e9, prefer_class=0.5, most_pixels=1024 * 640, smallest=256),
         max_epochs=40,
+        batch_pixels=4 * 256 * 256,
     ),
     "cuda": Budget(
         encoder="tf_efficientnetv2_s.in21k_ft_in1k",
@@ -94,8 +95,11 @@ def modern(source: DataSource, *, device: str, scale: Scale = "full") -> Recipe:
     check_records(source)
     kind = kind_of(device)
     budget = affordable(source, BUDGETS[kind])
-    policy = windows_of(budget) if are_scenes(source) else street_policy([each.size for each in source.records], budget)
+    sizes = [each.size for each in source.records]
+    policy = windows_of(budget) if are_scenes(source) else street_policy(sizes, budget)
     num_folds, num_training = plan_folds(source, budget)
+    if policy.mode == "window" and could_be_whole(sizes, budget):
+        num_training = round(num_training * windows_each(sizes, policy))
     learning = portions(policy, budget, num_folds=num_folds, num_training=num_training)
     is_brief = learning.epochs <= FEW_EPOCHS
     member = MemberSettings(
@@ -148,14 +152,30 @@ def street_loss(kind: TaskKind) -> LossSettings:
 
 
 def street_policy(sizes: Sequence[Size], budget: Budget) -> InputPolicy:
-    """Returns whole images where they share one shape and are small enough, else windows.
+    """Returns windows, or whole images where they share one shape and are small enough.
 
     Whole images keep their size, and windows are of images at full resolution as far as ``Windows.most_pixels`` lets
-    them: thin things do not survive shrinking.
+    them: thin things do not survive shrinking. Of images that could be seen whole a window has three quarters of the
+    shorter side, in steps of 64; where that is less than ``Windows.smallest``, they are seen whole.
     """
     (height, width), _ = Counter(sizes).most_common(1)[0]
-    if have_one_shape(sizes) and max(high * wide for high, wide in sizes) <= budget.whole.most_pixels:
-        return InputPolicy(mode="resize", size=(height, width))
-    most = budget.windows.most_pixels
-    shrink = 1.0 if most is None else min(1.0, math.sqrt(most / (height * width)))
+    windows = budget.windows
+    if could_be_whole(sizes, budget):
+        side = min(min(height, width) * 3 // 4 // 64 * 64, windows.side)
+        if windows.smallest is None or side < windows.smallest:
+            return InputPolicy(mode="resize", size=(height, width))
+        return InputPolicy(mode="window", size=(side, side), prefer_class=windows.prefer_class)
+    shrink = 1.0 if windows.most_pixels is None else min(1.0, math.sqrt(windows.most_pixels / (height * width)))
     return windows_of(budget, scale=shrink)
+
+
+def could_be_whole(sizes: Sequence[Size], budget: Budget) -> bool:
+    """Returns whether all images have one shape and are so small that seeing them whole could be afforded."""
+    return have_one_shape(sizes) and max(height * width for height, width in sizes) <= budget.whole.most_pixels
+
+
+def windows_each(sizes: Sequence[Size], policy: InputPolicy) -> float:
+    """Returns how many windows have as many pixels as an image: an epoch of so many sees as much as one of images."""
+    (height, width), _ = Counter(sizes).most_common(1)[0]
+    high, wide = policy.size or (height, width)
+    return height * width / (high * wide)

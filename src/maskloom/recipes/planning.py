@@ -53,6 +53,8 @@ class Windows:
     """The share of the windows that are centred on a pixel of a class."""
     most_pixels: int | None = None
     """Larger images are shrunk to so many pixels, of which windows are then cut; None: full resolution."""
+    smallest: int | None = None
+    """The least side of windows of images that could be seen whole, as ``modern`` cuts them; None: these are whole."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
