@@ -146,7 +146,7 @@ class Worker:
             "outcome": outcome,
             "message": how,
             "peak": 0,
-            "seconds": SECONDS,
+            "seconds": SECONDS if outcome == "hang" else 0.0,
             "noise": [],
         }
         inputs = Path(folder).parent.with_suffix(".inputs")

@@ -28,7 +28,7 @@ VALUES: tuple[Any, ...] = (
     [-1, -1], [100_000, 100_000], [65_535, 65_535], [1e9, 1e9], {"size": [1, 1]}, *WORDS,
 )  # fmt: skip
 MOST_LETTERS = 400_000_000
-"""That a text grows to: more than readers take of one, and far less than the memory of who writes it."""
+"""That a text grows to, which is more than readers take."""
 
 Bytes = bytes
 

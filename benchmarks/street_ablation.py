@@ -61,7 +61,7 @@ from maskloom.members import MemberSettings
 from maskloom.models.encoders import NetworkSettings
 from maskloom.progress import Progress
 from maskloom.recipe import Recipe
-from maskloom.recipes.modern import BUDGETS, modern, street_loss
+from maskloom.recipes.modern import BUDGETS, modern, street_loss, window_side
 from maskloom.recipes.planning import EARLY_STAGES, Budget, kind_of, portions, released, training_settings
 from maskloom.recipes.smoke import usual_size
 from maskloom.records import IGNORE, Record, Size
@@ -155,10 +155,13 @@ def _usual_rate(member: MemberSettings, trial: Trial) -> MemberSettings:
 
 def _other_input(member: MemberSettings, trial: Trial) -> MemberSettings:
     """Returns the member that sees whole images where the recipe has windows, and windows where it has whole images."""
-    whole = InputPolicy(mode="resize", size=trial.size)
-    side = max(32, min(trial.size) * 3 // 4 // 64 * 64)
-    windows = InputPolicy(mode="window", size=(side, side), prefer_class=0.5)
-    return trial.training(member.model_copy(update={"input": whole if member.input.mode == "window" else windows}))
+    height, width = (round(side * member.input.scale) for side in trial.size)
+    if member.input.mode == "window":
+        policy = InputPolicy(mode="resize", size=(height, width))
+    else:
+        side = max(32, min(window_side([(height, width)]), trial.budget.windows.side))
+        policy = InputPolicy(mode="window", size=(side, side), prefer_class=0.5)
+    return trial.training(member.model_copy(update={"input": policy}))
 
 
 WEIGHTED, DICE = street_loss("multiclass").terms

@@ -110,7 +110,7 @@ def test_a_look_loads_no_network_library(folder: Path) -> None:
     code = (
         "import sys; from maskloom import api, console; found = api.status(sys.argv[1]); "
         "console.show_status(lambda: found); "
-        "print(sorted({'torch', 'timm', 'cv2', 'pyarrow'} & set(sys.modules)))"
+        "print(sorted({'torch', 'timm', 'cv2', 'pandas', 'pyarrow'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"

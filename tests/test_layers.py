@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -99,7 +103,32 @@ def test_imports_point_down(path: Path) -> None:
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_light_rooms_load_no_heavy_library(path: Path) -> None:
-    heavy = {"timm", "segmentation_models_pytorch", "torchvision", "pyarrow", "rasterio"}
+    heavy = {"timm", "segmentation_models_pytorch", "torchvision", "pandas", "pyarrow", "rasterio"}
     if room_of(path) in WITHOUT_TORCH:
         heavy.add("torch")
     assert not top_level_imports(path) & heavy
+
+
+def test_what_is_imported_is_asked_for() -> None:
+    """Also inside functions: what only the tests install is not there for users."""
+    project = tomllib.loads((PACKAGE.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    asked = [
+        *project["dependencies"],
+        *(each for name in extras if name not in ("dev", "bench") for each in extras[name]),
+    ]
+    declared = {_canonical(re.split(r"[\[<>=!~;, ]", each)[0]) for each in asked}
+    distributions = packages_distributions()
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module or ""] if node.level == 0 else []
+            else:
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            for name in {each.split(".")[0] for each in names} - sys.stdlib_module_names - {"maskloom"}:
+                found = {_canonical(each) for each in distributions.get(name, [name])}
+                assert found & declared, f"{path.name} imports {name}, which pyproject.toml does not ask for"
+
+
+def _canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()

@@ -86,7 +86,7 @@ def test_trees_take_no_settings_of_trainings(changes: dict[str, Any], path: str)
 
 
 def test_overlap_and_offsets_are_for_windows() -> None:
-    for settings in ({"overlap": 0.5}, {"crop_offsets": 5}):
+    for settings in ({"overlap": 0.5}, {"crop_offsets": 5}, {"whole_pixels": 1000}):
         (name,) = settings
         with pytest.raises(UserError, match=rf"inference\.{name}: for members of windows"):
             refuse_idle(recipe(inference=settings), None)

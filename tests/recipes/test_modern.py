@@ -77,17 +77,28 @@ def test_windows_of_small_images_have_three_quarters_of_the_shorter_side(size: S
     assert policy.scale == 1.0
 
 
-def test_an_epoch_of_windows_sees_as_much_as_one_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_image_that_is_small_is_seen_whole_with_the_others() -> None:
+    policy = street_policy([(512, 512)] * 3 + [(64, 64)], BUDGETS["cpu with bf16"])
+    assert (policy.mode, policy.size) == ("resize", (512, 512))
+
+
+@pytest.mark.parametrize("count", [367, 50])
+def test_a_training_by_windows_sees_as_much_as_one_by_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    on(monkeypatch, "bf16")
     source = camvid(tmp_path)
+    source = replace(source, records=(*source.records[:count], *source.records[367:]))
     training = {}
-    for precision, smallest in (("bf16", 256), ("bf16", None)):
-        on(monkeypatch, precision)
-        budget = BUDGETS["cpu with bf16"]
-        budget = replace(budget, windows=replace(budget.windows, smallest=smallest))
+    usual = BUDGETS["cpu with bf16"]
+    for smallest in (256, None):
+        budget = replace(usual, windows=replace(usual.windows, smallest_side=smallest))
         monkeypatch.setitem(BUDGETS, "cpu with bf16", budget)
         training[smallest] = modern(source, device="cpu").members[0].training
-    assert training[256].epochs == training[None].epochs == 25
-    assert training[256].images_per_epoch == pytest.approx(367 * 360 * 480 / 256**2, abs=4)
+    windows, whole = training[256], training[None]
+    assert windows.batch_size == whole.batch_size == 4 and windows.epochs == whole.epochs
+    of_windows, of_images = windows.images_per_epoch or 0, whole.images_per_epoch or 0
+    assert of_windows * 256**2 == pytest.approx(of_images * 360 * 480, rel=0.02)
 
 
 def test_what_is_planned_for_exclusive_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

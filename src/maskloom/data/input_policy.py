@@ -70,6 +70,10 @@ class InputPolicy(Config):
     scale: float = Field(default=1.0, gt=0, le=16)
     """Factor by which images are resized first ("full", "window" and "parts")."""
 
+    def whole(self) -> InputPolicy:
+        """Returns the policy of windows as that of the whole image, which is padded to what the network takes."""
+        return self.model_copy(update={"mode": "full", "size": None, "prefer_class": 0.0, "prefer_mask_mean": None})
+
     @model_validator(mode="before")
     @classmethod
     def _parts_stand_apart(cls, values: Any) -> Any:

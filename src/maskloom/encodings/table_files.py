@@ -99,7 +99,7 @@ def open_table(path: Path) -> Iterator[Iterator[list[str]]]:
     csv.field_size_limit(max(csv.field_size_limit(), LONGEST_LINE))
     try:
         with _open_text(path) as (binary, growth), io.TextIOWrapper(binary, encoding="utf-8-sig", newline="") as stream:
-            rows = csv.reader(stream)
+            rows = csv.reader(stream, strict=True)
             yield rows if growth is None else _counted_rows(rows, growth)
     except FileNotFoundError:
         raise BadFile(path, "no such file") from None

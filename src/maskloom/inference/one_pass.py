@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from maskloom.data.dataset import with_guides
-from maskloom.data.input_policy import cut_image, place
+from maskloom.data.input_policy import InputPolicy, cut_image, place
 from maskloom.errors import UserError
 from maskloom.inference.crop_votes import predict_by_votes
 from maskloom.inference.frames import Frame
@@ -39,6 +39,8 @@ class Asking:
     """Of neighbouring tiles; None: as each network's input policy says."""
     crop_offsets: int | None = None
     """Networks of windows are asked about crops at so many offsets instead of tiles, and their labels vote."""
+    whole_pixels: int | None = None
+    """Networks of windows are asked about images of at most so many pixels at once; None: about tiles."""
     device: torch.device
     task: Task
 
@@ -127,7 +129,16 @@ class OnePass:
             return [], None
         cuts = [cut_image(image, window) for window in windows]
         device, frame = self._asking.device, self._frame
-        return windows, Input.prepare(cuts, need.policy, device, channels=channels, frame=frame)
+        return windows, Input.prepare(cuts, self._policy(need), device, channels=channels, frame=frame)
+
+    def _policy(self, need: Prepared) -> InputPolicy:
+        """Returns how the network of this need sees the image: what it learnt, or whole instead of in tiles."""
+        policy, most = need.policy, self._asking.whole_pixels
+        height, width, _ = self._image.shape
+        is_tiled = policy.mode == "window" and policy.margin == 0 and need.region is None and self._frame is None
+        if is_tiled and most is not None and height * width * policy.scale**2 <= most:
+            return policy.whole()
+        return policy
 
     def _member(self, name: str) -> np.ndarray:
         """Returns a member's map as stored, uint8 K×C×H×W."""
@@ -151,7 +162,7 @@ class OnePass:
         if name not in self._ensemble.segmenters:
             return None
         need = self._ensemble.prepared(name)
-        placement = place((self._image.shape[0], self._image.shape[1]), need.policy)
+        placement = place((self._image.shape[0], self._image.shape[1]), self._policy(need))
         return placement.content if placement.resized and need.region is None else None
 
     def _restore(self, space: Hashable, values: Tensor) -> Tensor:

@@ -55,6 +55,9 @@ class InferenceSettings(Config):
     each pixel takes the label that most of the offsets say, of equally frequent ones that of the lowest offset. 5 are
     published (Signate's 22nd place). None: overlapping tiles, blended. Other networks are asked as ever. Not with
     ``overlap``."""
+    whole_pixels: int | None = Field(default=None, ge=1, le=10**11)
+    """Networks of windows without margin are asked about an image of at most so many pixels at once, instead of tiles;
+    None: always tiles. Not with ``crop_offsets``, and not where seams of rasters are blended."""
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     """What networks compute in; "auto": the fastest that the device computes natively. Sums are always float32."""
     batch_pixels: int | None = Field(default=None, ge=1, le=10**11)
@@ -79,11 +82,12 @@ class InferenceSettings(Config):
 
     @model_validator(mode="after")
     def _crops_lie_side_by_side(self) -> InferenceSettings:
-        if self.overlap is not None and self.crop_offsets is not None:
-            raise ValueError(
-                f"overlap: expected none with crop_offsets, whose crops lie side by side, found {self.overlap:g}; "
-                "leave one of them out"
-            )
+        for name in ("overlap", "whole_pixels"):
+            if getattr(self, name) is not None and self.crop_offsets is not None:
+                raise ValueError(
+                    f"{name}: expected none with crop_offsets, whose crops lie side by side, found "
+                    f"{getattr(self, name):g}; leave one of them out"
+                )
         return self
 
 
@@ -149,6 +153,7 @@ class Predictor:
             own_views={name: merger(stated) for name, stated in (own or {}).items()},
             overlap=settings.overlap,
             crop_offsets=settings.crop_offsets,
+            whole_pixels=settings.whole_pixels,
             device=device,
             task=self.task,
         )

@@ -56,7 +56,8 @@ def idle_settings(recipe: Recipe) -> list[Idle]:
     found = [idle for number, member in enumerate(recipe.members) for idle in _of_member(member, f"members.{number}")]
     if not any(member.input.mode == "window" for member in recipe.members):
         why = "for members of windows (input.mode=window), of which there is none"
-        found += [(f"inference.{name}", why) for name in ("overlap", "crop_offsets") if getattr(recipe.inference, name)]
+        names = ("overlap", "crop_offsets", "whole_pixels")
+        found += [(f"inference.{name}", why) for name in names if getattr(recipe.inference, name)]
     return found
 
 

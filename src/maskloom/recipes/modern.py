@@ -23,6 +23,7 @@ from maskloom.recipe import Recipe, Scale
 from maskloom.recipes.planning import (
     EARLY_STAGES,
     LIGHT_DECODER,
+    MIN_EPOCH,
     Budget,
     Whole,
     Windows,
@@ -56,9 +57,8 @@ BUDGETS = {
         encoder="tf_efficientnet_lite2",
         folds=3,
         whole=Whole(most_pixels=512 * 512, total_pixels=1.6e9),
-        windows=Windows(side=384, total_pixels=1.6e9, prefer_class=0.5, most_pixels=1024 * 640, smallest=256),
+        windows=Windows(side=384, total_pixels=1.6e9, prefer_class=0.5, most_pixels=1024 * 640, smallest_side=256),
         max_epochs=40,
-        batch_pixels=4 * 256 * 256,
     ),
     "cuda": Budget(
         encoder="tf_efficientnetv2_s.in21k_ft_in1k",
@@ -83,6 +83,8 @@ STREET = AugmentSettings(
     chroma=0.3,
 )
 """Things are seen from near and far, at noon and at dusk; up stays up."""
+WINDOWS_PER_STEP = 4
+"""Where images could be seen whole: as many as there would be images."""
 FEW_EPOCHS = 40
 """A training of so many has a rate that rises high and soon, and the encoder follows at half of it."""
 
@@ -96,11 +98,14 @@ def modern(source: DataSource, *, device: str, scale: Scale = "full") -> Recipe:
     kind = kind_of(device)
     budget = affordable(source, BUDGETS[kind])
     sizes = [each.size for each in source.records]
-    policy = windows_of(budget) if are_scenes(source) else street_policy(sizes, budget)
+    scenes = are_scenes(source)
+    policy = windows_of(budget) if scenes else street_policy(sizes, budget)
     num_folds, num_training = plan_folds(source, budget)
-    if policy.mode == "window" and could_be_whole(sizes, budget):
-        num_training = round(num_training * windows_each(sizes, policy))
-    learning = portions(policy, budget, num_folds=num_folds, num_training=num_training)
+    batch_size = whole_pixels = None
+    if policy.mode == "window" and not scenes and could_be_whole(sizes, budget):
+        num_training = round(max(num_training, MIN_EPOCH) * windows_each(sizes, policy))
+        batch_size, whole_pixels = WINDOWS_PER_STEP, budget.whole.most_pixels
+    learning = portions(policy, budget, num_folds=num_folds, num_training=num_training, batch_size=batch_size)
     is_brief = learning.epochs <= FEW_EPOCHS
     member = MemberSettings(
         name="unet",
@@ -131,12 +136,12 @@ def modern(source: DataSource, *, device: str, scale: Scale = "full") -> Recipe:
         metric="iou" if multiclass else "dice",
         folds=fold_settings(source, budget, num_folds=num_folds, stratify="none" if multiclass else "area_dealt"),
         members=(member,),
-        inference=InferenceSettings(views="flip_scales"),
+        inference=InferenceSettings(views="flip_scales", whole_pixels=whole_pixels),
     )
     if scale == "full":
         return recipe
     # Scenes are read by window, which no scale goes with: of these the windows alone become smaller.
-    return smoked(recipe, (1, 1) if are_scenes(source) else usual_size(source.records))
+    return smoked(recipe, (1, 1) if scenes else usual_size(source.records))
 
 
 def street_loss(kind: TaskKind) -> LossSettings:
@@ -155,18 +160,23 @@ def street_policy(sizes: Sequence[Size], budget: Budget) -> InputPolicy:
     """Returns windows, or whole images where they share one shape and are small enough.
 
     Whole images keep their size, and windows are of images at full resolution as far as ``Windows.most_pixels`` lets
-    them: thin things do not survive shrinking. Of images that could be seen whole a window has three quarters of the
-    shorter side, in steps of 64; where that is less than ``Windows.smallest``, they are seen whole.
+    them: thin things do not survive shrinking. Images that could be seen whole are seen in windows where these have
+    ``Windows.smallest_side`` at least.
     """
     (height, width), _ = Counter(sizes).most_common(1)[0]
     windows = budget.windows
     if could_be_whole(sizes, budget):
-        side = min(min(height, width) * 3 // 4 // 64 * 64, windows.side)
-        if windows.smallest is None or side < windows.smallest:
+        side = min(window_side(sizes), windows.side)
+        if windows.smallest_side is None or side < windows.smallest_side:
             return InputPolicy(mode="resize", size=(height, width))
         return InputPolicy(mode="window", size=(side, side), prefer_class=windows.prefer_class)
     shrink = 1.0 if windows.most_pixels is None else min(1.0, math.sqrt(windows.most_pixels / (height * width)))
     return windows_of(budget, scale=shrink)
+
+
+def window_side(sizes: Sequence[Size]) -> int:
+    """Returns three quarters of the shortest side of all images, down to a multiple of 64."""
+    return min(map(min, sizes)) * 3 // 4 // 64 * 64
 
 
 def could_be_whole(sizes: Sequence[Size], budget: Budget) -> bool:

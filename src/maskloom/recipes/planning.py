@@ -27,7 +27,7 @@ from maskloom.training.phases import small_epochs
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Whole:
-    """What can be afforded where all images have one shape: they are seen whole."""
+    """What can be afforded where all images have one shape, and are therefore seen whole."""
 
     most_pixels: int
     """Larger images are shrunk to so many pixels, or cut into windows, as the plan has it."""
@@ -53,8 +53,8 @@ class Windows:
     """The share of the windows that are centred on a pixel of a class."""
     most_pixels: int | None = None
     """Larger images are shrunk to so many pixels, of which windows are then cut; None: full resolution."""
-    smallest: int | None = None
-    """The least side of windows of images that could be seen whole, as ``modern`` cuts them; None: these are whole."""
+    smallest_side: int | None = None
+    """Of windows of images that could be seen whole, as ``modern`` cuts them; None: such images are seen whole."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

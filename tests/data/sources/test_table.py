@@ -229,48 +229,74 @@ def test_a_text_that_stands_in_many_rows_is_held_once(tmp_path: Path) -> None:
     assert len(rows) == 100 and len({id(row["wkt"]) for row in rows}) == 1
 
 
-def test_times_of_parquet_are_read_to_the_nanosecond(tmp_path: Path) -> None:
+def test_times_of_parquet_need_no_pandas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     columns = {
         "image": pa.array(["a.png", "b.png"]),
         "mask": pa.array(["m.png", None]),
         "whole": pa.array([86_400_000_000_000, None], pa.timestamp("ns")),
-        "fine": pa.array([1, 2001], pa.timestamp("ns")),
+        "fine": pa.array([1_001, 2_001], pa.timestamp("ns")),
         "zone": pa.array([0, 1_000], pa.timestamp("ns", "UTC")),
         "time": pa.array([1_500_000_000, None], pa.time64("ns")),
         "lasts": pa.array([60_000_000_000, None], pa.duration("ns")),
         "day": pa.array([0, None], pa.date32()),
     }
     parquet.write_table(pa.table(columns), tmp_path / "t.parquet")
-    first, second = table_source._read(tmp_path / "t.parquet")
-    assert list(first.values())[2:] == [
-        "1970-01-02 00:00:00",
-        "1970-01-01 00:00:00.000000001",
-        "1970-01-01 00:00:00+00:00",
-        "00:00:01.500000",
-        "0:01:00",
-        "1970-01-01",
+    seen: set[str] = set()
+    text = table_source._text
+    monkeypatch.setattr(table_source, "_text", lambda value: seen.add(type(value).__module__) or text(value))
+    assert [list(row.values()) for row in table_source._read(tmp_path / "t.parquet")] == [
+        [
+            *("a.png", "m.png", "1970-01-02 00:00:00", "1970-01-01 00:00:00.000001", "1970-01-01 00:00:00+00:00"),
+            *("00:00:01.500000", "0:01:00", "1970-01-01"),
+        ],
+        [
+            *("b.png", "", "", "1970-01-01 00:00:00.000002", "1970-01-01 00:00:00.000001+00:00"),
+            *("", "", ""),
+        ],
     ]
-    assert list(second.values()) == [
-        *("b.png", "", "", "1970-01-01 00:00:00.000002001", "1970-01-01 00:00:00.000001+00:00", "", "", "")
-    ]
+    assert seen == {"builtins", "datetime"}
 
 
-def test_rows_that_are_short_empty_or_long(tmp_path: Path) -> None:
+def test_rows_that_are_short_blank_or_long(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
-    path.write_text('\nimage,mask,note\n\na.png,"m\n1.png"\n\n\nb.png,m,"x, ""y"""\n')
+    path.write_text('\nimage,mask,note\n\na.png,"m\n1.png"\n  \n\t\nb.png,m,"x, ""y"""\n')
     assert table_source._read(path) == [
         {"image": "a.png", "mask": "m\n1.png", "note": ""},
         {"image": "b.png", "mask": "m", "note": 'x, "y"'},
     ]
+    assert recognise(tmp_path)
     path.write_text("image,mask\na.png,m\nb.png,m,x\n")
     with pytest.raises(BadFile, match=r"t\.csv: row 3: expected 2 cells as in the header, found 3"):
-        table_source._read(path)
-    path.write_text("image,mask,mask\na.png,m,n\n")
-    with pytest.raises(UserError, match="expected one column each, found more than one for mask"):
         table_source._read(path)
     path.write_text("\n\n")
     with pytest.raises(UserError, match="expected a row for each image, found none"):
         opened(path)
+    path.write_text("photo,mask\n")
+    with pytest.raises(UserError, match="expected a column 'image', found photo, mask"):
+        opened(path)
+
+
+def test_columns_without_a_name_and_two_of_one(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(",image,mask,,\n0,a.png,m,,\n")
+    (row,) = table_source._read(path)
+    assert row == {"column 1": "0", "image": "a.png", "mask": "m", "column 4": "", "column 5": ""}
+    path.write_text("image,mask,mask\na.png,m,n\n")
+    with pytest.raises(UserError, match="expected one column each, found more than one for mask"):
+        table_source._read(path)
+
+
+def test_a_quote_that_is_not_closed_swallows_no_rows(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text('image,mask,note\na.png,m,x\nb.png,m,"y\nc.png,m,z\n')
+    with pytest.raises(BadFile, match=r"t\.csv: expected a CSV table, .* or a part \(unexpected end of data\)"):
+        table_source._read(path)
+
+
+def test_equal_texts_of_csv_are_held_once(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("image,mask,camera\n" + "".join(f"{number}.png,m,left\n" for number in range(50)))
+    assert len({id(row["camera"]) for row in table_source._read(path)}) == 1
 
 
 def test_a_cell_of_many_lines_is_refused_like_a_long_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,10 +8,10 @@ reading is valid.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -121,7 +121,7 @@ def _columns(table: Path) -> list[str]:
 
             return list(parquet.read_schema(at_hand(table)).names)
         with open_rows(table) as rows:
-            return next(rows, [])
+            return next(filter(None, rows), [])
     except Exception:  # any reader's way of saying that this is no table
         return []
 
@@ -156,8 +156,8 @@ def _read(table: Path) -> list[Row]:
 
 
 def _checked_names(table: Path, found: Sequence[str]) -> list[str]:
-    names = [_canonical(column) for column in found]
-    double = {name for name in names if names.count(name) > 1}
+    names = [_canonical(column) or f"column {place}" for place, column in enumerate(found, 1)]
+    double = {name for name, count in Counter(names).items() if count > 1}
     if double:
         raise UserError(f"{table}: expected one column each, found more than one for {', '.join(sorted(double))}")
     if "image" not in names:
@@ -172,20 +172,27 @@ _Part = tuple[Sequence[str], Sequence[Sequence[str]]]
 def _csv(table: Path) -> Generator[_Part]:
     """Yields a CSV table, plain or compressed, some rows at a time; a text that stands in many of them is held once.
 
-    Cells that a row lacks at its end are empty; empty lines are none.
+    Blank lines are skipped, and cells that a row lacks at its end are empty.
     """
     with open_rows(table) as lines:
-        rows = ((number, row) for number, row in enumerate(lines, 1) if row)
+        rows = ((number, row) for number, row in enumerate(lines, 1) if len(row) > 1 or "".join(row).strip())
         _, names = next(rows, (0, []))
-        while part := list(islice(rows, max(1, _CELLS // max(1, len(names))))):
-            known: dict[str, str] = {}
-            for number, row in part:
-                if len(row) > len(names):
-                    expected = f"expected {len(names)} cells as in the header"
-                    raise BadFile(table, f"row {number}: {expected}, found {len(row)}")
-                row[:] = map(known.setdefault, row, row)
-                row += [""] * (len(names) - len(row))
-            yield names, [row for _, row in part]
+        if not names:
+            return
+        yield names, []
+        part: list[list[str]] = []
+        texts: dict[str, str] = {}
+        for number, row in rows:
+            if len(row) > len(names):
+                expected = f"expected {len(names)} cells as in the header"
+                raise BadFile(table, f"row {number}: {expected}, found {len(row)}")
+            row[:] = map(texts.setdefault, row, row)
+            row += [""] * (len(names) - len(row))
+            part.append(row)
+            if len(part) * len(names) >= _CELLS:
+                yield names, part
+                part, texts = [], {}
+        yield names, part
 
 
 def _parquet(table: Path) -> Generator[_Part]:
@@ -216,15 +223,15 @@ def _parquet(table: Path) -> Generator[_Part]:
 def _values(column: Any) -> list[Any]:
     """Returns the values of a column of pyarrow's; equal texts of a dictionary are one object."""
     if getattr(column.type, "unit", "") == "ns":
-        column = _without_nanoseconds(column)
+        column = _in_microseconds(column)
     if not hasattr(column, "dictionary"):
         return list(column.to_pylist())
     words = column.dictionary.to_pylist()
     return [None if place is None else words[place] for place in column.indices.to_pylist()]
 
 
-def _without_nanoseconds(column: Any) -> Any:
-    """Returns times in microseconds, for which Python has types; as texts where that would round them."""
+def _in_microseconds(column: Any) -> Any:
+    """Returns times as Python's own types have them; what is finer is cut."""
     import pyarrow as pa
 
     kind = column.type
@@ -232,10 +239,7 @@ def _without_nanoseconds(column: Any) -> Any:
         coarser = pa.timestamp("us", kind.tz)
     else:
         coarser = pa.time64("us") if pa.types.is_time64(kind) else pa.duration("us")
-    try:
-        return column.cast(coarser)
-    except pa.ArrowInvalid:
-        return column.cast(pa.string())
+    return column.cast(coarser, safe=False)
 
 
 def _canonical(column: str) -> str:
