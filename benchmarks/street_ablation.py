@@ -55,14 +55,13 @@ from maskloom.data.sources.base import DataSettings, DataSource
 from maskloom.data.truth import read_truth
 from maskloom.errors import UserError, closest
 from maskloom.files import write_json, write_text
-from maskloom.inference.predictor import InferenceSettings
 from maskloom.losses.terms import LossTerm
 from maskloom.members import MemberSettings
 from maskloom.models.encoders import NetworkSettings
 from maskloom.progress import Progress
 from maskloom.recipe import Recipe
-from maskloom.recipes.modern import BUDGETS, modern, street_loss, window_side
-from maskloom.recipes.planning import EARLY_STAGES, Budget, kind_of, portions, released, training_settings
+from maskloom.recipes.modern import BUDGETS, modern, street_loss, street_portions, window_side
+from maskloom.recipes.planning import EARLY_STAGES, Budget, kind_of, released, training_settings
 from maskloom.recipes.smoke import usual_size
 from maskloom.records import IGNORE, Record, Size
 from maskloom.registry import open_source
@@ -108,7 +107,7 @@ class Trial:
         whole = replace(self.budget.whole, total_pixels=pixels, progressive=progressive)
         windows = replace(self.budget.windows, total_pixels=pixels)
         budget = replace(self.budget, whole=whole, windows=windows, max_epochs=1000)
-        learning = portions(member.input, budget, num_folds=1, num_training=self.num_training)
+        learning = street_portions(member.input, [self.size], budget, num_folds=1, num_training=self.num_training)
         return member.model_copy(update={"training": training_settings(learning)})
 
 
@@ -221,6 +220,7 @@ def main(words: Sequence[str] | None = None) -> None:
             judges,
             {name: what for name, (what, _) in CHANGES.items()},
             base=BASE,
+            inference=recipe_of(BASE, judges[0], 0, arguments).inference,
             device=device,
             scores=arguments.out / "scores",
             on_progress=progress.advance,
@@ -422,7 +422,7 @@ def recipe_of(name: str, judge: Judge, seed: int, arguments: argparse.Namespace)
             "seed": seed,
             "members": (member,),
             "folds": folds,
-            "inference": InferenceSettings(views="none"),
+            "inference": base.inference.model_copy(update={"views": "none"}),
         }
     )
 

@@ -154,14 +154,15 @@ def rows(
     words: Mapping[str, str],
     *,
     base: str,
+    inference: InferenceSettings,
     device: torch.device,
     scores: Path,
     on_progress: OnProgress,
 ) -> list[Row]:
     """Returns the rows: the base, every row that was trained, views, and the mean of the folds' networks.
 
-    Networks learnt for the first of the ``judges``. ``words`` says what each trained row is. What networks are asked
-    for here is kept in the folder ``scores``.
+    Networks learnt for the first of the ``judges``. ``words`` says what each trained row is; ``inference`` how networks
+    are asked, but for their views. What they are asked for here is kept in the folder ``scores``.
     """
     runs: dict[str, list[Trained]] = {}
     for each in trained:
@@ -170,7 +171,8 @@ def rows(
 
     def asked(judge: Judge, seed: int, networks: Sequence[Trained], views: str) -> _Asked:
         records = judge.validated(seed)
-        return _asked(records, judge.source, networks, views, device=device, folder=scores, on_progress=on_progress)
+        settings = inference.model_copy(update={"views": views})
+        return _asked(records, judge.source, networks, settings, device=device, folder=scores, on_progress=on_progress)
 
     def pool(name: str, judge: Judge, views: str) -> Pooled:
         seeds = tuple(
@@ -246,19 +248,20 @@ def _asked(
     records: Sequence[Record],
     source: DataSource,
     networks: Sequence[Trained],
-    views: str,
+    settings: InferenceSettings,
     *,
     device: torch.device,
     folder: Path,
     on_progress: OnProgress,
 ) -> _Asked:
-    """Returns what networks and their mean predict of records, asked with these views; kept in the folder."""
+    """Returns what networks and their mean predict of records, asked in this way; kept in the folder."""
     files = {_name(each): each.bundle for each in networks}
-    mark = fingerprint(views, [record.id for record in records], {name: checksum(path) for name, path in files.items()})
+    sums = {name: checksum(path) for name, path in files.items()}
+    mark = fingerprint(settings.model_dump(mode="json"), [record.id for record in records], sums)
     kept = folder / f"{mark[:24]}.json"
     if not kept.is_file():
         segmenters = {name: load_bundle(path) for name, path in files.items()}
-        found = counts_of_mean(segmenters, InferenceSettings(views=views), device, records, source, on_progress)
+        found = counts_of_mean(segmenters, settings, device, records, source, on_progress)
         write_json(
             kept,
             {name: {each: counts.to_json() for each, counts in of.items()} for name, of in found.items()},

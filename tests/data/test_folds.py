@@ -259,6 +259,7 @@ def test_table_of_a_spreadsheet_is_understood(tmp_path: Path) -> None:
         ("id,fold\ncar00_0,-2\n", r"line 2: expected an id and a fold"),
         ("id,fold\ncar00_0,0\ncar00_1,0\n", r"nothing to train on"),
         ("name,fold\nx,0\n", r"columns id, group, fold, found name, fold"),
+        ('id,fold\ncar00_0,0\n"car00_1,0\ncar01_0,1\n', r"expected a fold table, found something else after line"),
         ("", r"found none"),
     ],
 )

@@ -122,7 +122,7 @@ def test_what_looks_at_single_pixels_gives_the_same_by_blocks(policy: dict[str, 
     raster = Pixels(photo(130, 171))
     table = RNG.permutation(256).astype(np.uint8)
 
-    def predict(image: np.ndarray) -> Maps:
+    def predict(image: np.ndarray, **_: Any) -> Maps:
         return {RESULT: table[image[None, ..., 0]], "tap": table[image[None, ..., 1]]}
 
     grid = block_grid(raster.size, [(InputPolicy(**policy), None)], channels=3)
@@ -185,7 +185,7 @@ def test_what_holds_no_data_is_not_predicted() -> None:
     raster = Pixels(values, is_valid)
     seen: list[tuple[int, ...]] = []
 
-    def predict(image: np.ndarray) -> Maps:
+    def predict(image: np.ndarray, **_: Any) -> Maps:
         seen.append(image.shape)
         return {RESULT: np.full((1, *image.shape[:2]), 200, np.uint8)}
 
@@ -200,7 +200,7 @@ def test_invalid_pixels_are_shown_as_zeros() -> None:
     is_valid[5:9] = False
     shown: list[np.ndarray] = []
 
-    def predict(image: np.ndarray) -> Maps:
+    def predict(image: np.ndarray, **_: Any) -> Maps:
         shown.append(image)
         return {RESULT: image[None, ..., 0]}
 
@@ -222,7 +222,7 @@ def test_leaving_empty_strides_out_barely_changes_anything() -> None:
     assert grid.stride == (16, 16)
     sizes: list[int] = []
 
-    def predict(image: np.ndarray) -> Maps:
+    def predict(image: np.ndarray, **_: Any) -> Maps:
         sizes.append(image.shape[0] * image.shape[1])
         return ask(image)
 

@@ -196,7 +196,7 @@ def test_counts_that_make_no_sense_are_refused(count: float) -> None:
 
 
 def test_crops_have_no_overlap() -> None:
-    with pytest.raises(UserError, match=r"overlap: expected none with crop_offsets, .* found 0\.5; leave one"):
+    with pytest.raises(UserError, match=r"overlap: expected none with crop_offsets, .* found 0\.5; state null"):
         parse(InferenceSettings, {"crop_offsets": 5, "overlap": 0.5})
     with pytest.raises(ValueError, match="expected crops inside an array"):
         crop_cells((10, 40), (16, 16), num_offsets=5)

@@ -86,11 +86,27 @@ def test_trees_take_no_settings_of_trainings(changes: dict[str, Any], path: str)
 
 
 def test_overlap_and_offsets_are_for_windows() -> None:
-    for settings in ({"overlap": 0.5}, {"crop_offsets": 5}, {"whole_pixels": 1000}):
+    for settings in ({"overlap": 0.5}, {"crop_offsets": 5}):
         (name,) = settings
         with pytest.raises(UserError, match=rf"inference\.{name}: for members of windows"):
             refuse_idle(recipe(inference=settings), None)
         refuse_idle(recipe(UNET, UNET | {"name": "second", "input": WINDOWS}, inference=settings), None)
+
+
+@pytest.mark.parametrize(
+    "idle",
+    [
+        {"input": {"mode": "full"}},
+        {"input": WINDOWS | {"margin": 8}},
+        {"input": WINDOWS, "guidance": {"region": {"of": "unet"}}},
+    ],
+)
+def test_images_are_whole_for_networks_that_would_see_tiles(idle: dict[str, Any]) -> None:
+    second = UNET | {"name": "second"} | idle
+    with pytest.raises(UserError, match=r"inference\.whole_pixels: for members of windows without margin"):
+        refuse_idle(recipe(UNET, second, inference={"whole_pixels": 1000}), None)
+    third = UNET | {"name": "third", "input": WINDOWS}
+    refuse_idle(recipe(UNET, second, third, inference={"whole_pixels": 1000}), None)
 
 
 def test_what_was_there_before_passes() -> None:

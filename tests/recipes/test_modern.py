@@ -54,13 +54,14 @@ def on(monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
 def test_images_are_seen_in_windows_or_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = camvid(tmp_path)
     for device, precision, expected in (
-        ("cpu", "float32", ("resize", (360, 480))),
-        ("cpu", "bf16", ("window", (256, 256))),
-        ("cuda", "bf16", ("resize", (360, 480))),
+        ("cpu", "float32", ("resize", (360, 480), None)),
+        ("cpu", "bf16", ("window", (256, 256), 512 * 512)),
+        ("cuda", "bf16", ("resize", (360, 480), None)),
     ):
         on(monkeypatch, precision)
-        policy = modern(source, device=device).members[0].input
-        assert (policy.mode, policy.size) == expected, (device, precision)
+        recipe = modern(source, device=device)
+        policy, inference = recipe.members[0].input, recipe.inference
+        assert (policy.mode, policy.size, inference.whole_pixels) == expected, (device, precision)
     signate = [(1216, 1936)] * 3
     on_gpu, on_cpu = (street_policy(signate, BUDGETS[kind]) for kind in ("cuda", "cpu"))
     assert (on_gpu.mode, on_gpu.size, on_gpu.scale) == ("window", (768, 768), 1.0)

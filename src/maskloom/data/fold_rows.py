@@ -33,10 +33,16 @@ def read_rows(
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: expected a {kind} as UTF-8 text, found something else ({error})") from None
     rows = _reader(text)
-    found = rows.fieldnames or ()
+    try:
+        found = rows.fieldnames or ()
+        stated = [(rows.line_num, row) for row in rows]
+    except csv.Error as error:
+        raise UserError(
+            f"{path}: expected a {kind}, found something else after line {rows.line_num} ({error})"
+        ) from None
     if not set(columns) - set(optional) <= set(found):
         raise UserError(f"{path}: {expected}, found {', '.join(found) or 'none'}")
-    return [(rows.line_num, {name: row[name] or "" for name in found}) for row in rows]
+    return [(number, {name: row[name] or "" for name in found}) for number, row in stated]
 
 
 def columns_of(path: Path) -> tuple[str, ...]:
@@ -44,11 +50,11 @@ def columns_of(path: Path) -> tuple[str, ...]:
     try:
         with at_hand(path).open(encoding="utf-8-sig") as stream:
             return tuple(_reader(stream.readline()).fieldnames or ())
-    except (OSError, UnicodeDecodeError):
+    except (OSError, UnicodeDecodeError, csv.Error):
         return ()
 
 
 def _reader(text: str) -> csv.DictReader[str]:
     first_line = text.partition("\n")[0]
     delimiter = max(",;\t", key=first_line.count)  # spreadsheets of some languages write semicolons
-    return csv.DictReader(io.StringIO(text), delimiter=delimiter)
+    return csv.DictReader(io.StringIO(text), delimiter=delimiter, strict=True)

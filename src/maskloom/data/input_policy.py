@@ -70,8 +70,13 @@ class InputPolicy(Config):
     scale: float = Field(default=1.0, gt=0, le=16)
     """Factor by which images are resized first ("full", "window" and "parts")."""
 
-    def whole(self) -> InputPolicy:
-        """Returns the policy of windows as that of the whole image, which is padded to what the network takes."""
+    def whole(self) -> InputPolicy | None:
+        """Returns the policy of windows as that of the whole image, which is padded to what the network takes.
+
+        None where there is none: the mode is another one, or windows have a margin.
+        """
+        if self.mode != "window" or self.margin:
+            return None
         return self.model_copy(update={"mode": "full", "size": None, "prefer_class": 0.0, "prefer_mask_mean": None})
 
     @model_validator(mode="before")

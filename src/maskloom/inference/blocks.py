@@ -254,6 +254,8 @@ class BlockPixels:
     """What of the block is predicted."""
     seen: Window
     """What was read for it."""
+    raster: Size
+    """(height, width) of the raster."""
     pixels: np.ndarray | None
     """H×W×C of ``seen``, 0 where invalid; None where no pixel of the block is valid."""
     frame: Frame | None = None
@@ -266,7 +268,7 @@ def read_block(raster: Readable, grid: BlockGrid, block: Window) -> BlockPixels:
     pixels, known = raster.read(seen)
     is_valid = known[_within(block, seen)]
     if not is_valid.any():
-        return BlockPixels(block, is_valid, block, seen, None)
+        return BlockPixels(block, is_valid, block, seen, grid.size, None)
     if not known.all():
         pixels[~known] = 0
     part = grid.filled(block, is_valid)
@@ -274,21 +276,20 @@ def read_block(raster: Readable, grid: BlockGrid, block: Window) -> BlockPixels:
     if needed != seen:
         pixels = np.ascontiguousarray(pixels[_within(needed, seen)])
     frame = Frame(grid.size, needed, part) if grid.lines else None
-    return BlockPixels(block, is_valid, part, needed, pixels, frame)
+    return BlockPixels(block, is_valid, part, needed, grid.size, pixels, frame)
 
 
 def predict_block(predict: Callable[..., dict[str, np.ndarray]], found: BlockPixels) -> dict[str, np.ndarray] | None:
     """Returns a block's maps by name, uint8 C×h×w, 0 where it is invalid; None where it is invalid everywhere.
 
     ``predict`` gives the maps uint8 C×H×W of an image H×W×C, as a ``Predictor`` does; it is not asked in vain. It is
-    given the frame, too, where there is one.
+    told the raster's size as ``raster``, and the frame where there is one.
     """
     if found.pixels is None:
         return None
     shape = found.is_valid.shape
     maps: dict[str, np.ndarray] = {}
-    given = {} if found.frame is None else {"frame": found.frame}
-    for name, values in predict(found.pixels, **given).items():
+    for name, values in predict(found.pixels, raster=found.raster, frame=found.frame).items():
         placed = np.zeros((len(values), *shape), np.uint8)
         placed[(..., *_within(found.part, found.block))] = values[(..., *_within(found.part, found.seen))]
         placed *= found.is_valid

@@ -24,7 +24,7 @@ from maskloom.inference.needs import Ensemble, Kept, Leaf, MemberMap, Prepared
 from maskloom.inference.tiles import paste
 from maskloom.inference.view_merging import ViewMerger
 from maskloom.models.segmenter import Segmenter
-from maskloom.records import Task
+from maskloom.records import Size, Task
 from maskloom.windows import Window
 
 
@@ -48,8 +48,9 @@ class Asking:
 class OnePass:
     """What one image needs while the tree is evaluated: prepared inputs, members' maps, and checks.
 
-    Maps have a leading axis: the map, and where views are also left out, the map without views. With a ``frame`` the
-    image is a cut of a raster, and maps are those of the raster in the part that the frame names.
+    Maps have a leading axis: the map, and where views are also left out, the map without views. ``raster`` is the size
+    of the raster of which the image is a cut, None where it is one by itself. With a ``frame`` maps are those of the
+    raster in the part that the frame names.
     """
 
     def __init__(
@@ -59,10 +60,12 @@ class OnePass:
         asking: Asking,
         given: Mapping[str, np.ndarray],
         num_copies: int,
+        raster: Size | None = None,
         frame: Frame | None = None,
     ) -> None:
         self._image, self._ensemble, self._asking = image, ensemble, asking
         self._given, self._num_copies, self._frame = given, num_copies, frame
+        self._size = raster or (image.shape[0], image.shape[1])
         self._kept = Kept(ensemble.uses(given))
         self._sums: list[tuple[str, Tensor]] = []
 
@@ -134,11 +137,10 @@ class OnePass:
     def _policy(self, need: Prepared) -> InputPolicy:
         """Returns how the network of this need sees the image: what it learnt, or whole instead of in tiles."""
         policy, most = need.policy, self._asking.whole_pixels
-        height, width, _ = self._image.shape
-        is_tiled = policy.mode == "window" and policy.margin == 0 and need.region is None and self._frame is None
-        if is_tiled and most is not None and height * width * policy.scale**2 <= most:
-            return policy.whole()
-        return policy
+        whole = policy.whole()
+        if most is None or whole is None or need.region is not None or self._frame is not None:
+            return policy
+        return whole if self._size[0] * self._size[1] <= most else policy
 
     def _member(self, name: str) -> np.ndarray:
         """Returns a member's map as stored, uint8 K×C×H×W."""
@@ -162,7 +164,7 @@ class OnePass:
         if name not in self._ensemble.segmenters:
             return None
         need = self._ensemble.prepared(name)
-        placement = place((self._image.shape[0], self._image.shape[1]), self._policy(need))
+        placement = place((self._image.shape[0], self._image.shape[1]), need.policy)
         return placement.content if placement.resized and need.region is None else None
 
     def _restore(self, space: Hashable, values: Tensor) -> Tensor:

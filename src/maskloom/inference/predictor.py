@@ -26,7 +26,7 @@ from maskloom.inference.one_pass import Asking, OnePass
 from maskloom.inference.view_merging import ViewMerger
 from maskloom.inference.views import find_views
 from maskloom.models.segmenter import Segmenter
-from maskloom.records import Task, is_part
+from maskloom.records import Size, Task, is_part
 from maskloom.runtime import Precision, autocast, fast_precision, keep_freed_memory
 
 PLAIN = "plain"
@@ -56,8 +56,9 @@ class InferenceSettings(Config):
     published (Signate's 22nd place). None: overlapping tiles, blended. Other networks are asked as ever. Not with
     ``overlap``."""
     whole_pixels: int | None = Field(default=None, ge=1, le=10**11)
-    """Networks of windows without margin are asked about an image of at most so many pixels at once, instead of tiles;
-    None: always tiles. Not with ``crop_offsets``, and not where seams of rasters are blended."""
+    """Networks of windows are asked at once about an image or raster that has at most so many pixels, as stored; about
+    a larger one, and with None, in tiles. They always see tiles where windows have a margin, in regions, and where the
+    seams of a raster are blended. Not with ``crop_offsets``."""
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     """What networks compute in; "auto": the fastest that the device computes natively. Sums are always float32."""
     batch_pixels: int | None = Field(default=None, ge=1, le=10**11)
@@ -85,8 +86,8 @@ class InferenceSettings(Config):
         for name in ("overlap", "whole_pixels"):
             if getattr(self, name) is not None and self.crop_offsets is not None:
                 raise ValueError(
-                    f"{name}: expected none with crop_offsets, whose crops lie side by side, found "
-                    f"{getattr(self, name):g}; leave one of them out"
+                    f"{name}: expected none with crop_offsets, by which every image is cut into crops side by side, "
+                    f"found {getattr(self, name)}; state null here, or no crop_offsets"
                 )
         return self
 
@@ -186,24 +187,29 @@ class Predictor:
         return copy.to(self.device, channels_last=True).eval()
 
     def __call__(
-        self, image: np.ndarray, given: Mapping[str, np.ndarray] | None = None, *, frame: Frame | None = None
+        self,
+        image: np.ndarray,
+        given: Mapping[str, np.ndarray] | None = None,
+        *,
+        raster: Size | None = None,
+        frame: Frame | None = None,
     ) -> dict[str, np.ndarray]:
         """Returns uint8 maps C×H×W, round(255·p), of an image H×W×C (uint8, uint16, float32) as stored.
 
         Under "result" the tree's map, under its own name each tap's, and under "plain" the map without views where
         the predictor was made so. ``given`` holds maps of members, uint8 C×H×W at the image's size: they are taken as
         they are, other members' are made by their networks; what the tree does not need is not looked at. Guides and
-        regions are always of maps as stored, with views. ``frame`` says of which raster the image is a cut: maps in its
-        part are then those of the whole raster; networks must take tiles of images that are neither resized nor
-        equalised nor given maps. Raises ``UserError`` naming the network whose output is not a
-        number, or the member whose map is missing or of another size.
+        regions are always of maps as stored, with views. ``raster`` is the (height, width) of the raster of which the
+        image is a cut. ``frame`` says where it lies there: maps in its part are then those of the whole raster;
+        networks must take tiles of images that are neither resized nor equalised nor given maps. Raises ``UserError``
+        naming the network whose output is not a number, or the member whose map is missing or of another size.
         """
         if image.ndim != 3:
             raise ValueError(f"expected an image H×W×C, got shape {image.shape}")
         for name, segmenter in self._segmenters.items():
             self._check_image(image, name, segmenter)
         with torch.inference_mode(), autocast(self.device, self._precision):
-            one_pass = OnePass(image, self._ensemble, self._asking, given or {}, 2 if self.plain else 1, frame)
+            one_pass = OnePass(image, self._ensemble, self._asking, given or {}, 2 if self.plain else 1, raster, frame)
             result, taps = one_pass.evaluate(self.tree)
             stored = store({RESULT: result, **taps})
             one_pass.check()

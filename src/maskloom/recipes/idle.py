@@ -56,9 +56,15 @@ def idle_settings(recipe: Recipe) -> list[Idle]:
     found = [idle for number, member in enumerate(recipe.members) for idle in _of_member(member, f"members.{number}")]
     if not any(member.input.mode == "window" for member in recipe.members):
         why = "for members of windows (input.mode=window), of which there is none"
-        names = ("overlap", "crop_offsets", "whole_pixels")
-        found += [(f"inference.{name}", why) for name in names if getattr(recipe.inference, name)]
+        found += [(f"inference.{name}", why) for name in ("overlap", "crop_offsets") if getattr(recipe.inference, name)]
+    if recipe.inference.whole_pixels and not any(map(_could_be_asked_whole, recipe.members)):
+        found.append(("inference.whole_pixels", "for members of windows without margin (input.margin), not in regions"))
     return found
+
+
+def _could_be_asked_whole(member: MemberSettings) -> bool:
+    looks_at_regions = member.guidance is not None and member.guidance.region is not None
+    return member.input.whole() is not None and not looks_at_regions
 
 
 def _of_member(member: MemberSettings, at: str) -> Iterator[Idle]:

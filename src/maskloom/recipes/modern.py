@@ -25,6 +25,7 @@ from maskloom.recipes.planning import (
     LIGHT_DECODER,
     MIN_EPOCH,
     Budget,
+    Portions,
     Whole,
     Windows,
     affordable,
@@ -99,13 +100,14 @@ def modern(source: DataSource, *, device: str, scale: Scale = "full") -> Recipe:
     budget = affordable(source, BUDGETS[kind])
     sizes = [each.size for each in source.records]
     scenes = are_scenes(source)
-    policy = windows_of(budget) if scenes else street_policy(sizes, budget)
     num_folds, num_training = plan_folds(source, budget)
-    batch_size = whole_pixels = None
-    if policy.mode == "window" and not scenes and could_be_whole(sizes, budget):
-        num_training = round(max(num_training, MIN_EPOCH) * windows_each(sizes, policy))
-        batch_size, whole_pixels = WINDOWS_PER_STEP, budget.whole.most_pixels
-    learning = portions(policy, budget, num_folds=num_folds, num_training=num_training, batch_size=batch_size)
+    if scenes:
+        policy, is_cut = windows_of(budget), False
+        learning = portions(policy, budget, num_folds=num_folds, num_training=num_training)
+    else:
+        policy = street_policy(sizes, budget)
+        is_cut = policy.mode == "window" and could_be_whole(sizes, budget)
+        learning = street_portions(policy, sizes, budget, num_folds=num_folds, num_training=num_training)
     is_brief = learning.epochs <= FEW_EPOCHS
     member = MemberSettings(
         name="unet",
@@ -136,7 +138,7 @@ def modern(source: DataSource, *, device: str, scale: Scale = "full") -> Recipe:
         metric="iou" if multiclass else "dice",
         folds=fold_settings(source, budget, num_folds=num_folds, stratify="none" if multiclass else "area_dealt"),
         members=(member,),
-        inference=InferenceSettings(views="flip_scales", whole_pixels=whole_pixels),
+        inference=InferenceSettings(views="flip_scales", whole_pixels=budget.whole.most_pixels if is_cut else None),
     )
     if scale == "full":
         return recipe
@@ -182,6 +184,20 @@ def window_side(sizes: Sequence[Size]) -> int:
 def could_be_whole(sizes: Sequence[Size], budget: Budget) -> bool:
     """Returns whether all images have one shape and are so small that seeing them whole could be afforded."""
     return have_one_shape(sizes) and max(height * width for height, width in sizes) <= budget.whole.most_pixels
+
+
+def street_portions(
+    policy: InputPolicy, sizes: Sequence[Size], budget: Budget, *, num_folds: int, num_training: int
+) -> Portions:
+    """Returns ``planning.portions``; windows of images that could be seen whole have those of whole images.
+
+    A step has as many of them, and an epoch as many pixels.
+    """
+    batch_size = None
+    if policy.mode == "window" and could_be_whole(sizes, budget):
+        num_training = round(max(num_training, MIN_EPOCH) * windows_each(sizes, policy))
+        batch_size = WINDOWS_PER_STEP
+    return portions(policy, budget, num_folds=num_folds, num_training=num_training, batch_size=batch_size)
 
 
 def windows_each(sizes: Sequence[Size], policy: InputPolicy) -> float:

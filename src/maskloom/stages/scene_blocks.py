@@ -22,7 +22,7 @@ from maskloom.inference.blocks import BlockGrid, BlockPixels, predict_block, rea
 from maskloom.inference.frames import Frame
 from maskloom.inference.merging import RESULT
 from maskloom.inference.streaming import predict_records
-from maskloom.records import Record
+from maskloom.records import Record, Size
 from maskloom.run_directory import RunDirectory
 from maskloom.stages.by_workers import Counted, expect_seen
 from maskloom.stages.claims import Claims
@@ -63,9 +63,9 @@ def predict_blocks(
             number = int(piece.id)
             return read_block(raster, blocks.grid, blocks.windows[number]) if take(number) else None
 
-        def ask(image: np.ndarray, frame: Frame | None = None) -> dict[str, np.ndarray]:
+        def ask(image: np.ndarray, *, raster: Size, frame: Frame | None) -> dict[str, np.ndarray]:
             shown = with_channels(image, channels, record.image)
-            return {RESULT: opened.predictor(shown, frame=frame)[RESULT]}
+            return {RESULT: opened.predictor(shown, raster=raster, frame=frame)[RESULT]}
 
         def predict(found: BlockPixels | None) -> dict[str, np.ndarray]:
             return {} if found is None else {_MAPS: stored(predict_block(ask, found), found.is_valid)}

@@ -259,7 +259,7 @@ def test_times_of_parquet_need_no_pandas(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_rows_that_are_short_blank_or_long(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
-    path.write_text('\nimage,mask,note\n\na.png,"m\n1.png"\n  \n\t\nb.png,m,"x, ""y"""\n')
+    path.write_text(' \n\nimage,mask,note\n\na.png,"m\n1.png"\n  \n\t\nb.png,m,"x, ""y"""\n')
     assert table_source._read(path) == [
         {"image": "a.png", "mask": "m\n1.png", "note": ""},
         {"image": "b.png", "mask": "m", "note": 'x, "y"'},

@@ -121,7 +121,7 @@ def _columns(table: Path) -> list[str]:
 
             return list(parquet.read_schema(at_hand(table)).names)
         with open_rows(table) as rows:
-            return next(filter(None, rows), [])
+            return next(filter(_holds_something, rows), [])
     except Exception:  # any reader's way of saying that this is no table
         return []
 
@@ -175,7 +175,7 @@ def _csv(table: Path) -> Generator[_Part]:
     Blank lines are skipped, and cells that a row lacks at its end are empty.
     """
     with open_rows(table) as lines:
-        rows = ((number, row) for number, row in enumerate(lines, 1) if len(row) > 1 or "".join(row).strip())
+        rows = ((number, row) for number, row in enumerate(lines, 1) if _holds_something(row))
         _, names = next(rows, (0, []))
         if not names:
             return
@@ -193,6 +193,11 @@ def _csv(table: Path) -> Generator[_Part]:
                 yield names, part
                 part, texts = [], {}
         yield names, part
+
+
+def _holds_something(row: Sequence[str]) -> bool:
+    """Returns whether this is no blank line."""
+    return len(row) > 1 or bool("".join(row).strip())
 
 
 def _parquet(table: Path) -> Generator[_Part]:
