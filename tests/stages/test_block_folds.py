@@ -271,7 +271,7 @@ def test_scenes_without_room_are_left_out_aloud(tmp_path: Path, run: Context) ->
 def test_a_part_is_predicted_as_its_scene_is(run: Context) -> None:
     """A pointwise network gives what it gives of the whole; invalid pixels are 0."""
 
-    def red(image: np.ndarray) -> dict[str, np.ndarray]:
+    def red(image: np.ndarray, **_: Any) -> dict[str, np.ndarray]:
         assert min(image.shape[:2]) >= 32
         return {RESULT: np.ascontiguousarray(image[None, :, :, 0])}
 

@@ -63,7 +63,7 @@ class Known:
             tree=Merge(children=("net/fold0",)), guiding={}, thresholds=[128] * task.num_maps
         )
 
-    def predictor(self, image: np.ndarray, *, frame: Any = None) -> dict[str, np.ndarray]:
+    def predictor(self, image: np.ndarray, **_: Any) -> dict[str, np.ndarray]:
         self._on_block(self.num_asked)
         self.num_asked += 1
         return {RESULT: maps_of(image[..., self._first : self._first + self.task.num_maps])}
