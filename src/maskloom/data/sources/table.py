@@ -9,9 +9,9 @@ reading is valid.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Iterable, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,13 +21,10 @@ from maskloom.data.sources.base import DataSettings, DataSource, finish, measure
 from maskloom.data.sources.classes import PIECES, classes_of_masks, classes_of_pieces, notes_on_unused_yaml
 from maskloom.data.sources.folder import SPLITS
 from maskloom.data.sources.stacks import ImageFiles, checked_stacks
+from maskloom.data.sources.table_rows import Row, column_names, read_rows
 from maskloom.encodings import rle
-from maskloom.encodings.table_files import Growth
-from maskloom.encodings.table_files import open_table as open_rows
 from maskloom.errors import BadFile, UserError, closest
 from maskloom.records import BadSize, BandFile, MaskFile, Record, RunLengths, Shapes, Size, Truth, check_id
-from maskloom.runtime import free_memory
-from maskloom.storage.placeholders import at_hand
 
 TRUTH_COLUMNS = ("mask", "rle", "wkt")
 _ALIASES = {
@@ -40,12 +37,6 @@ _ALIASES = {
 }
 _SPECIAL = frozenset({*_ALIASES.values(), "group", "split", "rle_order", "rle_base"})
 
-_ROWS = 50_000  # of Parquet that are read at a time
-_CELLS = 5_000  # of CSV; more at a time are no faster, since the garbage collector goes through them
-_PARQUET_CELLS_PER_BYTE = 16  # since equal cells of a column take next to nothing
-_CELL_BYTES = 150  # that a cell takes while a table is read, measured on ids and paths
-
-Row = dict[str, str]
 Placed = tuple[Size, tuple[tuple[int, str], ...]]
 """An image's size and its (class index, text) pieces."""
 
@@ -74,7 +65,7 @@ def open_table(path: Path, settings: DataSettings) -> DataSource:
     valid reading, and (without ``skip_bad``) damaged or missing files.
     """
     table = _one_table(path)
-    rows = _read(table)
+    rows = read_rows(table, partial(_checked_names, table))
     kind = _truth_column(table, rows)
     entries = _entries(table, rows, kind, settings)
     notes: list[str] = []
@@ -91,7 +82,7 @@ def _tables(path: Path) -> list[Path]:
         return [path] if _is_table(path) else []
     if not path.is_dir():
         return []
-    return [file for file in sorted(path.iterdir()) if _is_table(file) and _fits(_columns(file))]
+    return [file for file in sorted(path.iterdir()) if _is_table(file) and _fits(column_names(file))]
 
 
 def _is_table(path: Path) -> bool:
@@ -113,48 +104,6 @@ def _fits(columns: Iterable[str]) -> bool:
     return "image" in known and bool(known & set(TRUTH_COLUMNS))
 
 
-def _columns(table: Path) -> list[str]:
-    """Returns the column names, [] when the file cannot be read as a table (opening it will say why)."""
-    try:
-        if table.suffix.lower() == ".parquet":
-            from pyarrow import parquet  # type: ignore[import-untyped]
-
-            return list(parquet.read_schema(at_hand(table)).names)
-        with open_rows(table) as rows:
-            return next(filter(_holds_something, rows), [])
-    except Exception:  # any reader's way of saying that this is no table
-        return []
-
-
-def _read(table: Path) -> list[Row]:
-    """Returns the rows as text by canonical column name.
-
-    Raises ``UserError`` for damaged files, double columns, compressed tables of which more comes than their length
-    allows (``encodings.table_files``), and tables for which there is no memory.
-    """
-    names: list[str] = []
-    rows: list[Row] = []
-    allowed = free_memory() // 2 // _CELL_BYTES
-    try:
-        with closing(_parquet(table) if table.suffix.lower() == ".parquet" else _csv(table)) as parts:
-            for found, part in parts:
-                names = names or _checked_names(table, found)
-                if (len(rows) + len(part)) * len(names) > allowed:
-                    raise UserError(
-                        f"{table}: expected at most {allowed:,} cells (rows × columns), for which half of the free "
-                        "memory is enough, found more; free some memory, or leave out rows or columns"
-                    )
-                rows += [dict(zip(names, row, strict=True)) for row in part]
-    except FileNotFoundError:
-        raise UserError(f"{table}: no such file") from None
-    except UserError:
-        raise
-    except Exception as error:  # parsers raise anything on a damaged table
-        reason = " ".join(str(error).split())
-        raise UserError(f"{table}: expected a table (CSV or Parquet), found something else ({reason})") from None
-    return rows
-
-
 def _checked_names(table: Path, found: Sequence[str]) -> list[str]:
     names = [_canonical(column) or f"column {place}" for place, column in enumerate(found, 1)]
     double = {name for name, count in Counter(names).items() if count > 1}
@@ -165,88 +114,6 @@ def _checked_names(table: Path, found: Sequence[str]) -> list[str]:
     return names
 
 
-_Part = tuple[Sequence[str], Sequence[Sequence[str]]]
-"""Names of columns, and some rows of as many texts."""
-
-
-def _csv(table: Path) -> Generator[_Part]:
-    """Yields a CSV table, plain or compressed, some rows at a time; a text that stands in many of them is held once.
-
-    Blank lines are skipped, and cells that a row lacks at its end are empty.
-    """
-    with open_rows(table) as lines:
-        rows = ((number, row) for number, row in enumerate(lines, 1) if _holds_something(row))
-        _, names = next(rows, (0, []))
-        if not names:
-            return
-        yield names, []
-        part: list[list[str]] = []
-        texts: dict[str, str] = {}
-        for number, row in rows:
-            if len(row) > len(names):
-                expected = f"expected {len(names)} cells as in the header"
-                raise BadFile(table, f"row {number}: {expected}, found {len(row)}")
-            row[:] = map(texts.setdefault, row, row)
-            row += [""] * (len(names) - len(row))
-            part.append(row)
-            if len(part) * len(names) >= _CELLS:
-                yield names, part
-                part, texts = [], {}
-        yield names, part
-
-
-def _holds_something(row: Sequence[str]) -> bool:
-    """Returns whether this is no blank line."""
-    return len(row) > 1 or bool("".join(row).strip())
-
-
-def _parquet(table: Path) -> Generator[_Part]:
-    """Yields a Parquet table some rows at a time; what it says of its lengths is asked before any of it is unpacked.
-
-    A text that stands in many rows is stored, and held, once.
-    """
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    growth = Growth(at_hand(table), cells_per_byte=_PARQUET_CELLS_PER_BYTE)
-    schema = parquet.read_schema(table)
-    index = (schema.pandas_metadata or {}).get("index_columns", ())  # names, and descriptions of indices not stored
-    names = [name for name in schema.names if name not in index]
-    texts = [
-        name for name in names if pa.types.is_string(kind := schema.field(name).type) or pa.types.is_large_string(kind)
-    ]
-    with parquet.ParquetFile(table, read_dictionary=texts) as stored:
-        facts = stored.metadata
-        growth.add(cells=facts.num_rows * len(names))
-        growth.add(num_bytes=sum(facts.row_group(number).total_byte_size for number in range(facts.num_row_groups)))
-        yield names, []
-        for batch in stored.iter_batches(batch_size=_ROWS, columns=names):
-            columns = [[_text(value) for value in _values(batch.column(name))] for name in names]
-            yield names, list(zip(*columns, strict=True))
-
-
-def _values(column: Any) -> list[Any]:
-    """Returns the values of a column of pyarrow's; equal texts of a dictionary are one object."""
-    if getattr(column.type, "unit", "") == "ns":
-        column = _in_microseconds(column)
-    if not hasattr(column, "dictionary"):
-        return list(column.to_pylist())
-    words = column.dictionary.to_pylist()
-    return [None if place is None else words[place] for place in column.indices.to_pylist()]
-
-
-def _in_microseconds(column: Any) -> Any:
-    """Returns times as Python's own types have them; what is finer is cut."""
-    import pyarrow as pa
-
-    kind = column.type
-    if pa.types.is_timestamp(kind):
-        coarser = pa.timestamp("us", kind.tz)
-    else:
-        coarser = pa.time64("us") if pa.types.is_time64(kind) else pa.duration("us")
-    return column.cast(coarser, safe=False)
-
-
 def _canonical(column: str) -> str:
     name = column.strip()
     return _ALIASES.get(name.lower(), name.lower() if name.lower() in _SPECIAL else name)
@@ -254,12 +121,6 @@ def _canonical(column: str) -> str:
 
 def _is_special(column: str) -> bool:
     return column in _SPECIAL or is_band_column(column)
-
-
-def _text(value: Any) -> str:
-    if value is None or (isinstance(value, float) and value != value):
-        return ""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _truth_column(table: Path, rows: Sequence[Row]) -> str:
