@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 import executor_tasks
@@ -178,6 +179,22 @@ def test_a_folder_that_nodes_do_not_see_is_told(tmp_path: Path) -> None:
     ):
         pass
     assert not list(tmp_path.iterdir())
+
+
+def test_workers_end_without_the_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray would end them through its head, and leaves them where they are as long as it waits for that to come back."""
+    from maskloom.executors import actors
+
+    work = Work(run=tmp_path, command="fit")
+    with open_site("ray", device="cpu", processes=2) as site, site.workers(work, Heard()) as executor:
+        begun = tmp_path / "begun"
+        executor.submit(call(executor, executor_tasks.hang, begun))
+        _, idle = executor.collect(executor.submit(call(executor, executor_tasks.add, 1, shared=1)))
+        assert eventually(begun.exists, 300)
+        busy = int(begun.read_text())
+        monkeypatch.setattr(actors.ray, "kill", lambda handle: None)
+        monkeypatch.setattr(site.head, "answers", lambda: False)
+    assert eventually(lambda: not any(map(psutil.pid_exists, (idle, busy))), 20)
 
 
 def test_a_lost_head_is_a_line(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ Knows nothing about clusters as a whole, or what tasks compute.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import deque
@@ -45,6 +46,8 @@ HEAR_SECONDS = 2.0
 """So long an actor that has nothing to say is waited for before it is asked anew."""
 ROOM_SECONDS = 30.0
 """A worker that is not there after so long is told of: something else has what it needs, mostly."""
+LEAVE_SECONDS = 5.0
+"""So long actors that are asked to leave are waited for."""
 _WAKE_SECONDS = 0.1  # Ray cannot be waited for together with anything else
 
 
@@ -87,6 +90,10 @@ class Post:
     def interrupt(self, number: int) -> None:
         """Interrupts a task when it next says how far it is."""
         self._bench.interrupt(number)
+
+    def leave(self) -> None:
+        """Ends this process at once."""
+        os._exit(0)
 
     def _say(self, message: Message) -> None:
         with self._changed:
@@ -236,12 +243,17 @@ class Actors:
                 ray.kill(self._workers[worker].handle)
 
     def close(self) -> None:
-        """Ends all actors."""
-        if not self._head.is_lost:
-            for known in self._workers.values():
-                with suppress(Exception):  # of a cluster that is gone
-                    ray.kill(known.handle)
+        """Ends all actors: where the head is gone, by asking each, since Ray ends them through the head."""
+        handles = [known.handle for known in self._workers.values()]
         self._workers.clear()
+        if not self._head.is_lost and self._head.answers():
+            for handle in handles:
+                with suppress(Exception):  # of a cluster that is gone
+                    ray.kill(handle)
+        elif handles and not self._head.is_between:
+            with suppress(Exception):
+                asked = [handle.leave.remote() for handle in handles]
+                ray.wait(asked, num_returns=len(asked), timeout=LEAVE_SECONDS)
 
     def _ask(self, node: Node) -> Any:
         self._look.place()

@@ -179,6 +179,11 @@ class Head:
         return False
 
     @property
+    def is_between(self) -> bool:
+        """Whether this process reaches the other nodes through it alone: by its client port."""
+        return self.address.startswith("ray://")
+
+    @property
     def is_lost(self) -> bool:
         """Whether it has not answered several times in a row."""
         return self._failed >= _HEAD_TRIES
