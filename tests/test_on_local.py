@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,8 @@ import psutil
 import pytest
 
 import maskloom
+from executor_tasks import eventually
 from maskloom.errors import UserError
-from maskloom.heartbeat import process_mark, read_beats
 from maskloom.progress import Silent
 from maskloom.rasters.writing import write_geotiff
 from maskloom.run_directory import RunDirectory
@@ -121,6 +120,11 @@ def test_damaged_images_are_told_as_in_one_process(finished_run: Path, photos: P
         assert done.num_written == 4 and [bad.path.name for bad in done.bad] == ["3.png"]
 
 
+def workers_of(driver: psutil.Process) -> list[psutil.Process]:
+    """Returns the processes to which a driver hands tasks."""
+    return [child for child in driver.children() if "maskloom.executors.worker" in child.cmdline()]
+
+
 class Killer(Silent):
     """Kills a worker as soon as one tells how far it is in a training."""
 
@@ -137,8 +141,7 @@ class Killer(Silent):
 
     def advance(self, done: int, total: int, detail: str = "", *, seconds_left: float | None = None) -> None:
         if self.killed is None and self._stage.startswith("train/"):
-            children = psutil.Process().children()
-            worker = next(child for child in children if "maskloom.executors.worker" in child.cmdline())
+            worker = workers_of(psutil.Process())[0]
             worker.kill()
             self.killed = worker.pid
 
@@ -169,18 +172,13 @@ def test_a_stopped_run_goes_on_in_one_process(
     driver = subprocess.Popen(
         [sys.executable, "-c", INTERRUPTIBLE, *map(str, command)], stderr=subprocess.PIPE, text=True
     )
-    ends = time.monotonic() + 300
-    workers: list[int] = []
-    while not workers and time.monotonic() < ends and driver.poll() is None:
-        time.sleep(0.05)
-        workers = [beat.pid for beat in read_beats(run)[0] if beat.stage.startswith("train/") and beat.shard]
+    assert eventually(lambda: list(run.glob("members/*/fold*/log.jsonl")) or driver.poll() is not None, 300)
+    workers = workers_of(psutil.Process(driver.pid))
     assert workers, "no worker was seen"
     driver.send_signal(number)
     _, errors = driver.communicate(timeout=120)
     assert driver.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[number], errors
     assert "Traceback" not in errors
-    while any(process_mark(pid) is not None for pid in workers) and time.monotonic() < ends:
-        time.sleep(0.05)
-    assert all(process_mark(pid) is None for pid in workers), "a worker outlived its driver"
+    assert eventually(lambda: not any(worker.is_running() for worker in workers)), "a worker outlived its driver"
     maskloom.fit("default", studio, run=run, settings=SMALL, device="cpu", workers=0)
     assert computed(run) == computed(finished_run)
