@@ -34,6 +34,7 @@ import argparse
 import json
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -62,7 +63,6 @@ from maskloom.progress import Progress
 from maskloom.recipe import Recipe
 from maskloom.recipes.modern import BUDGETS, modern, street_loss, street_portions, window_side
 from maskloom.recipes.planning import EARLY_STAGES, Budget, kind_of, released, training_settings
-from maskloom.recipes.smoke import usual_size
 from maskloom.records import IGNORE, Record, Size
 from maskloom.registry import open_source
 from maskloom.runtime import choose_device, hardware
@@ -88,11 +88,16 @@ class Trial:
     minutes: float
     pixels_per_second: float
     num_training: int
-    size: Size
-    """Of most images."""
+    sizes: tuple[Size, ...]
+    """(height, width) of all images."""
     budget: Budget
     """Of the recipe; how much is seen is replaced."""
     is_smoke: bool
+
+    @property
+    def size(self) -> Size:
+        """(height, width) of most images."""
+        return Counter(self.sizes).most_common(1)[0][0]
 
     def training(self, member: MemberSettings, *, progressive: float = 0.0, cost: float = 1.0) -> MemberSettings:
         """Returns the member trained about so many minutes; in a smoke it stays as it is.
@@ -107,7 +112,7 @@ class Trial:
         whole = replace(self.budget.whole, total_pixels=pixels, progressive=progressive)
         windows = replace(self.budget.windows, total_pixels=pixels)
         budget = replace(self.budget, whole=whole, windows=windows, max_epochs=1000)
-        learning = street_portions(member.input, [self.size], budget, num_folds=1, num_training=self.num_training)
+        learning = street_portions(member.input, self.sizes, budget, num_folds=1, num_training=self.num_training)
         return member.model_copy(update={"training": training_settings(learning)})
 
 
@@ -403,7 +408,7 @@ def recipe_of(name: str, judge: Judge, seed: int, arguments: argparse.Namespace)
         minutes=arguments.minutes_per_run,
         pixels_per_second=arguments.pixels_per_second,
         num_training=num_training,
-        size=usual_size(judge.source.records),
+        sizes=tuple(record.size for record in judge.source.records),
         budget=BUDGETS[kind_of(device)],
         is_smoke=arguments.smoke,
     )
@@ -416,13 +421,14 @@ def recipe_of(name: str, judge: Judge, seed: int, arguments: argparse.Namespace)
     member = trial.training(base.members[0])
     if name != BASE:
         member = CHANGES[name][1](member, trial)
+    asked = {"views": "none"} | ({"whole_pixels": None} if member.input.whole() is None else {})
     folds = base.folds if judge.tables is None else FoldSettings(kind="table", table=judge.table(seed))
     return base.model_copy(
         update={
             "seed": seed,
             "members": (member,),
             "folds": folds,
-            "inference": base.inference.model_copy(update={"views": "none"}),
+            "inference": base.inference.model_copy(update=asked),
         }
     )
 

@@ -20,6 +20,7 @@ from maskloom.losses.terms import balanced, build_loss
 from maskloom.members import MemberSettings
 from maskloom.metrics import Counts
 from maskloom.models.encoders import NetworkSettings
+from maskloom.recipes.idle import refuse_idle
 from maskloom.recipes.modern import BUDGETS, street_loss
 from maskloom.recipes.planning import EARLY_STAGES
 from maskloom.records import Record, Task
@@ -96,7 +97,7 @@ def test_every_row_is_a_valid_change_and_takes_about_as_long(benchmark: ModuleTy
         minutes=15,
         pixels_per_second=330_000,
         num_training=367,
-        size=(360, 480),
+        sizes=((360, 480),),
         budget=BUDGETS["cpu"],
         is_smoke=False,
     )
@@ -173,6 +174,28 @@ def test_another_encoder_goes_into_every_row(benchmark: ModuleType, monkeypatch:
         assert usual.optimiser.frozen or row == "all learns"
     with pytest.raises(UserError, match="--encoder, --weights: encoder"):
         benchmark.recipe_of("modern", judge, 0, benchmark.parsed(["--device", "cpu", "--encoder", ""]))
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cpu with bf16"])
+def test_every_row_is_a_recipe_without_idle_settings(
+    benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    for room in ("maskloom.recipes.modern", "street_ablation"):
+        monkeypatch.setattr(f"{room}.kind_of", lambda device: kind)
+    source = described(8, kind="multiclass")
+    records = [
+        replace(each, size=(360, 480), split="val" if number > 5 else "train")
+        for number, each in enumerate(source.records)
+    ]
+    source = replace(source, records=tuple(records))
+    judge = benchmark.Judge(name="val", source=source, data=source.root, segments={}, tables=None)
+    modes = set()
+    for row in (benchmark.BASE, *benchmark.CHANGES):
+        recipe = benchmark.recipe_of(row, judge, 0, benchmark.parsed(["--device", "cpu"]))
+        refuse_idle(recipe, None)
+        modes.add((recipe.members[0].input.mode, recipe.inference.whole_pixels is None))
+    own, other = ("window", "resize") if kind == "cpu with bf16" else ("resize", "window")
+    assert modes == {(own, own == "resize"), (other, True)}
 
 
 def test_drawn_streets_from_end_to_end(

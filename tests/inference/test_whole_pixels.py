@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from maskloom.config import parse
 from maskloom.data.input_policy import InputPolicy
 from maskloom.errors import UserError
-from maskloom.inference.blocks import BlockGrid, predict_block, read_block
-from maskloom.inference.frames import Frame
+from maskloom.inference.blocks import CONTEXT, BlockGrid, block_grid, predict_block, read_block
 from maskloom.inference.guidance import GuidanceSettings, RegionSettings
 from maskloom.inference.merging import RESULT, Merge
 from maskloom.inference.predictor import InferenceSettings, Predictor
@@ -64,10 +63,10 @@ def shown(
     return network.sizes
 
 
-def sizes(policy: dict[str, object], settings: dict[str, object], frame: Frame | None = None) -> set[tuple[int, int]]:
+def sizes(policy: dict[str, object], settings: dict[str, object]) -> set[tuple[int, int]]:
     """Returns what the network is shown of the image, whose map must have the image's size."""
     maps: list[np.ndarray] = []
-    found = shown(policy, settings, lambda ask: maps.append(ask(IMAGE, frame=frame)[RESULT]))
+    found = shown(policy, settings, lambda ask: maps.append(ask(IMAGE)[RESULT]))
     assert [each.shape for each in maps] == [(1, *SIZE)]
     return found
 
@@ -90,13 +89,6 @@ WINDOWS: dict[str, object] = {"mode": "window", "size": (16, 16)}
 )
 def test_what_a_network_is_shown(policy: dict[str, object], most: int | None, expected: set[tuple[int, int]]) -> None:
     assert sizes(policy, {"whole_pixels": most}) == expected
-
-
-def test_a_cut_of_a_raster_with_blended_seams_stays_in_tiles() -> None:
-    everything = Window(0, 0, *SIZE)
-    assert sizes(WINDOWS, {"whole_pixels": 10**6}, frame=Frame(size=SIZE, window=everything, part=everything)) == {
-        (16, 16)
-    }
 
 
 def test_a_region_stays_in_tiles() -> None:
@@ -135,6 +127,22 @@ def test_whole_is_the_policy_of_whole_images() -> None:
     assert whole is not None and parse(InputPolicy, whole.model_dump()) == whole
     assert windows.model_copy(update={"margin": 4}).whole() is None
     assert InputPolicy(mode="resize", size=(32, 32)).whole() is None
+
+
+def test_more_is_read_around_blocks_that_are_asked_whole() -> None:
+    """Tiles of 32 that do not overlap need nothing around a block of them."""
+    windows, size = InputPolicy(mode="window", size=(32, 32), overlap=0), (4000, 4000)
+    halos = [
+        block_grid(size, [(windows.asked_about(size, most), None)], channels=3).halo
+        for most in (4000 * 4000 - 1, 4000 * 4000)
+    ]
+    assert halos == [(0, 0), (CONTEXT, CONTEXT)]
+
+
+@pytest.mark.parametrize("name", ["crop_offsets", "whole_pixels"])
+def test_only_tiles_are_blended_at_seams(name: str) -> None:
+    with pytest.raises(UserError, match=rf"seams: blended is for tiles, {name} asks for .*; state cut, or {name}=null"):
+        parse(InferenceSettings, {"seams": "blended", name: 9})
 
 
 def test_crops_are_never_whole_images() -> None:

@@ -22,13 +22,14 @@ from maskloom.encodings.probability_maps import read_map
 from maskloom.errors import UserError
 from maskloom.executors.tasks import Here
 from maskloom.files import read_json
+from maskloom.inference.blocks import BlockPixels
 from maskloom.inference.merging import RESULT
 from maskloom.progress import Silent
 from maskloom.rasters.georeference import Georeference
 from maskloom.rasters.reading import open_raster
 from maskloom.rasters.writing import write_geotiff
 from maskloom.recipe import Recipe
-from maskloom.records import IGNORE, MaskFile, Record, Shapes, Task
+from maskloom.records import IGNORE, MaskFile, Record, Shapes, Size, Task
 from maskloom.run_directory import RunDirectory
 from maskloom.stages import oof
 from maskloom.stages.block_folds import training_ground, with_parts
@@ -271,12 +272,12 @@ def test_scenes_without_room_are_left_out_aloud(tmp_path: Path, run: Context) ->
 def test_a_part_is_predicted_as_its_scene_is(run: Context) -> None:
     """A pointwise network gives what it gives of the whole; invalid pixels are 0."""
 
-    def red(image: np.ndarray, **_: Any) -> dict[str, np.ndarray]:
-        assert min(image.shape[:2]) >= 32
+    def red(image: np.ndarray, *, raster: Size, **_: Any) -> dict[str, np.ndarray]:
+        assert min(image.shape[:2]) >= 32 and raster == SIZE
         return {RESULT: np.ascontiguousarray(image[None, :, :, 0])}
 
     (member,) = run.recipe.members
-    read = reader_of_parts(3, member.input, None, lambda record: {})
+    read = reader_of_parts(3, member.input, lambda record: {})
     predict = answer(red, BINARY, (RESULT,))
     part = run.source.records[0]
     assert isinstance(part, ScenePart)
@@ -286,6 +287,15 @@ def test_a_part_is_predicted_as_its_scene_is(run: Context) -> None:
         assert np.array_equal(predict(read(record))[RESULT][0], whole[..., 0][record.window.slices])
     dark = replace(part, window=Window(0, 0, 5, 5), size=(5, 5))
     assert not predict(read(dark))[RESULT].any() and predict(read(dark))[RESULT].shape == (1, 5, 5)
+
+
+def test_parts_of_a_scene_that_is_asked_whole_are_read_so(run: Context) -> None:
+    """Networks that see no tiles are given what is around a part; here that is all of the scene."""
+    (member,) = run.recipe.members
+    num_pixels = SIZE[0] * SIZE[1]
+    for most, is_all in ((num_pixels - 1, False), (num_pixels, True)):
+        found = reader_of_parts(3, member.input, lambda record: {}, whole_pixels=most)(run.source.records[0])
+        assert isinstance(found, BlockPixels) and (found.seen == Window(0, 0, *SIZE)) == is_all
 
 
 def test_out_of_fold_maps_scores_and_thresholds_of_blocks(run: Context, monkeypatch: pytest.MonkeyPatch) -> None:

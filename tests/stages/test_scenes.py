@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import rasterio
 import shapely
-from tiny_scenes import BINARY, LAYERS, PLACE, SIDE, THREE, Known, blobs, write_run, write_scene
+from tiny_scenes import BINARY, LAYERS, PLACE, POLICY, SIDE, THREE, Known, blobs, write_run, write_scene
 
 from maskloom.encodings.outlines import outlines
 from maskloom.encodings.polygons import rasterize_wkt
@@ -21,6 +21,7 @@ from maskloom.encodings.vector_files import read_features
 from maskloom.errors import BadFile, UserError
 from maskloom.files import read_json, write_json
 from maskloom.inference import blocks as blocks_room
+from maskloom.inference.predictor import InferenceSettings
 from maskloom.progress import Silent
 from maskloom.rasters.georeference import Georeference, to_pixels
 from maskloom.rasters.writing import write_geotiff
@@ -82,14 +83,23 @@ def leftovers(folder: Path) -> list[str]:
     return [path.name for path in folder.rglob("*") if ".partial" in path.name or path.suffix == ".map"]
 
 
+def test_scenes_are_cut_as_networks_are_asked_about_them() -> None:
+    known: Any = Known()
+    known.recipe.inference = InferenceSettings(whole_pixels=100)
+    assert stage.asked_networks(known, (10, 10)) == [(POLICY.whole(), None)]
+    assert stage.asked_networks(known, (10, 11)) == [(POLICY, None)]
+
+
 # What is written -----------------------------------------------------------------------------------------------------
 
 
 def test_labels_probabilities_and_uncertainty(tmp_path: Path) -> None:
     pixels = write_scene(tmp_path / "scenes/a.tif")
     heard = Heard()
-    done = predicted(tmp_path, Known(), probabilities=True, uncertainty=True, progress=heard)
+    known = Known()
+    done = predicted(tmp_path, known, probabilities=True, uncertainty=True, progress=heard)
     assert done == Prediction(out=tmp_path / "out", num_written=1)
+    assert known.rasters == {pixels.shape[1:]}
     is_valid = (pixels != 0).any(axis=0)
     expected = np.where(is_valid, pixels[0] >= 128, 255)
     assert np.array_equal(read(tmp_path / "out/a.tif")[0], expected)

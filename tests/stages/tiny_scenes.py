@@ -22,11 +22,12 @@ from maskloom.data.input_policy import InputPolicy
 from maskloom.ensembling.thresholds import decide
 from maskloom.inference import blocks as blocks_room
 from maskloom.inference.merging import RESULT, Merge
+from maskloom.inference.predictor import InferenceSettings
 from maskloom.progress import Silent
 from maskloom.rasters.georeference import Georeference
 from maskloom.rasters.writing import write_geotiff
 from maskloom.recipe import Recipe
-from maskloom.records import Task
+from maskloom.records import Size, Task
 from maskloom.run_directory import RunDirectory
 from maskloom.stages import scenes as stage
 from maskloom.stages.scene_sources import find_scenes
@@ -52,18 +53,21 @@ class Known:
     ) -> None:
         self.task, self.channels = task, channels
         self.num_asked = 0
+        self.rasters: set[Size] = set()
+        """(height, width) of the scenes whose blocks it was asked about."""
         self._first, self._on_block = first, on_block
         member = SimpleNamespace(name="net", input=POLICY, guidance=None)
         self.recipe = SimpleNamespace(
             member=lambda name: member,
-            inference=SimpleNamespace(overlap=None, seams="cut"),
+            inference=InferenceSettings(),
             postprocess=SimpleNamespace(steps=()),
         )
         self.ensemble = SimpleNamespace(
             tree=Merge(children=("net/fold0",)), guiding={}, thresholds=[128] * task.num_maps
         )
 
-    def predictor(self, image: np.ndarray, **_: Any) -> dict[str, np.ndarray]:
+    def predictor(self, image: np.ndarray, *, raster: Size, **_: Any) -> dict[str, np.ndarray]:
+        self.rasters.add(raster)
         self._on_block(self.num_asked)
         self.num_asked += 1
         return {RESULT: maps_of(image[..., self._first : self._first + self.task.num_maps])}

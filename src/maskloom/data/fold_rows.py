@@ -23,7 +23,8 @@ def read_rows(
     """Returns the line and the values by column of each row of a CSV file; a value that is missing is "".
 
     ``kind`` says in messages what the file should be. Commas, semicolons and tabs separate values. Raises ``UserError``
-    for a file that is missing or no text, or that lacks one of the ``columns`` which are not ``optional``.
+    for a file that is missing, no text or no valid CSV (a quote that stays open, text behind one, a value too long), or
+    that lacks one of the ``columns`` which are not ``optional``.
     """
     expected = f"expected a CSV file with columns {', '.join(columns)}"
     try:
@@ -46,7 +47,7 @@ def read_rows(
 
 
 def columns_of(path: Path) -> tuple[str, ...]:
-    """Returns the names of a table's columns; none where there is no such file, or one that is no text."""
+    """Returns the names of a table's columns; none where there is no such file, or one that is no text or CSV."""
     try:
         with at_hand(path).open(encoding="utf-8-sig") as stream:
             return tuple(_reader(stream.readline()).fieldnames or ())

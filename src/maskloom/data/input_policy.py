@@ -79,6 +79,16 @@ class InputPolicy(Config):
             return None
         return self.model_copy(update={"mode": "full", "size": None, "prefer_class": 0.0, "prefer_mask_mean": None})
 
+    def asked_about(self, size: Size, whole_pixels: int | None) -> InputPolicy:
+        """Returns the policy by which networks are asked about an image or raster of ``size`` (height, width).
+
+        It is that of the whole image where it has at most ``whole_pixels`` pixels (None: never) and there is one.
+        """
+        whole = self.whole()
+        if whole is None or whole_pixels is None or size[0] * size[1] > whole_pixels:
+            return self
+        return whole
+
     @model_validator(mode="before")
     @classmethod
     def _parts_stand_apart(cls, values: Any) -> Any:

@@ -136,11 +136,9 @@ class OnePass:
 
     def _policy(self, need: Prepared) -> InputPolicy:
         """Returns how the network of this need sees the image: what it learnt, or whole instead of in tiles."""
-        policy, most = need.policy, self._asking.whole_pixels
-        whole = policy.whole()
-        if most is None or whole is None or need.region is not None or self._frame is not None:
-            return policy
-        return whole if self._size[0] * self._size[1] <= most else policy
+        if need.region is not None:
+            return need.policy
+        return need.policy.asked_about(self._size, self._asking.whole_pixels)
 
     def _member(self, name: str) -> np.ndarray:
         """Returns a member's map as stored, uint8 K×C×H×W."""

@@ -56,9 +56,9 @@ class InferenceSettings(Config):
     published (Signate's 22nd place). None: overlapping tiles, blended. Other networks are asked as ever. Not with
     ``overlap``."""
     whole_pixels: int | None = Field(default=None, ge=1, le=10**11)
-    """Networks of windows are asked at once about an image or raster that has at most so many pixels, as stored; about
-    a larger one, and with None, in tiles. They always see tiles where windows have a margin, in regions, and where the
-    seams of a raster are blended. Not with ``crop_offsets``."""
+    """Networks of windows are asked at once about an image of at most so many pixels, as stored, and about each block
+    of a raster of at most so many; about larger ones, and with None, in tiles. They always see tiles where windows have
+    a margin, and in regions. Not with ``crop_offsets``, nor with ``seams=blended``."""
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     """What networks compute in; "auto": the fastest that the device computes natively. Sums are always float32."""
     batch_pixels: int | None = Field(default=None, ge=1, le=10**11)
@@ -76,9 +76,10 @@ class InferenceSettings(Config):
         return value
 
     @model_validator(mode="after")
-    def _crops_are_not_blended(self) -> InferenceSettings:
-        if self.seams == "blended" and self.crop_offsets is not None:
-            raise ValueError("seams: blended is for tiles that are blended, crop_offsets asks for crops; state cut")
+    def _tiles_alone_are_blended(self) -> InferenceSettings:
+        for name, otherwise in (("crop_offsets", "crops"), ("whole_pixels", "whole images")):
+            if self.seams == "blended" and getattr(self, name) is not None:
+                raise ValueError(f"seams: blended is for tiles, {name} asks for {otherwise}; state cut, or {name}=null")
         return self
 
     @model_validator(mode="after")

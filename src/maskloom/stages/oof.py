@@ -149,8 +149,9 @@ def _predict_shard(here: Here, shared: Context, name: str, fold: int, places: Se
         read=reader_of_parts(
             member.image_channels,
             member.input,
-            asked.overlap,
             given_out_of_fold(context.run, member),
+            overlap=asked.overlap,
+            whole_pixels=asked.whole_pixels,
         ),
         on_progress=here.progress.advance,
     )

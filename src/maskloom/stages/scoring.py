@@ -41,18 +41,25 @@ def reader_with_maps(
 
 
 def reader_of_parts(
-    channels: int, policy: InputPolicy, overlap: float | None, maps: Callable[[Record], dict[str, np.ndarray]]
+    channels: int,
+    policy: InputPolicy,
+    maps: Callable[[Record], dict[str, np.ndarray]],
+    *,
+    overlap: float | None = None,
+    whole_pixels: int | None = None,
 ) -> Callable[[Record], Seen]:
     """Returns a function from record to what is predicted from, by networks of that policy.
 
-    ``overlap`` of tiles is a fraction of their side; None: as the policy says.
+    ``overlap`` of tiles is a fraction of their side; None: as the policy says. They are asked at once about scenes of
+    at most ``whole_pixels`` pixels.
     """
     whole = reader_with_maps(channels, maps)
 
     def read(record: Record) -> Seen:
         if not isinstance(record, ScenePart):
             return whole(record)
-        grid = block_grid(record.scene.size, [(policy, None)], channels=channels, overlap=overlap)
+        asked = policy.asked_about(record.scene.size, whole_pixels)
+        grid = block_grid(record.scene.size, [(asked, None)], channels=channels, overlap=overlap)
         # Parts lie on no grid of tiles: all that is read around one is predicted.
         found = read_block(_SceneFiles(record.scene), replace(grid, stride=None), record.window)
         if found.pixels is None:

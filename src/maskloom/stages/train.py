@@ -378,7 +378,7 @@ def validation_score(
         prediction = decided(maps[RESULT], task)
         counts[record.id] = from_labels(of_classes(prediction, part, task), of_classes(truth, part, task), part)
 
-    read = reader_of_parts(member.image_channels, member.input, None, given_out_of_fold(context.run, member))
+    read = reader_of_parts(member.image_channels, member.input, given_out_of_fold(context.run, member))
     own = records if team is None else records[team.part.number :: team.part.of]
     predict_records(answer(predictor, task, (RESULT,)), own, consume, read=read, on_progress=lambda *_: context.go_on())
     if team is not None:
