@@ -250,7 +250,7 @@ class Actors:
             for handle in handles:
                 with suppress(Exception):  # of a cluster that is gone
                     ray.kill(handle)
-        elif handles and not self._head.is_between:
+        elif handles and not self._head.is_client_port:
             with suppress(Exception):
                 asked = [handle.leave.remote() for handle in handles]
                 ray.wait(asked, num_returns=len(asked), timeout=LEAVE_SECONDS)

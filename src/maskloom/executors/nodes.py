@@ -179,8 +179,8 @@ class Head:
         return False
 
     @property
-    def is_between(self) -> bool:
-        """Whether this process reaches the other nodes through it alone: by its client port."""
+    def is_client_port(self) -> bool:
+        """Whether its address is that of its client port: then the other nodes are reached through it alone."""
         return self.address.startswith("ray://")
 
     @property
