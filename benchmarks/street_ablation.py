@@ -34,7 +34,6 @@ import argparse
 import json
 import re
 import shutil
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -63,7 +62,7 @@ from maskloom.progress import Progress
 from maskloom.recipe import Recipe
 from maskloom.recipes.modern import BUDGETS, modern, street_loss, street_portions, window_side
 from maskloom.recipes.planning import EARLY_STAGES, Budget, kind_of, released, training_settings
-from maskloom.records import IGNORE, Record, Size
+from maskloom.records import IGNORE, Record, Size, usual_size
 from maskloom.registry import open_source
 from maskloom.runtime import choose_device, hardware
 from maskloom.training.phases import PIXEL_POWER
@@ -97,7 +96,7 @@ class Trial:
     @property
     def size(self) -> Size:
         """(height, width) of most images."""
-        return Counter(self.sizes).most_common(1)[0][0]
+        return usual_size(self.sizes)
 
     def training(self, member: MemberSettings, *, progressive: float = 0.0, cost: float = 1.0) -> MemberSettings:
         """Returns the member trained about so many minutes; in a smoke it stays as it is.

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maskloom.errors import BadFile, UserError, closest
-from maskloom.records import BadSize, ClassMap, ProbabilityMap, Record, Sample, Task, check_id
+from maskloom.records import BadSize, ClassMap, ProbabilityMap, Record, Sample, Task, check_id, usual_size
 
 
 @pytest.mark.parametrize(
@@ -75,3 +75,8 @@ def test_errors_travel_between_processes(error: UserError) -> None:
 def test_the_closest_name_is_offered() -> None:
     assert closest("epoch", ["epochs", "seed"]) == "did you mean 'epochs'?"
     assert closest("zzz", ["b", "a"]) == "known: a, b"
+
+
+def test_the_usual_size_is_the_most_frequent_one_and_of_these_the_first() -> None:
+    assert usual_size([(9, 9), (4, 6), (4, 6)]) == (4, 6)
+    assert usual_size(iter([(9, 9), (4, 6)])) == (9, 9)

@@ -6,7 +6,8 @@ for pixels that count in no loss and no metric. Knows nothing about files' conte
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -50,6 +51,12 @@ class Task:
     def num_maps(self) -> int:
         """The number of probability maps, which is the number of the network's output channels."""
         return len(self.classes)
+
+
+def usual_size(sizes: Iterable[Size]) -> Size:
+    """Returns the size (height, width) that is the most frequent one; of equally frequent ones the first."""
+    ((size, _),) = Counter(sizes).most_common(1)
+    return size
 
 
 def is_part(part: Task, whole: Task) -> bool:

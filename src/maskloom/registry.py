@@ -164,7 +164,8 @@ def plan(
     from maskloom.recipe import Recipe, merged, read_recipe_file
     from maskloom.recipes.idle import refuse_idle
     from maskloom.recipes.planning import released
-    from maskloom.recipes.smoke import smoked_parts, usual_size
+    from maskloom.recipes.smoke import smoked_parts
+    from maskloom.records import usual_size
 
     changes: dict[str, Any] = {}
     base: str | Recipe = recipe if isinstance(recipe, Recipe) else str(recipe)
@@ -193,7 +194,7 @@ def plan(
     complete = merged(base, changes | {"data": stated.model_dump(mode="json")}, origin=str(recipe))
     refuse_idle(complete if is_named else base, base if is_named else None)
     if is_named and scale == "smoke":  # what the file lays over the shrunk recipe is shrunk with it
-        complete = smoked_parts(complete, changes, usual_size(source.records))
+        complete = smoked_parts(complete, changes, usual_size(record.size for record in source.records))
     asked = override(complete, [text for text in settings if not text.startswith("data.")])
     refuse_idle(asked, complete, settings)
     return released(base, asked) if is_named else asked, source

@@ -17,8 +17,8 @@ from maskloom.losses.terms import LossSettings
 from maskloom.members import MemberSettings
 from maskloom.models.encoders import NetworkSettings
 from maskloom.recipe import Recipe, Scale, merged
-from maskloom.recipes.smoke import PIXELS, smoked, smoked_parts, usual_size
-from maskloom.records import Size
+from maskloom.recipes.smoke import PIXELS, smoked, smoked_parts
+from maskloom.records import Size, usual_size
 from maskloom.training.engine import TrainingSettings
 from maskloom.training.phases import plan_epochs
 from scenes import described_scenes
@@ -158,7 +158,8 @@ def test_a_round_takes_few_labels_however_unsure() -> None:
 @pytest.mark.parametrize("name", ["carvana_4th", "dstl_3rd"])
 def test_what_a_file_lays_over_a_smoke_recipe_is_shrunk_with_it(name: str) -> None:
     full, smoke = built(name, "full"), built(name, "smoke")
-    size = usual_size((described_scenes(8) if name == "dstl_3rd" else described(8)).records)
+    records = (described_scenes(8) if name == "dstl_3rd" else described(8)).records
+    size = usual_size(record.size for record in records)
     stated = full.model_dump(mode="json", include={"members", "pseudo", "postprocess"})
     over = merged(smoke, stated, origin="file")
     assert over.members == full.members and over.pseudo == full.pseudo
@@ -173,12 +174,6 @@ def test_what_a_file_does_not_state_stays_as_its_base_shrank_it() -> None:
     base = smoke.model_copy(update={"members": (member, *smoke.members[1:])})
     over = merged(base, {"seed": 3, "folds": {"count": 4}, "inference": {"views": "flips"}}, origin="file")
     assert smoked_parts(over, {"seed", "folds", "inference"}, (1280, 1918)) == over
-
-
-def test_the_usual_size_is_that_of_most_records() -> None:
-    records = described(8).records
-    assert usual_size(records) == records[0].size
-    assert usual_size([replace(records[0], size=(9, 9)), *records]) == records[0].size
 
 
 def test_the_members_of_a_file_are_shrunk_with_its_base(studio: Path, tmp_path: Path) -> None:

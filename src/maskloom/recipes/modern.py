@@ -8,7 +8,6 @@ Which parts are worth their time is what ``benchmarks/street_ablation.py`` measu
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
@@ -40,8 +39,8 @@ from maskloom.recipes.planning import (
     training_settings,
     windows_of,
 )
-from maskloom.recipes.smoke import smoked, usual_size
-from maskloom.records import Size, TaskKind
+from maskloom.recipes.smoke import smoked
+from maskloom.records import Size, TaskKind, usual_size
 from maskloom.training.optimisers import OptimiserSettings
 from maskloom.training.schedules import ScheduleSettings
 
@@ -143,7 +142,7 @@ def modern(source: DataSource, *, device: str, scale: Scale = "full") -> Recipe:
     if scale == "full":
         return recipe
     # Scenes are read by window, which no scale goes with: of these the windows alone become smaller.
-    return smoked(recipe, (1, 1) if scenes else usual_size(source.records))
+    return smoked(recipe, (1, 1) if scenes else usual_size(record.size for record in source.records))
 
 
 def street_loss(kind: TaskKind) -> LossSettings:
@@ -165,7 +164,7 @@ def street_policy(sizes: Sequence[Size], budget: Budget) -> InputPolicy:
     them: thin things do not survive shrinking. Images that could be seen whole are seen in windows where these have
     ``Windows.smallest_side`` at least.
     """
-    (height, width), _ = Counter(sizes).most_common(1)[0]
+    height, width = usual_size(sizes)
     windows = budget.windows
     if could_be_whole(sizes, budget):
         side = min(window_side(sizes), windows.side)
@@ -202,6 +201,6 @@ def street_portions(
 
 def windows_each(sizes: Sequence[Size], policy: InputPolicy) -> float:
     """Returns how many windows have as many pixels as an image: an epoch of so many sees as much as one of images."""
-    (height, width), _ = Counter(sizes).most_common(1)[0]
+    height, width = usual_size(sizes)
     high, wide = policy.size or (height, width)
     return height * width / (high * wide)

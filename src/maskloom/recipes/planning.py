@@ -6,7 +6,6 @@ The same data, kind of device and installed weights give the same plan. Knows no
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -19,7 +18,7 @@ from maskloom.data.sources.base import DataSource
 from maskloom.errors import BadFile, UserError
 from maskloom.models.pretrained import installed_file
 from maskloom.recipe import Recipe
-from maskloom.records import Size
+from maskloom.records import Size, usual_size
 from maskloom.runtime import fast_precision
 from maskloom.training.engine import TrainingSettings
 from maskloom.training.phases import small_epochs
@@ -279,6 +278,6 @@ def input_policy(sizes: Sequence[Size], budget: Budget) -> InputPolicy:
     """
     if not have_one_shape(sizes):
         return windows_of(budget)
-    (height, width), _ = Counter(sizes).most_common(1)[0]
+    height, width = usual_size(sizes)
     shrink = min(1.0, math.sqrt(budget.whole.most_pixels / (height * width)))
     return InputPolicy(mode="resize", size=(max(round(height * shrink), 1), max(round(width * shrink), 1)))

@@ -9,8 +9,7 @@ processing.
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 from maskloom.data.input_policy import InputPolicy
 from maskloom.ensembling.postprocess import PostprocessSettings
@@ -18,7 +17,7 @@ from maskloom.ensembling.pseudo_labels import PseudoLabelSettings
 from maskloom.members import MemberSettings
 from maskloom.models.encoders import NetworkSettings
 from maskloom.recipe import Recipe
-from maskloom.records import Record, Size
+from maskloom.records import Size
 from maskloom.training.engine import TrainingSettings
 from maskloom.windows import round_up
 
@@ -61,12 +60,6 @@ def smoked_parts(recipe: Recipe, parts: Collection[str], size: Size) -> Recipe:
         "postprocess": _postprocess(recipe.postprocess),
     }
     return recipe.model_copy(update={"scale": "smoke"} | {name: smaller[name] for name in smaller if name in parts})
-
-
-def usual_size(records: Sequence[Record]) -> Size:
-    """Returns the size (height, width) that most of the records have; of equally many the first."""
-    (size, _), *_ = Counter(record.size for record in records).most_common(1)
-    return size
 
 
 def _member(member: MemberSettings, size: Size) -> MemberSettings:

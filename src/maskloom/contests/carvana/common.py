@@ -8,7 +8,8 @@ from maskloom.data.sources.base import DataSource
 from maskloom.errors import UserError
 from maskloom.losses.terms import LossSettings, LossTerm
 from maskloom.recipe import Recipe, Scale
-from maskloom.recipes.smoke import smoked, usual_size
+from maskloom.recipes.smoke import smoked
+from maskloom.records import usual_size
 from maskloom.training.optimisers import OptimiserSettings
 
 WHOLE = InputPolicy(mode="full", multiple=32)
@@ -49,4 +50,4 @@ def complete(recipe: Recipe, source: DataSource, scale: Scale) -> Recipe:
         recipe = recipe.model_copy(update={"pseudo": ()})
     if scale == "full":
         return recipe
-    return smoked(recipe, usual_size(source.records))
+    return smoked(recipe, usual_size(record.size for record in source.records))

@@ -7,7 +7,6 @@ image where ``data.group`` says so.
 
 from __future__ import annotations
 
-from collections import Counter
 from itertools import combinations
 
 from maskloom.contests.dstl.truth import CLASSES
@@ -26,6 +25,7 @@ from maskloom.models.tree_settings import TreeSettings
 from maskloom.rasters.indices import IndexRule, IndexSettings, band_names
 from maskloom.recipe import EnsembleSettings, Recipe, Scale
 from maskloom.recipes.smoke import smoked
+from maskloom.records import usual_size
 from maskloom.training.engine import TrainingSettings
 from maskloom.training.optimisers import OptimiserSettings
 from maskloom.training.schedules import ScheduleSettings
@@ -111,8 +111,7 @@ def dstl_swir(source: DataSource, *, device: str, scale: Scale = "full") -> Reci
     )
     if scale == "full":
         return recipe
-    (size, _), *_ = Counter(record.size for record in source.records).most_common(1)
-    return smoked(recipe, size)
+    return smoked(recipe, usual_size(record.size for record in source.records))
 
 
 def _unet_elu(name: str, bands: BandSettings | None = None) -> MemberSettings:

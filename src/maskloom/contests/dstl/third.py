@@ -6,8 +6,6 @@ were chosen by hand; here both follow the scenes, so that every score is out of 
 
 from __future__ import annotations
 
-from collections import Counter
-
 from maskloom.contests.dstl.joining import PUBLISHED
 from maskloom.contests.dstl.truth import CLASSES
 from maskloom.data.augment import AugmentSettings
@@ -24,6 +22,7 @@ from maskloom.members import MemberSettings
 from maskloom.models.encoders import NetworkSettings
 from maskloom.recipe import DeliverySettings, Recipe, Scale
 from maskloom.recipes.smoke import smoked
+from maskloom.records import usual_size
 from maskloom.training.engine import TrainingSettings
 from maskloom.training.optimisers import OptimiserSettings
 from maskloom.training.phases import Phase
@@ -84,8 +83,7 @@ def dstl_3rd(source: DataSource, *, device: str, scale: Scale = "full") -> Recip
     )
     if scale == "full":
         return recipe
-    (size, _), *_ = Counter(record.size for record in source.records).most_common(1)
-    return smoked(recipe, size)
+    return smoked(recipe, usual_size(record.size for record in source.records))
 
 
 def _member(name: str) -> MemberSettings:

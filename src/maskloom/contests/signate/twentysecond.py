@@ -6,8 +6,6 @@ here every fold has its network, and they predict together.
 
 from __future__ import annotations
 
-from collections import Counter
-
 from maskloom.contests.signate.layout import ATTRIBUTES
 from maskloom.data.augment import PRESETS
 from maskloom.data.folds import FoldSettings
@@ -20,6 +18,7 @@ from maskloom.members import MemberSettings
 from maskloom.models.encoders import NetworkSettings
 from maskloom.recipe import Recipe, Scale
 from maskloom.recipes.smoke import smoked
+from maskloom.records import usual_size
 from maskloom.training.engine import TrainingSettings
 from maskloom.training.optimisers import OptimiserSettings
 from maskloom.training.schedules import ScheduleSettings
@@ -103,5 +102,4 @@ def signate_22nd(source: DataSource, *, device: str, scale: Scale = "full") -> R
     )
     if scale == "full":
         return recipe
-    (size, _), *_ = Counter(record.size for record in source.records).most_common(1)
-    return smoked(recipe, size)
+    return smoked(recipe, usual_size(record.size for record in source.records))
