@@ -138,7 +138,7 @@ def time_tasks(folder: Path, on: str, workers: int) -> None:
         "on": on,
         "workers": workers,
         "milliseconds_per_task": round(1000 * median(empty) / TASKS, 2),
-        "at_most": round(1000 * max(empty) / TASKS, 2),
+        "milliseconds_at_most": round(1000 * max(empty) / TASKS, 2),
         "efficiency_of_waiting": round(each * count / workers / waited, 3),
     }
     print(json.dumps(line), flush=True)

@@ -18,6 +18,7 @@ import pytest
 import maskloom
 from executor_tasks import eventually
 from maskloom.errors import UserError
+from maskloom.heartbeat import process_mark
 from maskloom.progress import Silent
 from maskloom.rasters.writing import write_geotiff
 from maskloom.run_directory import RunDirectory
@@ -179,6 +180,7 @@ def test_a_stopped_run_goes_on_in_one_process(
     _, errors = driver.communicate(timeout=120)
     assert driver.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[number], errors
     assert "Traceback" not in errors
-    assert eventually(lambda: not any(worker.is_running() for worker in workers)), "a worker outlived its driver"
+    is_over = eventually(lambda: all(process_mark(worker.pid) is None for worker in workers))
+    assert is_over, "a worker outlived its driver"
     maskloom.fit("default", studio, run=run, settings=SMALL, device="cpu", workers=0)
     assert computed(run) == computed(finished_run)

@@ -11,7 +11,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import psutil
 import pytest
 
 import executor_tasks
@@ -19,6 +18,7 @@ import maskloom
 from executor_tasks import call, eventually
 from maskloom.errors import UserError
 from maskloom.executors.sites import Work, open_site
+from maskloom.heartbeat import process_mark
 from maskloom.progress import Silent
 from small import SMALL
 from test_on_local import computed, outcomes, photos, written
@@ -194,7 +194,7 @@ def test_workers_end_without_the_head(tmp_path: Path, monkeypatch: pytest.Monkey
         busy = int(begun.read_text())
         monkeypatch.setattr(actors.ray, "kill", lambda handle: None)
         monkeypatch.setattr(site.head, "answers", lambda: False)
-    assert eventually(lambda: not any(map(psutil.pid_exists, (idle, busy))), 20)
+    assert eventually(lambda: process_mark(idle) is process_mark(busy) is None, 20)
 
 
 def test_a_lost_head_is_a_line(tmp_path: Path) -> None:

@@ -250,18 +250,18 @@ def test_a_lost_connection_is_waited_out(
     root = local_data(f"s3://{BUCKET}/data")
     assert (read_image(root / "0.png") == 0).all()
     line.cut()
+    is_mended = threading.Event()
 
     def mend() -> None:
         if eventually(lambda: "waiting for it" in caplog.text):  # s3fs asks again for some seconds by itself
             time.sleep(1)
+        is_mended.set()
         line.mend()
 
-    mending = threading.Thread(target=mend)
-    mending.start()
+    threading.Thread(target=mend).start()
     for number in range(1, 4):
         assert (read_image(root / f"{number}.png") == number).all()
-    mending.join()
-    assert "waiting for it" in caplog.text and "answers again" in caplog.text
+    assert is_mended.is_set() and "waiting for it" in caplog.text and "answers again" in caplog.text
     line.close()
 
 

@@ -133,7 +133,7 @@ def test_more_is_read_around_blocks_that_are_asked_whole() -> None:
     """Tiles of 32 that do not overlap need nothing around a block of them."""
     windows, size = InputPolicy(mode="window", size=(32, 32), overlap=0), (4000, 4000)
     halos = [
-        block_grid(size, [(windows.asked_about(size, most), None)], channels=3).halo
+        block_grid(size, [(windows, None)], channels=3, whole_pixels=most).halo
         for most in (4000 * 4000 - 1, 4000 * 4000)
     ]
     assert halos == [(0, 0), (CONTEXT, CONTEXT)]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import rasterio
 import shapely
-from tiny_scenes import BINARY, LAYERS, PLACE, POLICY, SIDE, THREE, Known, blobs, write_run, write_scene
+from tiny_scenes import BINARY, LAYERS, PLACE, SIDE, THREE, Known, blobs, write_run, write_scene
 
 from maskloom.encodings.outlines import outlines
 from maskloom.encodings.polygons import rasterize_wkt
@@ -83,23 +83,24 @@ def leftovers(folder: Path) -> list[str]:
     return [path.name for path in folder.rglob("*") if ".partial" in path.name or path.suffix == ".map"]
 
 
-def test_scenes_are_cut_as_networks_are_asked_about_them() -> None:
-    known: Any = Known()
-    known.recipe.inference = InferenceSettings(whole_pixels=100)
-    assert stage.asked_networks(known, (10, 10)) == [(POLICY.whole(), None)]
-    assert stage.asked_networks(known, (10, 11)) == [(POLICY, None)]
-
-
 # What is written -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_whole", [False, True])
+def test_what_is_read_around_blocks_is_what_networks_need(tmp_path: Path, is_whole: bool) -> None:
+    """Those that see no tiles are given all of a scene as small as this one."""
+    size = write_scene(tmp_path / "scenes/a.tif").shape[1:]
+    known = Known()
+    known.recipe.inference = InferenceSettings(whole_pixels=size[0] * size[1] - (not is_whole))
+    predicted(tmp_path, known)
+    assert known.rasters == {size} and (known.shown == {size}) == is_whole
 
 
 def test_labels_probabilities_and_uncertainty(tmp_path: Path) -> None:
     pixels = write_scene(tmp_path / "scenes/a.tif")
     heard = Heard()
-    known = Known()
-    done = predicted(tmp_path, known, probabilities=True, uncertainty=True, progress=heard)
+    done = predicted(tmp_path, Known(), probabilities=True, uncertainty=True, progress=heard)
     assert done == Prediction(out=tmp_path / "out", num_written=1)
-    assert known.rasters == {pixels.shape[1:]}
     is_valid = (pixels != 0).any(axis=0)
     expected = np.where(is_valid, pixels[0] >= 128, 255)
     assert np.array_equal(read(tmp_path / "out/a.tif")[0], expected)

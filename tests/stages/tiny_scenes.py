@@ -55,6 +55,8 @@ class Known:
         self.num_asked = 0
         self.rasters: set[Size] = set()
         """(height, width) of the scenes whose blocks it was asked about."""
+        self.shown: set[Size] = set()
+        """(height, width) of the images that it was shown."""
         self._first, self._on_block = first, on_block
         member = SimpleNamespace(name="net", input=POLICY, guidance=None)
         self.recipe = SimpleNamespace(
@@ -68,6 +70,7 @@ class Known:
 
     def predictor(self, image: np.ndarray, *, raster: Size, **_: Any) -> dict[str, np.ndarray]:
         self.rasters.add(raster)
+        self.shown.add((image.shape[0], image.shape[1]))
         self._on_block(self.num_asked)
         self.num_asked += 1
         return {RESULT: maps_of(image[..., self._first : self._first + self.task.num_maps])}

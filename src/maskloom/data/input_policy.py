@@ -84,10 +84,9 @@ class InputPolicy(Config):
 
         It is that of the whole image where it has at most ``whole_pixels`` pixels (None: never) and there is one.
         """
-        whole = self.whole()
-        if whole is None or whole_pixels is None or size[0] * size[1] > whole_pixels:
+        if whole_pixels is None or size[0] * size[1] > whole_pixels:
             return self
-        return whole
+        return self.whole() or self
 
     @model_validator(mode="before")
     @classmethod

@@ -142,19 +142,21 @@ def block_grid(
     *,
     channels: int,
     overlap: float | None = None,
+    whole_pixels: int | None = None,
     seams: Literal["cut", "blended"] = "cut",
 ) -> BlockGrid:
     """Returns the blocks of a raster of ``size`` for the networks that are to see it, the same on every machine.
 
-    ``overlap`` of neighbouring tiles is a fraction of their shorter side; None: as each policy says. The side is the
-    one of ``SIDES`` for which networks look at the fewest pixels, as far as the memory of ``channels`` allows. Around
-    networks that are given members' maps twice as much is read, so that those maps are as good. Contrasts are equalised
+    ``overlap`` of neighbouring tiles is a fraction of their shorter side; None: as each policy says. Networks of
+    windows see no tiles of rasters of at most ``whole_pixels`` pixels (None: always tiles). The side is the one of
+    ``SIDES`` for which networks look at the fewest pixels, as far as the memory of ``channels`` allows. Around networks
+    that are given members' maps twice as much is read, so that those maps are as good. Contrasts are equalised
     (``policy.clahe``) within what is read for a block.
 
     Networks that see images resized as a whole, or look where a member finds objects, are given the whole raster as one
     block; raises ``UserError`` where it is too large for that.
     """
-    asked = list(networks)
+    asked = [(policy.asked_about(size, whole_pixels), guidance) for policy, guidance in networks]
     if not asked:
         raise ValueError("expected at least one network")
     whole = _reason_for_all(asked)

@@ -35,7 +35,7 @@ from maskloom.inference.merging import RESULT
 from maskloom.masks import clear_overlaps
 from maskloom.progress import Progress
 from maskloom.recipe import Recipe
-from maskloom.records import BandFile, Size
+from maskloom.records import BandFile
 from maskloom.run_directory import RunDirectory
 from maskloom.runtime import generator
 from maskloom.stages.claims import Claims
@@ -197,15 +197,20 @@ class _Process:
         self._has_steps = bool(opened.recipe.postprocess.steps)
         if self._has_steps:
             progress.note("post-processing looks at whole objects: scenes are decided by thresholds alone")
-        channels, asked = opened.channels, opened.recipe.inference
+        networks, asked = asked_networks(opened), opened.recipe.inference
         self._workers: BlocksByWorkers | None = None
         self._records = {scene.id: scene.record for scene in scenes}
         self._stored: dict[str, StoredBlocks] = {}
         self._forgotten: set[Path] = set()
         for scene in scenes:
-            size = scene.record.size
-            networks = asked_networks(opened, size)
-            grid = block_grid(size, networks, channels=channels, overlap=asked.overlap, seams=asked.seams)
+            grid = block_grid(
+                scene.record.size,
+                networks,
+                channels=opened.channels,
+                overlap=asked.overlap,
+                whole_pixels=asked.whole_pixels,
+                seams=asked.seams,
+            )
             cut = fingerprint(scene.fingerprint, grid.side, grid.halo, grid.least, grid.stride, asked.seams)
             self._stored[scene.id] = StoredBlocks(wanted.out / BLOCKS / scene.id / cut, grid, opened.task.num_maps)
         self._writer = SceneWriter(wanted=wanted, task=opened.task, stored=self._stored, decide=self._decide, crs=crs)
@@ -352,9 +357,8 @@ class _Process:
         return clear_overlaps(labels, self._rules) if self._rules else labels
 
 
-def asked_networks(opened: Opened, size: Size) -> list[tuple[InputPolicy, GuidanceSettings | None]]:
-    """Returns how the networks of a run are asked about a scene of ``size`` (height, width), once per member."""
+def asked_networks(opened: Opened) -> list[tuple[InputPolicy, GuidanceSettings | None]]:
+    """Returns how the networks of a run see images, once per member."""
     leaves = networks_of(opened.ensemble.tree, opened.ensemble.guiding)
     members = [opened.recipe.member(name) for name in dict.fromkeys(leaf_parts(leaf)[0] for leaf in leaves)]
-    most = opened.recipe.inference.whole_pixels
-    return [(member.input.asked_about(size, most), member.guidance) for member in members]
+    return [(member.input, member.guidance) for member in members]

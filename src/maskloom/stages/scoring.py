@@ -58,8 +58,8 @@ def reader_of_parts(
     def read(record: Record) -> Seen:
         if not isinstance(record, ScenePart):
             return whole(record)
-        asked = policy.asked_about(record.scene.size, whole_pixels)
-        grid = block_grid(record.scene.size, [(asked, None)], channels=channels, overlap=overlap)
+        size, networks = record.scene.size, [(policy, None)]
+        grid = block_grid(size, networks, channels=channels, overlap=overlap, whole_pixels=whole_pixels)
         # Parts lie on no grid of tiles: all that is read around one is predicted.
         found = read_block(_SceneFiles(record.scene), replace(grid, stride=None), record.window)
         if found.pixels is None:
